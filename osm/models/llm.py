@@ -77,10 +77,11 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
-    """Raise OsmError if weights lack entries. transformers would only warn, and initialize these entries randomly."""
+    """Raise OsmError if weights are missing. transformers would only warn and initialize these weights randomly."""
     if info["missing_keys"]:
         raise OsmError(
-            f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
+            f"the weights at {location} are missing {len(info['missing_keys'])} entries, beginning with "
+            f"{sorted(info['missing_keys'])[0]}"
         )
 
 
@@ -116,7 +117,7 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
     """Return logits (R, t, V) and targets (R, t) at the t positions where at least one row is supervised."""
     targets_RT = labels_RT[:, 1:]
     # The LM head is the most expensive layer of a small LLM, so it runs at supervised positions only.
-    # If there are none, one position is used.
+    # If no position is supervised, the LM head runs at a single position.
     columns_t = (targets_RT != -100).any(0).nonzero().flatten()
     if len(columns_t) == 0:
         columns_t = columns_t.new_zeros(1)
@@ -186,7 +187,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
     """Generate token ids from embeddings, with greedy search by default.
 
-    Padding may be anywhere in a row. All padding is moved to the left, because transformers' `generate` requires this.
+    Rows may be padded anywhere. All padding is moved to the left, because transformers' `generate` requires it.
 
     Args:
         options: fields of transformers' `GenerationConfig`.

@@ -1,7 +1,7 @@
-"""The older layout of a model config, which is used in checkpoints and is still supported in config files.
+"""The older layout of model configs, which checkpoints use and config files may still use.
 
 In the older layout, the key `variant` is used instead of `bridge.kind`, and the bridge's settings are in the section
-`qformer` or `flamingo`. The older layout has one section with the settings of all kinds of towers. Checkpoints are
+`qformer` or `flamingo`. The older layout has a single section for the settings of all kinds of towers. Checkpoints are
 still written in the older layout, so that their format does not change and earlier versions of the code can read them.
 The settings of towers and bridges that are not built into this package are stored unchanged.
 """
@@ -40,7 +40,7 @@ TOWER_FIELDS: dict[str, Any] = {
 
 
 def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
-    """Rename the old keys of a model section. Also return the original key of each renamed field.
+    """Rename the old keys in a model section, and also return the original key of each renamed field.
 
     Raises:
         OsmError: old and new keys are mixed, the variant is unknown, or there are settings for a different bridge than
@@ -53,11 +53,11 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
         return values, {}
     if "bridge" in values:
         old = "variant" if "variant" in values else sections[0]
-        raise OsmError(f"{where}.{old} is an older key for {where}.bridge, and both are given; remove {where}.{old}")
+        raise OsmError(f"{where}.{old} was replaced by {where}.bridge, but both are given; remove {where}.{old}")
     kind = values.get("variant", BRIDGES.default)
     if not isinstance(kind, str) or kind not in BRIDGE_SECTIONS:
         raise OsmError(
-            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; other bridges are selected with "
+            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; to use another bridge, set "
             f"{where}.bridge.kind"
         )
     own = BRIDGE_SECTIONS[kind]
@@ -129,14 +129,14 @@ def without_unused(section: Any) -> Any:
 
 
 def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a tower's config values in the layout of a checkpoint."""
+    """Return a tower's config values in the layout used in checkpoints."""
     if values["kind"] not in TOWER_KINDS:
         return values
     return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config values in the layout of a checkpoint.
+    """Return a model's config values in the layout used in checkpoints.
 
     The argument `tower` is the tower section, which is already in the checkpoint layout.
     """

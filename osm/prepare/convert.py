@@ -1,6 +1,6 @@
 """The command `osm prepare SET` and the scripts `convert_*_to_wds.py`, which convert datasets to WebDataset shards.
 
-Every sample is checked before it is written, because otherwise an invalid sample would only be found during training.
+Samples are checked before they are written, because otherwise invalid samples would only be found during training.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ SETS = {
     "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
     "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
     "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
-    # Some images of V3Det are no longer available, so missing images are not errors.
+    # Some V3Det images are no longer available, so missing images are not errors.
     "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
     "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
     "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
@@ -92,7 +92,7 @@ SETS = {
 
 
 def convertible_set(name: str) -> ConvertibleSet:
-    """Return the dataset called `name`, or a generic dataset in the annotation form called `name`.
+    """Return the dataset called `name`, or a generic dataset that uses the annotation form called `name`.
 
     Raises:
         OsmError: neither a dataset nor an annotation form has this name.
@@ -132,7 +132,7 @@ class ConvertOptions:
 
     @property
     def where(self) -> str:
-        """The output folder as it is shown in messages."""
+        """The output folder as shown in messages."""
         return public(self.output_dir)
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class ConvertOptions:
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
-    """Return an error message if too many samples were bad or none was written, else an empty string."""
+    """Return an error message if too many samples were bad or none were written, else an empty string."""
     allowed = max(1, int(share * (bad + written))) if share > 0 else 0
     if bad > allowed:
         return f"{bad} of {bad + written} samples are bad, --max_bad_samples {share:g} allows {allowed}; {first}"
@@ -160,7 +160,7 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 def _fill(
     writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
-    """Build and write all samples that an earlier, interrupted conversion has not written yet."""
+    """Build and write all samples that an earlier, interrupted conversion did not write."""
     start = writer.next_item
     if start:
         logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
@@ -265,7 +265,7 @@ def convert_coco_panoptic(
     options: ConvertOptions,
     filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO panoptic format; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
+    """Convert a dataset in COCO panoptic format; see `convert_set`. `ann_dir` is the folder with the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -274,7 +274,7 @@ def convert_coco_panoptic(
 def convert_coco_instances(
     json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO instances format; see `convert_set`."""
+    """Convert a dataset in COCO instance format; see `convert_set`."""
     chosen = SETS["coco_instances"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -327,7 +327,7 @@ def _files(args: argparse.Namespace) -> SetFiles:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the argument parser of a dataset's script, or of `osm prepare` if `name` is None."""
+    """Return the argument parser for a dataset's script, or for `osm prepare` if `name` is None."""
     if name is not None:
         prog = f"osm prepare {name}" if is_added_form(name) else None
         own = CommandParser(prog=prog, description=f"Converts {convertible_set(name).what} to WebDataset shards.")

@@ -301,7 +301,7 @@ def test_weights_that_lack_an_entry_are_refused(tmp_path: Path) -> None:
     state = load_file(file)
     del state[key]
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(OsmError, match=f"lack 1 entries: {key}"):
+    with pytest.raises(OsmError, match=f"missing 1 entries, beginning with {key}"):
         llms.load_llm(LlmConfig(str(tmp_path / "llm")))
 
 

@@ -166,7 +166,7 @@ def test_old_and_new_keys_mean_the_same(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"variant": "flamingo", "bridge": {}}, r"model\.variant is an older key for model\.bridge"),
+        ({"variant": "flamingo", "bridge": {}}, r"model\.variant was replaced by model\.bridge"),
         (
             {"bridge": {"kind": "maskqformer", "roi": 3}},
             r"model\.bridge: unknown field 'roi'; the fields are kind,",

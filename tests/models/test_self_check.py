@@ -111,7 +111,7 @@ def test_gradients_that_do_not_pass_are_refused(variant: str, tmp_path: Path, mo
 
     monkeypatch.setattr(factory, "load_llm", broken)
     with pytest.raises(
-        OsmError, match=r"no gradient passes through \d of the LLM's linear layers \(the first is model.layers"
+        OsmError, match=r"gradients do not flow through \d of the LLM's linear layers \(the first is model.layers"
     ):
         make(tmp_path, variant)
 

@@ -107,7 +107,7 @@ def test_sizes_that_do_not_agree(panoptic: Set, capsys: pytest.CaptureFixture[st
         panoptic.convert()
     said = capsys.readouterr().err
     assert "im0.png: is 24 x 18, its image" in said and "im0.jpg is 24 x 16" in said
-    assert "im1.jpg: is 24 x 16, in the json 25 x 16" in said
+    assert "im1.jpg: is 24 x 16, but the JSON file states 25 x 16" in said
     assert summary(panoptic.root / "out")["left_out"] == {"size_mismatch": 2}
 
 

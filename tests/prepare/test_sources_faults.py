@@ -43,7 +43,12 @@ def boxes(made: Made, *rows: list[float]) -> None:
 # One bad sample of 4: (set, reason, what is done to it, what the message says).
 BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("cityscapes", "image_missing", lambda s: image(s).unlink(), "aachen_000000_000019_leftImg8bit.png: there is no"),
-    ("cityscapes", "size_mismatch", lambda s: write_image(image(s), 1, OTHER), "is 26 x 16, in the json 24 x 16"),
+    (
+        "cityscapes",
+        "size_mismatch",
+        lambda s: write_image(image(s), 1, OTHER),
+        "is 26 x 16, but the JSON file states 24 x 16",
+    ),
     ("cityscapes", "mask_truncated", lambda s: spoil(mask(s, "png")), "panoptic.png: .*broken data"),
     ("lvis", "image_missing", lambda s: image(s).unlink(), "train2017/000000000000.jpg: there is no such file"),
     ("lvis", "no_masks", lambda s: s.document["annotations"][0].update(segmentation=[]), "none of its annotations"),

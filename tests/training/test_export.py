@@ -310,7 +310,7 @@ def not_plain(document: dict[str, Any]) -> None:
         (more, "unexpected: llm.lm_head.weight"),
         (reshaped, "shape of mask_query: (1, 5, 24) in the file, (1, 4, 24) in the model"),
         (foreign, "has no entry window_pos_embed with 3 dimensions"),
-        (no_config, "not a config of an OmniScientModel"),
+        (no_config, "not an OmniScientModel config"),
         (odd_field, "unknown field 'colour'"),
         (odd_mode, "the sizes or modes in its config are invalid"),
         (not_plain, "its config contains values that JSON does not support"),

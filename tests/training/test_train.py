@@ -230,11 +230,14 @@ def failing(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--backbone_output_stride 16", "--backbone_output_stride 16 does not fit the base model, which has 14"),
-        ("--backbone_output_channel 1408", "--backbone_output_channel 1408 does not fit the base model, which has 32"),
-        ("--maskqformer_channel 768", "--maskqformer_channel 768 does not fit the base model, which has 24"),
-        ("--llm_channel 4096", "--llm_channel 4096 does not fit the base model, which has 40"),
-        ("--input_size 57", "--input_size 57 is not a multiple of the vision tower's patch size, 14"),
+        ("--backbone_output_stride 16", "--backbone_output_stride is 16, but the base model's value is 14"),
+        (
+            "--backbone_output_channel 1408",
+            "--backbone_output_channel is 1408, but the base model's value is 32",
+        ),
+        ("--maskqformer_channel 768", "--maskqformer_channel is 768, but the base model's value is 24"),
+        ("--llm_channel 4096", "--llm_channel is 4096, but the base model's value is 40"),
+        ("--input_size 57", "--input_size 57 is not a multiple of the vision tower's patch size (14)"),
         ("--sliding_window_size 30", "--sliding_window_size 30 is not a multiple"),
         ("--sliding_window_stride 10", "--sliding_window_stride 10 is not a multiple"),
         ("--device cuda:9", "--device 'cuda:9' is not available"),

@@ -1,13 +1,12 @@
 """Area-weighted pooling of tower tokens over a mask and its context box, and over the cells of a k x k grid in each.
 
-Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. Because of the
-weighting by area, a mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole
-cells.
+Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. Thanks to this area
+weighting, a mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
 
-Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size,
-g = S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
-tokens: [mask, context, image | k x k in the mask | k x k in the context box]. Before `_with_image`, the token of the
-image is missing.
+Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size, g
+= S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
+tokens: [mask, context, image | k x k in the mask | k x k in the context box]. The image token is missing until
+`_with_image` inserts it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _LEAST = 1e-9  # smaller areas (in cells) count as zero; the RoI cells of a one-
 
 @dataclass
 class RegionFeatures(MaskFeatures):
-    """The grid coverage and the bounding boxes of R masks.
+    """The grid coverage and bounding boxes of R masks.
 
     Attributes:
         coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
@@ -63,9 +62,9 @@ def _cells(box_R4: Tensor, patch: int) -> Tensor:
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Divide each box into a k x k grid, and return the row and column edges, each (R, k + 1).
+    """Divide each box into a k x k grid, and return the row and column edges, each of shape (R, k + 1).
 
-    The edges are in units of cells of the tower's grid.
+    The edges are measured in cells of the tower's grid.
     """
     step_E = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top_R1, left_R1, bottom_R1, right_R1 = (side[:, None] for side in box_R4.unbind(1))
@@ -139,7 +138,7 @@ def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Return a weighted mean of the image tokens for each mask, without copying the image tokens per mask."""
+    """Return a weighted mean of the image tokens for each mask, without making per-mask copies of the tokens."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]

@@ -1,4 +1,4 @@
-"""Makes 16-bit maps of training ids from the original releases of the semantic datasets A-847 and PC-459."""
+"""Creates 16-bit maps of training ids from the original releases of the semantic datasets A-847 and PC-459."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PC459_SPLITS = {"training": "train", "validation": "val"}
 
 
 class A847Release(OriginalRelease):
-    """The release for A-847: the full ADE20K of 2021, whose `_seg.png` files become 16-bit maps of training ids."""
+    """The release for A-847: the full 2021 ADE20K, whose `_seg.png` files become 16-bit maps of training ids."""
 
     what: ClassVar[str] = "A-847, from ADE20K_2021_17_01"
 
@@ -67,7 +67,7 @@ class A847Release(OriginalRelease):
             if twice:
                 raise OsmError(
                     f"--data_dir {root}: {twice[0]} is in two folders inside images/ADE/{split}; remove one of the "
-                    "files"
+                    "two files"
                 )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _a847_train_ids() -> np.ndarray:
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (segmentation PNG, root folder, split).
+    The argument `job` is the tuple (segmentation PNG, root folder, split).
     """
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
@@ -150,7 +150,7 @@ class Pc459Release(OriginalRelease):
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (image, .mat file, linked image, map folder).
+    The argument `job` is the tuple (image, .mat file, linked image, map folder).
 
     The label map is the variable `LabelMap` in the .mat file. The class indices in `LabelMap` start at 1, in the order
     of labels.txt. The training id of a class is its class index minus 1.
@@ -172,7 +172,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
 
 
 def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
-    """Compare a labels.txt (lines like "1: accordion") with a label table, and log the names that differ.
+    """Compare a labels.txt file (lines like "1: accordion") with a label table, and log the names that differ.
 
     Raises:
         OsmError: the class numbers in the file differ from the table, or more than half of the names differ.
