@@ -56,7 +56,7 @@ class ImageTask:
     name: str
 
     def file(self, ending: str) -> Path:
-        """Return the path of the output file whose name ends in `ending`, such as `_vis.png`."""
+        """Return the path of the output file whose name ends with `ending`, such as `_vis.png`."""
         return self.folder / f"{self.name}{ending}"
 
 
@@ -173,7 +173,10 @@ class FolderDemo:
         return made == (self.settings, _file_identity(task.image)) and all(task.file(end).is_file() for end in endings)
 
     def _write(self, task: ImageTask, named: NamedImage) -> None:
-        """Write the output files of an image. The JSON file is written last, because it marks complete results."""
+        """Write the output files of an image.
+
+        The JSON file is written last, because its existence marks the results as complete.
+        """
         task.file(".json").unlink(missing_ok=True)
         names = [segment_label(named, k) for k in named.merged.segments]
         _save(draw_ids(named.scene, named.merged.ids, names, self.alpha), task.file("_vis.png"))
@@ -212,12 +215,12 @@ def record(named: NamedImage) -> dict[str, Any]:
 
 
 def segment_label(named: NamedImage, k: int) -> str:
-    """Return the text that is drawn on segment `k`."""
+    """Return the text to draw on segment `k`."""
     return named.answers[k].text or "(nothing)"
 
 
 def summary(named: NamedImage) -> str:
-    """Return a line that states how many segments were found, named, and included in the label map."""
+    """Return a line stating how many segments were found, named, and included in the label map."""
     skipped = sum(bool(answer.skipped) for answer in named.answers)
     total = len(named.segments) + named.small
     parts = [f"{total} segments", f"{named.small} too small", f"{len(named.answers) - skipped} named"]

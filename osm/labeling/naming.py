@@ -45,7 +45,7 @@ class NamingRequest:
 
 @dataclass(frozen=True)
 class MapRequest(NamingRequest):
-    """Options for naming all segments of an image and merging the segments into a label map.
+    """Options for naming all segments of an image and merging them into a label map.
 
     All areas are measured in pixels after the image is resized to the model's input size.
 
@@ -132,7 +132,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def rle_box(rle: dict[str, Any]) -> list[float]:
-    """Return the bounding box [x, y, width, height] of an RLE in pixels."""
+    """Return an RLE's bounding box [x, y, width, height] in pixels."""
     from pycocotools import mask as coco_mask
 
     return [float(value) for value in coco_mask.toBbox(rle)]

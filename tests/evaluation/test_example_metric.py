@@ -86,7 +86,7 @@ class Odd(Metric):
             {"odd": np.zeros(2)},
             r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or one value for each of the 6",
         ),
-        ({"odd": float("inf")}, "metric 'odd': column 'odd' has an infinite value"),
+        ({"odd": float("inf")}, "metric 'odd': column 'odd' contains infinite values"),
     ],
 )
 def test_wrong_columns(folder: Path, found: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

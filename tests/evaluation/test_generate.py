@@ -282,7 +282,7 @@ def test_command_line(
     ("flags", "message"),
     [
         ([], "no dataset has its files; coco: left out, image_dir coco/val2017 does not exist"),
-        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; known sets: coco, lvis"),
+        (["--sets", "coco,cats"], "--sets: unknown dataset 'cats'; known datasets: coco, lvis"),
         (["--sets", "v3det"], "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),

@@ -1,4 +1,4 @@
-"""A reader for the nouns of a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
+"""Reader for the nouns in a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
 
 The reader uses only the noun files that every release and package of WordNet includes (`index.noun`, `data.noun` and
 `noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
@@ -22,7 +22,7 @@ HOW_TO_INSTALL = (
     "folder), or set WNSEARCHDIR to the folder that holds index.noun"
 )
 _INDEX, _DATA, _EXCEPTIONS = "index.noun", "data.noun", "noun.exc"
-# The rules for removing the endings of nouns, in the order of morphy(7WN).
+# Rules for removing noun endings, in the same order as in morphy(7WN).
 _ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -72,7 +72,7 @@ class WordNet:
     def lemmas(self, name: str) -> set[str]:
         """Return the WordNet entries that match a name: the name itself and its singular forms.
 
-        Spellings with spaces, with hyphens, and with no separator are equivalent.
+        Spellings with spaces, with hyphens and without a separator are equivalent.
         """
         written = "_".join(name.lower().split())
         spellings = {written, written.replace("-", "_"), written.replace("_", "-")}
@@ -99,7 +99,7 @@ class WordNet:
         return frozenset().union(*(self._links(one)[1] for one in self.above(sense)))
 
     def depth(self, sense: int) -> int:
-        """Return the number of senses on the longest path from the root to a sense, counting the root and the sense."""
+        """Return the number of senses on the longest path from the root to a sense, including both ends."""
         if sense not in self._depths:
             self._depths[sense] = 1 + max((self.depth(up) for up in self._links(sense)[0]), default=0)
         return self._depths[sense]
