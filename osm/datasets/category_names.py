@@ -53,7 +53,7 @@ def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """Return a copy of a list of categories with the readable class names that `categories.json` contains."""
+    """Return a copy of a list of categories with readable class names, as stored in `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

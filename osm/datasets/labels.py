@@ -1,4 +1,4 @@
-"""Label sets map the category ids of a dataset to names.
+"""Label sets, which map the category ids of a dataset to names.
 
 The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS JSON files, and user-provided label files share
 one format: a JSON object with a `categories` list. Each category has an `id` and a `name`. A category may also have the

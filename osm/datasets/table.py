@@ -24,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The vocabulary modes of the published checkpoints: one for each of nine datasets, and the open-vocabulary mode `any`.
+# The vocabulary modes of the published checkpoints: one for each of nine datasets, plus the open-vocabulary mode `any`.
 PUBLISHED_MODES = (
     "coco",
     "lvis",

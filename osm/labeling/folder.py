@@ -94,8 +94,8 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
 def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
     """Choose a unique output name for each image.
 
-    The output name is the stem of the image's file name. If several images have the same stem, the output name is the
-    full file name. If the output name is already in use, a number is appended.
+    The output name is the stem of the image's file name. If several images have the same stem, their full file names
+    are used as output names. If the output name is already in use, a number is appended.
     """
     stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the segments of each image in a folder. If naming fails for one image, the next image is processed.
+    """Names the segments of each image in a folder. An image that fails does not stop the run.
 
     Args:
         recognizer: names the segments.
@@ -229,7 +229,7 @@ def summary(named: NamedImage) -> str:
 
 
 def _file_identity(image: Path) -> dict[str, int]:
-    """Return the size and modification time of an image file, to detect later changes of the file."""
+    """Return the size and modification time of an image file, so that later changes to the file can be detected."""
     facts = os.stat(image)
     return {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 

@@ -124,7 +124,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a bool mask (H, W) as a compressed COCO RLE, in which `counts` is a string."""
+    """Encode a bool mask (H, W) as a compressed COCO RLE, whose `counts` field is a string."""
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))

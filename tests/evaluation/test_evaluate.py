@@ -326,7 +326,7 @@ def test_swapped_parts_are_noticed(pets: Dataset, pets_yaml: Path, tmp_path: Pat
     one.write_bytes(other.read_bytes())
     other.write_bytes(first)
     message = failure([str(tmp_path / "out"), "5", "--datasets", str(pets_yaml)], capsys)
-    assert "image 101 has index 3 in" in message and "says that the part has images 1 to 1;" in message
+    assert "image 101 has index 3 in" in message and "this part contains images 1 to 1;" in message
 
 
 @pytest.mark.parametrize("command", ["evaluate", "all", "compare", "report", "picture", "judged", "reproduce", "open"])

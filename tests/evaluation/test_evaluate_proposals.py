@@ -237,9 +237,12 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "score": "high"}], "proposal 0: score 'high' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', only in ['any'] (select"),
-        ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
+        (
+            [{**NAMED, "open_end_pred": {"coco": "bird"}}],
+            "open_end_pred 'coco': the prediction 'bird' is not in the format",
+        ),
         ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
-        ([said(prob=None)], "open_end_pred for mode 'coco' has no prob, which is needed to compute the score"),
+        ([said(prob=None)], "open_end_pred has no prob for mode 'coco', which is needed to compute the score"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
         ([said(prob=10**400)], "prob 1000"),
@@ -295,7 +298,7 @@ def test_without_what_is_optional(
     name_all("coco", COCO, BIRDS)
     assert "error: --device nowhere: " in failing(capsys, "--map", "nearest", "--device", "nowhere")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    assert "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]'" in failing(capsys)
+    assert "faster-coco-eval; install it with pip install 'osm-recognition[proposals]'" in failing(capsys)
     assert evaluate("--without_ap")["coco"]["panoptic"]["all"]["pq"] == pytest.approx(0.6)
 
 

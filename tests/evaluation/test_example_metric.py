@@ -81,7 +81,7 @@ class Odd(Metric):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"acc": 1.0}, "metric 'odd': column 'acc' has no title; the columns with a title are odd"),
+        ({"acc": 1.0}, r"metric 'odd': column 'acc' has no title; titles\(\) only has odd"),
         (
             {"odd": np.zeros(2)},
             r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or one value for each of the 6",

@@ -290,8 +290,14 @@ def predicted(**fields: Any) -> dict[str, Any]:
         (predicted(prob=10**400), "open_end_pred 'any': prob 1000"),
         (predicted(**{"class": 3}), "open_end_pred 'any': class 3: expected a string"),
         (predicted(**{"class": None}), "open_end_pred 'any': class None: expected a string"),
-        ({**predicted(), "open_end_pred": {"any": {"prob": 1}}}, "open_end_pred 'any': {'prob': 1}: not in the format"),
-        ({**predicted(), "open_end_pred": {"any": "man"}}, "open_end_pred 'any': 'man': not in the format"),
+        (
+            {**predicted(), "open_end_pred": {"any": {"prob": 1}}},
+            "open_end_pred 'any': the prediction {'prob': 1} is not in the format",
+        ),
+        (
+            {**predicted(), "open_end_pred": {"any": "man"}},
+            "open_end_pred 'any': the prediction 'man' is not in the format",
+        ),
         ({**predicted(), "open_end_pred": ["man"]}, "open_end_pred ['man']: expected {mode: {class, prob}}"),
         ({**predicted(), "area": "large"}, "area 'large': expected a number of pixels, 0 or more"),
         ({**predicted(), "area": float("inf")}, "area inf: expected a number"),

@@ -101,7 +101,7 @@ class Metric(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def titles(self) -> dict[str, str]:
-        """Return a dict that maps the key of every column that the metric can return to the column's title."""
+        """Return a dict that maps the keys of all columns that the metric can return to their titles."""
         return {self.name: self.title}
 
     @abstractmethod
@@ -142,7 +142,7 @@ def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
     for key, column in metric.columns(masks).items():
         where = f"metric {metric.name!r}: column {key!r}"
         if key not in metric.titles():
-            raise OsmError(f"{where} has no title; the columns with a title are {', '.join(metric.titles())}")
+            raise OsmError(f"{where} has no title; titles() only has {', '.join(metric.titles())}")
         values = np.asarray(column, dtype=float)
         if values.shape not in ((), (len(masks.masks),)):
             raise OsmError(

@@ -63,7 +63,7 @@ class Judgement:
 class Lexicon:
     """Compares predicted names with class names using WordNet.
 
-    The result of each (prediction, class) pair is cached.
+    Results are cached per (prediction, class) pair.
     """
 
     def __init__(self, wordnet: WordNet) -> None:

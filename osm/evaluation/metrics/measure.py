@@ -79,7 +79,7 @@ class SetMeasures:
         }
 
     def lines(self, row: Dataset) -> list[str]:
-        """Return the table of the dataset's metrics as lines of text."""
+        """Return a table of the dataset's metrics as lines of text."""
         modes = self.modes
         if not modes:
             return [f"{row.title}: no prediction in any mode"]

@@ -61,7 +61,7 @@ class WordNet:
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise OsmError(f"WordNet {source}: {error}; expected {_INDEX}, {_DATA} and {_EXCEPTIONS}") from None
         except (ValueError, IndexError):
-            raise OsmError(f"WordNet {source}: {_INDEX} or {_EXCEPTIONS} is not in WordNet's format") from None
+            raise OsmError(f"WordNet database {source}: {_INDEX} or {_EXCEPTIONS} is not in WordNet's format") from None
         self.longest = max((1 + entry.count("_") for entry in self._index), default=0)
         version = re.search(rb"WordNet (\d[\d.]*) Copyright", self._data[:4096])
         self.version = version[1].decode().rstrip(".") if version else "of unknown version"
@@ -122,7 +122,9 @@ class WordNet:
                 found = [line[start + 1 + 4 * k : start + 5 + 4 * k] for k in range(int(line[start]))]
                 nouns = [(symbol, int(target)) for symbol, target, kind, _ in found if kind == b"n"]
             except (ValueError, IndexError):
-                raise OsmError(f"WordNet {self.source}: {_DATA} is not in WordNet's format at byte {sense}") from None
+                raise OsmError(
+                    f"WordNet database {self.source}: {_DATA} is not in WordNet's format at byte {sense}"
+                ) from None
             up = tuple(target for symbol, target in nouns if symbol in _HYPERNYMS)
             self._pointers[sense] = up, frozenset(target for symbol, target in nouns if symbol in _MERONYMS)
         return self._pointers[sense]

@@ -104,7 +104,7 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
     """
     resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
     if not resolved:
-        raise OsmError(f"modes: none given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
+        raise OsmError(f"modes: no mode was given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
     for mode in resolved:
         if mode not in available:
             raise OsmError(

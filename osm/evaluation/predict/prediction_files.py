@@ -33,12 +33,12 @@ def meta_path(predictions: Path, kind: str = "pred") -> Path:
 
 
 def partial_path(predictions: Path) -> Path:
-    """Return the path of the file that stores the finished images of an unfinished part of a run."""
+    """Return the path of the file in which an unfinished part stores its finished images."""
     return predictions.with_suffix(".partial.jsonl")
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """Yield the dataset name and the number of parts in the name of each prediction file in a folder."""
+    """For each prediction file in a folder, yield the dataset name and number of parts parsed from its file name."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -244,7 +244,7 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
-    """Return notes on settings in a meta file that make the scores not comparable to scores on the whole dataset."""
+    """Return notes on settings in a meta file that prevent a comparison with scores on the whole dataset."""
     notes = []
     if meta.get("alter", "none") != "none":
         notes.append(f"made with --alter {shown(meta['alter'])}")
@@ -256,7 +256,7 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
 
 
 class UniqueImages:
-    """Detects images that occur in two prediction files of a dataset."""
+    """Detects images that occur in more than one prediction file of a dataset."""
 
     def __init__(self, name: str) -> None:
         self._name = name

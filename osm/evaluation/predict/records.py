@@ -243,7 +243,7 @@ def prediction_in(value: Any, where: str) -> Prediction:
         OsmError: The value is invalid.
     """
     if not isinstance(value, Mapping) or "class" not in value:
-        raise OsmError(f"{where}: {shown(value)}: not in the format {{class: a name, prob: 0 to 1}}")
+        raise OsmError(f"{where}: the prediction {shown(value)} is not in the format {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
         raise OsmError(f"{where}: class {shown(name)}: expected a string with the predicted name")
@@ -267,7 +267,7 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} is {shown(names)}; expected a list of strings with the correct names")
+        raise OsmError(f"{where}: names is {shown(names)}; expected a list of strings with the correct names")
     return tuple(names)
 
 
@@ -372,8 +372,8 @@ def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashabl
         start, stop = meta["items"]
         if not any(start <= place < stop for place in places):
             raise OsmError(
-                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but the "
-                f"meta file says that the part has images {start} to {stop - 1}; generate the part again"
+                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but "
+                f"according to its meta file, this part contains images {start} to {stop - 1}; generate the part again"
             )
 
 

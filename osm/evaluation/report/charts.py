@@ -99,7 +99,7 @@ def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
     """Draw the calibration plot of one dataset.
 
     The upper plot shows each bin's accuracy against its mean probability; larger dots represent bins with more masks.
-    The bar chart below the upper plot shows the number of masks in each bin.
+    The lower plot is a bar chart of the number of masks in each bin.
 
     Args:
         name: name of the dataset.
@@ -208,9 +208,9 @@ def _format_axes(axes: Axes, keep_x: bool = True) -> None:
 
 
 def _placeholder(number: int) -> str:
-    """Return a placeholder text for a legend label, which matplotlib uses to compute the layout.
+    """Return placeholder text for a legend label, which matplotlib uses to compute the layout.
 
-    The actual legend labels come from files, and are escaped and inserted into the finished SVG. Because matplotlib
+    The actual legend labels come from files; they are escaped and inserted into the finished SVG. Because matplotlib
     never sees the actual labels, it neither interprets them nor warns about characters missing from its font.
     """
     return f"label-{number:018d}"

@@ -25,7 +25,7 @@ TITLE = "Open-ended recognition: results"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The optional content of a report, which always contains the published metrics.
+    """The optional contents of a report, which always contains the published metrics.
 
     Attributes:
         run: the folder of a training run, for the loss curve.

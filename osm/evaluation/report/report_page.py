@@ -250,8 +250,8 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
     """Return the notes for one table of metrics in the report.
 
-    Notes on Acc by mask size and Acc by class frequency belong to the table of these two metrics. All other notes,
-    except notes on calibration, belong to the report's table of further metrics.
+    Notes on Acc by mask size and Acc by class frequency go in the table of these two metrics. All other notes, except
+    those on calibration, go in the report's table of further metrics.
     """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 

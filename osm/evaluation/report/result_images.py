@@ -23,7 +23,7 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Minimum and maximum length in pixels of the longer side of a drawn image.
+# Minimum and maximum length of a drawn image's longer side, in pixels.
 # Small images are enlarged to keep mask numbers legible, and large images are reduced to keep the page small.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
@@ -73,12 +73,12 @@ def choose(records: SetRecords, count: int, seed: int) -> list[int]:
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """Choose up to `count` images with the most confident wrong names, and as many with the most confident right ones.
+    """Choose the images with the most confident wrong names and those with the most confident correct names.
 
-    The confidence of an image is the mean probability over its masks, where probabilities of wrong names count as
-    negative. For each mask, the name predicted in the dataset's own mode is used, falling back to the name predicted in
-    mode `any`. Masks without a probability are skipped. Images with negative confidence are returned in the first list,
-    and images with positive confidence in the second.
+    Up to `count` images of each kind are chosen. The confidence of an image is the mean probability over its masks,
+    where probabilities of wrong names count as negative. For each mask, the name predicted in the dataset's own mode is
+    used, falling back to the name predicted in mode `any`. Masks without a probability are skipped. Images with
+    negative confidence are returned in the first list, and images with positive confidence in the second.
 
     Returns:
         The indices of the images with wrong names, and of the images with right names, the most confident first.
@@ -179,7 +179,7 @@ _TINT = 0.0  # masks are not tinted, because a name may refer to a color
 def write_picture(
     path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
 ) -> Path:
-    """Draw a mosaic of images of one dataset, with the names predicted in the dataset's own vocabulary mode.
+    """Draw a mosaic of images from one dataset, with the names predicted in the dataset's own vocabulary mode.
 
     The images are evenly spaced in the dataset and resized to the size of the first image. In the mosaic, a wrong name
     is followed by the correct name in brackets.

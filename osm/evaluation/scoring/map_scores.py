@@ -57,12 +57,12 @@ class ClassQuality:
 class PanopticQuality:
     """Panoptic quality of each class (Kirillov et al., "Panoptic Segmentation", CVPR 2019), accumulated over images.
 
-    A predicted and a true segment of the same class match if their IoU exceeds 0.5. For each class, SQ is the mean IoU
-    of the matches over all images, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd segments
-    are treated as in `panopticapi`, the authors' implementation of PQ. Void pixels are removed from a predicted segment
-    before the IoU is computed. A crowd segment is neither a match nor a false negative. An unmatched predicted segment
-    is not a false positive if more than half of its pixels are void or belong to crowd segments of the same class.
-    Means over classes exclude classes that have neither a true nor a predicted segment.
+    A predicted segment and a true segment of the same class match if their IoU exceeds 0.5. For each class, SQ is the
+    mean IoU of the matches over all images, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd
+    segments are treated as in `panopticapi`, the authors' implementation of PQ. Void pixels are removed from a
+    predicted segment before the IoU is computed. A crowd segment is neither a match nor a false negative. An unmatched
+    predicted segment is not a false positive if more than half of its pixels are void or belong to crowd segments of
+    the same class. Means over classes exclude classes that have neither a true nor a predicted segment.
     """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
@@ -175,12 +175,12 @@ class Painter:
 
     `Painter` implements the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of
     score, each on the pixels that no earlier mask covers. A mask with too few uncovered pixels is skipped. All masks of
-    a stuff class become one segment.
+    a stuff class are merged into one segment.
 
     Args:
-        size: height and width of the image.
-        merged: category ids of the stuff classes. All masks of a stuff class become one segment.
-        min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already belong to the merged segment
+        size: height and width of the image. merged: category ids of the stuff classes. All masks of a stuff class are
+        merged into one segment. min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already
+        belong to the merged segment
             of its class, for the mask to be painted.
 
     Attributes:

@@ -52,8 +52,8 @@ class MaskPrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError:
             raise OsmError(
-                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or skip "
-                "AP with --without_ap"
+                "mask AP needs the package faster-coco-eval; install it with pip install 'osm-recognition[proposals]', "
+                "or skip AP with --without_ap"
             ) from None
         self.federated = federated
         self._images: list[dict[str, Any]] = []
@@ -147,4 +147,4 @@ def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> 
 
 
 def _quiet(*_: object) -> None:
-    """Discard the progress messages of `faster-coco-eval`."""
+    """Suppress the progress messages of `faster-coco-eval`."""

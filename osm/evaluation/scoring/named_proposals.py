@@ -113,7 +113,7 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
         raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (select a mode with --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
-        raise OsmError(f"{where}: {FIELD} for mode {mode!r} has no prob, which is needed to compute the score")
+        raise OsmError(f"{where}: open_end_pred has no prob for mode {mode!r}, which is needed to compute the score")
     return Proposal(where, draw, said.name, float(score) * said.prob)
 
 

@@ -28,7 +28,7 @@ from osm.terminal import ProgressBar
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Options for painting proposals into a panoptic map, and for computing AP.
+    """Options for painting proposals into a panoptic map and for computing AP.
 
     Attributes:
         overlap: minimum share (0 to 1) of a proposal's pixels that must be free for the proposal to be painted.

@@ -1,4 +1,4 @@
-"""Ground truth for scoring the proposals of a dataset, with one Python class for each type of annotation.
+"""Ground truth for scoring the proposals of a dataset, with one Python class per annotation type.
 
 Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three kinds of faults are counted and reported:
 segments found only in the JSON, segments found only in the PNG, and invalid annotations. Segments found only in the
@@ -81,7 +81,7 @@ class TruthSplit(Split):
 
     @property
     def precision(self) -> str:
-        """The kind of AP that is defined for the dataset ("mask AP" or "box AP"), or "" if no AP is defined."""
+        """The kind of AP defined for the dataset ("mask AP" or "box AP"), or "" if no AP is defined."""
         return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
