@@ -358,5 +358,5 @@ def test_every_reader_refuses_a_file_that_is_cut_short(
             else:
                 left_out_classes.answers(pets, tmp_path)
         error = str(caught.value)
-    assert f"predictions {out / FILE}: the file contains 3 images, but its meta file says 5: the file is cut" in error
+    assert f"predictions {out / FILE}: the number of images is 3 in the file, but 5 in its meta file" in error
     assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

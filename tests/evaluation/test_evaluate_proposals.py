@@ -345,11 +345,11 @@ def test_files_cut_short(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = Path("out/coco_proposals_0_of_1.json")
     whole = json.loads(path.read_text())
     unnamed = [{key: value for key, value in one.items() if key != "open_end_pred"} for one in whole]
-    short = {"1 images, but its meta file says 2": whole[:2], "0 images, but": [], "0 masks with a prediction": unnamed}
+    short = {"images is 1 in": whole[:2], "images is 0 in": [], "masks with a prediction is 0 in": unnamed}
     for message, found in short.items():
         path.write_text(json.dumps(found))
         assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-        assert f"error: predictions {path}: the file contains {message}" in capsys.readouterr().err
+        assert f"error: predictions {path}: the number of {message} the file" in capsys.readouterr().err
     Path("out/coco_meta_proposals_0_of_1.json").unlink()
     path.write_text("[]")
     assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
