@@ -84,7 +84,7 @@ def test_what_is_no_label_file(text: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sky\n\ncar\n", "line 2 is blank, but ids are line numbers"),
+        ("sky\n\ncar\n", "line 2 is blank, but line numbers are used as ids"),
         ("<html>\n404\n</html>", "line 1: .<html>. is not a name"),
         ("item {\n  id: 1\n}", "line 1: .item {. is not a name"),
         ("sky\tblue\ncar\tred", "line 1: .* is not a name"),

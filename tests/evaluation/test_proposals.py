@@ -163,7 +163,7 @@ def test_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags in ((), ("--sets", "coco,lvis")):
         assert run("--masks", "proposals.json", *flags) == 2
         assert (
-            "--masks proposals.json: proposals belong to the images of one dataset; select this dataset with --sets"
+            "--masks proposals.json: a file of proposals belongs to a single dataset; select that dataset with --sets"
             in capsys.readouterr().err
         )
     assert run("--masks", "absent.json", "--sets", "coco") == 2
