@@ -1,7 +1,7 @@
-"""Read the masks that users pass as arrays, tensors, RLEs, PIL images, or files.
+"""Read masks that the user passes as arrays, tensors, RLEs, PIL images or files.
 
 This module never guesses which pixels are inside a mask. If a mask is ambiguous, the error message asks the user how to
-interpret the mask.
+interpret it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from osm.io.segmentation import draw_segmentation, read_segmentation
 
 Draw = Callable[[], np.ndarray]
 _HALF = 127  # Gray levels above this value are inside the mask.
-_DARK, _BRIGHT = 63, 224  # Gray levels up to _DARK count as black, and gray levels from _BRIGHT on count as white.
-_LISTED = 8  # The maximum number of ids that an error message lists.
+_DARK, _BRIGHT = 63, 224  # Gray levels <= _DARK count as black, and gray levels >= _BRIGHT count as white.
+_LISTED = 8  # The maximum number of ids listed in an error message.
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # Gray levels in these lossy formats may be compression noise.
 _MAX_NPY_HEADER = 10_000
 
 
 @dataclass(frozen=True)
 class _Words:
-    """Advice in error messages about ambiguous masks, for users of the Python API or of the command line."""
+    """Advice given in error messages about ambiguous masks, worded for the Python API or the command line."""
 
     label: str
     logits: str
@@ -44,16 +44,16 @@ _FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and whit
 def as_mask(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> np.ndarray:
-    """Return a mask in any supported format as bool (H, W). See `mask_drawer` for the arguments and errors."""
+    """Convert a mask in any supported format to a bool array (H, W). See `mask_drawer` for the arguments and errors."""
     return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
 
 
 def mask_drawer(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> Draw:
-    """Check a mask in any supported format, and return a function that draws the mask as bool (H, W).
+    """Validate a mask in any supported format and return a function that draws it as a bool array (H, W).
 
-    The mask is drawn when the function is called, so that hundreds of masks need not be in memory at the same time.
+    The mask is drawn only when that function is called, so hundreds of masks do not have to be in memory at once.
 
     Args:
         value: a numpy array or torch tensor of shape (H, W), (1, H, W) or (H, W, 1); a COCO RLE; SAM's {"segmentation":
@@ -82,12 +82,12 @@ def mask_drawer(
 
 
 def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
-    """Return the mask in a file as bool (H, W).
+    """Read a mask file as a bool array (H, W).
 
-    The file is a `.npy` array or an image. An image is rotated upright according to its EXIF orientation. White pixels
+    The file is a `.npy` array or an image. Images are rotated upright according to their EXIF orientation. White pixels
     are inside the mask, black pixels are outside, and gray levels are thresholded at half brightness. If the image
-    contains a single color on black, the pixels of this color are inside the mask. If the alpha channel varies, it is
-    used as the mask. A palette is interpreted by its colors.
+    contains a single color on black, the pixels of that color are inside the mask. If the alpha channel is not
+    constant, it is used as the mask. A palette is interpreted by its colors.
 
     Args:
         path: the path of the mask file.
@@ -113,8 +113,8 @@ def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: i
 
 
 def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
-    """Return an array or tensor as a numpy array (H, W). The shape and dtype are checked before data is copied."""
-    torch: Any = sys.modules.get("torch")  # If torch was not imported, the value is not a tensor.
+    """Convert an array or tensor to a NumPy array (H, W). The shape and dtype are checked before any data is copied."""
+    torch: Any = sys.modules.get("torch")  # If torch has not been imported, the value cannot be a tensor.
     if torch is not None and isinstance(value, torch.Tensor):
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
         if value.device.type == "meta":
@@ -134,9 +134,9 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            # In a numpy masked array, masked elements are outside of the mask.
+            # Masked elements of a NumPy masked array are outside the mask.
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
-        except Exception as error:  # The `__array__` method of an object may raise any exception.
+        except Exception as error:  # An object's `__array__` method may raise any exception.
             raise OsmError(
                 f"{where} is a {type(value).__name__} that is not an array ({error}); expected an array, a tensor, a "
                 "PIL image or an RLE"
@@ -171,7 +171,7 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
 def _rule(
     array: np.ndarray, where: str, logits: bool, label_id: int | None, words: _Words
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that converts the array to a mask, bool (H, W). See `mask_drawer` for the conversion."""
+    """Return a function that converts the array to a bool mask (H, W). See `mask_drawer` for the rules."""
     if label_id is not None:
         _check_id(array, label_id, where)
         return lambda values: values == label_id
@@ -328,7 +328,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of the single color on black."""
+    """Return the mask (H, W) in an RGB image (H, W, 3): its white pixels, or the pixels of its only color on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
@@ -344,14 +344,14 @@ def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nd
 
 
 def _one_color(colors: np.ndarray) -> bool:
-    """Return whether nearly all of the colors (N, 3) are close to the most frequent color."""
+    """Return whether nearly all colors (N, 3) are close to the most frequent one."""
     codes = (colors >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
     commonest = np.median(colors[codes == np.bincount(codes).argmax()], axis=0).astype(np.int16)
     return bool((np.abs(colors.astype(np.int16) - commonest).max(-1) > 48).mean() <= 0.02)
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """Return the mask in a 16-bit or 32-bit image, which contains either gray levels, or 0 and one other value."""
+    """Return the mask in a 16-bit or 32-bit image that contains either gray levels or only 0 and one other value."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -364,7 +364,7 @@ def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
 
 
 def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Convert a gray image, uint8 (H, W), that is mainly black and white to a mask, bool (H, W)."""
+    """Convert a mostly black-and-white grayscale image, uint8 (H, W), to a bool mask (H, W)."""
     counts = np.bincount(grey.reshape(-1), minlength=256)
     found = np.flatnonzero(counts)
     low, high = int(found[0]), int(found[-1])
@@ -382,8 +382,8 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
     if not lossy and len(found) > 2:
         few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of gray, not soft edges
         above = found[found > _HALF]
-        # Values such as 0, 1, 2 and 255 are label ids and the ignore label.
-        # The soft edges of a mask contain several bright values.
+        # Values such as 0, 1, 2 and 255 indicate a label map, in which 255 is the ignore label.
+        # Unlike a label map, a mask with soft edges contains several bright values.
         ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
         if few or ids:
             _ask_for_id(grey, where, words)

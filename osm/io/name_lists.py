@@ -1,7 +1,7 @@
-"""Read lists of names in the text formats that people and tools write.
+"""Read lists of names in the text formats commonly written by people and tools.
 
 The supported formats are one name per line, an id and a name per line, comma-separated names, YAML, and CVAT's label
-map. Text in any other format raises an error, so that its lines are not mistaken for names.
+map. Text in any other format raises an error instead of having its lines mistaken for names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ListedName:
 
 @dataclass(frozen=True)
 class NameList:
-    """A list of class names that was read from a file.
+    """A list of class names read from a file.
 
     Attributes:
         kind: the detected format. Empty if the list has one name per line.
@@ -88,7 +88,7 @@ def read_name_list(text: str, where: str) -> NameList:
 
 
 def _of_lines(lines: list[tuple[int, str]], numbered: list[tuple[int, str]], where: str) -> NameList:
-    """Parse one name per line. If every line has a comma or a name is quoted, parse the lines as a CSV instead."""
+    """Parse one name per line. If every line has a comma or any name is quoted, parse the lines as CSV instead."""
     quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
     if quoted or all("," in line for _, line in lines):
         return _of_cells(lines, where)
@@ -118,7 +118,7 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse a list of names in YAML, as in the dataset files of training programs.
+    """Parse a list of names in YAML, as found in the dataset files of training frameworks.
 
     The key `names` contains a list, or a mapping from ids to names.
     """
