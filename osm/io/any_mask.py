@@ -70,7 +70,7 @@ def mask_drawer(
     if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, (int, np.integer))):
         raise OsmError(f"label_id {shown(label_id)} is not an integer")
     if logits and label_id is not None:
-        raise OsmError(f"logits=True and label_id={label_id}: logits and label_id cannot be combined")
+        raise OsmError(f"logits=True cannot be combined with label_id={label_id}")
     if isinstance(value, Image.Image):
         mask = _of_image(value, size_hw, where, label_id, _CALL)
         return lambda: mask
@@ -119,7 +119,7 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
         if value.device.type == "meta":
             raise OsmError(
-                f"{where} is a tensor on the meta device, which has no values; expected a tensor with values"
+                f"{where} is a tensor on the meta device, which holds no values; use a tensor on a real device"
             )
         try:
             tensor = value.detach()
@@ -138,14 +138,14 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # An object's `__array__` method may raise any exception.
             raise OsmError(
-                f"{where} is a {type(value).__name__} that is not an array ({error}); expected an array, a tensor, a "
-                "PIL image or an RLE"
+                f"{where} is a {type(value).__name__}, which cannot be converted to an array ({error}); expected an "
+                "array, a tensor, a PIL image or an RLE"
             ) from None
         _check_shape(array.shape, array.dtype, size_hw, where)
     if array.dtype.kind not in "buif":
         height, width = size_hw
         raise OsmError(
-            f"{where} has shape {array.shape} and type {array.dtype}: expected a mask of 0 and 1 with shape "
+            f"{where} has shape {array.shape} and dtype {array.dtype}: expected a binary mask (0 and 1) of shape "
             f"({height}, {width})"
         )
     return array.reshape(size_hw)
@@ -164,7 +164,8 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
     elif len(shape) == 3 and shape[:2] == one:
         hint = f"; it has {shape[2]} channels; pass a single channel"
     raise OsmError(
-        f"{where} has shape {shape} and type {dtype}: expected a mask of 0 and 1 with shape ({height}, {width}){hint}"
+        f"{where} has shape {shape} and dtype {dtype}: expected a binary mask (0 and 1) of shape ({height}, {width})"
+        f"{hint}"
     )
 
 
@@ -179,30 +180,30 @@ def _rule(
         return lambda values: values
     low, high = array.min().item(), array.max().item()  # NaN if a value is NaN.
     if low != low:
-        raise OsmError(f"{where} contains NaN; expected values of 0 and 1, or from 0 to 1")
+        raise OsmError(f"{where} contains NaN; expected a binary mask (0 and 1) or values from 0 to 1")
     if logits:
         if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}: these are probabilities, not logits; omit logits=True"
+                f"{where} has values from {low:g} to {high:g}: these are probabilities, not logits; omit logits=True"
             )
         return lambda values: values > 0
     if low < 0:
         if np.isin(array, (-1, 1)).all():
             raise OsmError(f"{where} has the values -1 and 1: does 1 mean inside the mask? If so, {words.logits}")
-        raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}")
+        raise OsmError(f"{where} has values from {low:g} to {high:g}: are these logits? {words.logits}")
     if array.dtype.kind == "f" and 0 < high <= 1 and not (low == high == 1):
         if (array > 0.5).all():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}, all over 0.5: the mask would cover the whole image; "
+                f"{where} has values from {low:g} to {high:g}, all above 0.5: the mask would cover the whole image; "
                 f"{words.threshold}"
             )
         return lambda values: values > 0.5
     if array.dtype.kind == "f" and not (np.isfinite(high) and (array == np.floor(array)).all()):
         raise OsmError(
-            f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; if not, expected 0 to 1"
+            f"{where} has values from {low:g} to {high:g}: are these logits? {words.logits}; if not, expected 0 to 1"
         )
     if low == high and high not in (0, 1, 255) and not (array.dtype.kind == "u" and high == np.iinfo(array.dtype).max):
-        raise OsmError(f"{where} is {high:g} everywhere: is the whole image inside the mask? {words.label}")
+        raise OsmError(f"{where} has the value {high:g} everywhere: is the whole image inside the mask? {words.label}")
     if not ((array == 0) | (array == high)).all():
         _ask_for_id(array, where, words)
     return lambda values: values != 0
@@ -213,8 +214,8 @@ def _ask_for_id(array: np.ndarray, where: str, words: _Words) -> NoReturn:
     ids = ids[ids != 0]
     if len(ids) > _LISTED and array.max() == 255:
         raise OsmError(
-            f"{where} has {len(ids)} values up to 255: is it a soft mask ({words.threshold}), or are the values ids "
-            f"({words.label})?"
+            f"{where} has {len(ids)} values up to 255: is it a soft mask (if so, {words.threshold}) or a label map "
+            f"(if so, {words.label})?"
         )
     raise OsmError(f"{where} holds the ids {_listed(ids)}: which id marks the object? {words.label}")
 
@@ -225,9 +226,9 @@ def _listed(ids: np.ndarray) -> str:
 
 def _check_id(array: np.ndarray, label_id: int, where: str) -> None:
     if array.dtype == bool:
-        raise OsmError(f"{where} is a mask of True and False, which has no ids; omit the id {label_id}")
+        raise OsmError(f"{where} is a boolean mask, which has no ids; omit the id {label_id}")
     if not (array == label_id).any():
-        raise OsmError(f"{where} has no pixel of the id {label_id}; it holds {_listed(np.unique(array))}")
+        raise OsmError(f"{where} has no pixel with the id {label_id}; it contains {_listed(np.unique(array))}")
 
 
 # RLEs and SAM's dicts.
@@ -241,19 +242,19 @@ def _of_mapping(
         if isinstance(inner, list):
             return _of_segmentation(inner, size_hw, where, label_id)
         if isinstance(inner, Mapping) and "counts" not in inner:  # Dicts could be nested infinitely.
-            raise OsmError(f"{where}: its segmentation is a dict without counts; expected an RLE or a mask")
+            raise OsmError(f"{where}: its segmentation is a dict without the key counts; expected an RLE or a mask")
         return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
     if "counts" not in value and "size" not in value:
         raise OsmError(
-            f"{where} is a dict with {shown(sorted(map(str, value)))}: expected the keys of an RLE (size, counts), or "
-            "'segmentation'"
+            f"{where} is a dict with the keys {shown(sorted(map(str, value)))}; expected an RLE (keys size and counts) "
+            "or the key 'segmentation'"
         )
     return _of_segmentation(value, size_hw, where, label_id)
 
 
 def _of_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, label_id: int | None) -> Draw:
     if label_id is not None:
-        raise OsmError(f"{where} is an RLE or polygons, which have no ids; omit the id {label_id}")
+        raise OsmError(f"{where} is given as an RLE or as polygons, which have no ids; omit the id {label_id}")
     value = read_segmentation(segmentation, size_hw, where).value
     return lambda: draw_segmentation(value, size_hw)
 
@@ -297,18 +298,16 @@ def _of_image(
         plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # a faint overlay
         seen = alpha > (most // 2 if plain else _HALF)
         if not most:
-            raise OsmError(f"{where} is transparent everywhere; expected a mask in black and white")
+            raise OsmError(f"{where} is fully transparent; expected a black-and-white mask")
         if not seen.any():
             raise OsmError(
-                f"{where} is mostly transparent (alpha channel of at most {most} of 255); expected a mask in black and "
-                "white"
+                f"{where} is mostly transparent (maximum alpha {most} of 255); expected a black-and-white mask"
             )
         if not seen.all():
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():
                 raise OsmError(
-                    f"{where} varies in the alpha channel and in brightness: which of the two is the mask? "
-                    "Save only this one"
+                    f"{where} varies in both alpha and brightness: which of the two is the mask? Save only that one"
                 )
             return seen
         image = rgba.convert("RGB")
@@ -370,12 +369,15 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
     low, high = int(found[0]), int(found[-1])
     if len(found) == 1 and low not in (0, 1, 255):
         raise OsmError(
-            f"{where} is {low} everywhere: is the whole image inside the mask? If so, make the mask white (255)"
+            f"{where} has the value {low} everywhere: is the whole image inside the mask? If so, make it white (255)"
         )
     if len(found) == 1 or (len(found) == 2 and low == 0):
         return grey != 0
     if low > _HALF:
-        raise OsmError(f"{where} is bright everywhere ({low} to {high}); expected black outside and white inside")
+        raise OsmError(
+            f"{where} is bright everywhere (values from {low} to {high}); expected white inside the mask and black "
+            "outside"
+        )
     if low > _DARK or high < _BRIGHT:
         _ask_for_id(grey, where, words)
     between = counts[_DARK + 1 : _BRIGHT]
@@ -388,7 +390,7 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
         if few or ids:
             _ask_for_id(grey, where, words)
     if between.sum() > 0.5 * grey.size:
-        raise OsmError(f"{where} is mostly gray; is it a mask? Expected black outside and white inside")
+        raise OsmError(f"{where} is mostly gray; is it a mask? Expected white inside the mask and black outside")
     return grey > _HALF
 
 
@@ -409,7 +411,7 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
                 raise ValueError(f"version {version}")
             shape, _, dtype = read_header[version](file, max_header_size=_MAX_NPY_HEADER)
             if dtype.kind not in "buif":
-                raise OsmError(f"{where} has the type {dtype}; expected an array of numbers")
+                raise OsmError(f"{where} has dtype {dtype}; expected a numeric array")
             _check_shape(shape, dtype, size_hw, where)
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False).reshape(size_hw)

@@ -77,7 +77,7 @@ def _gif_size(head: bytes) -> tuple[int, int]:
             left, top, width, height = _pairs(head[place : place + 8])
             screen = _pairs(head[6:10])
             return max(screen[0], left + width), max(screen[1], top + height)
-    raise ValueError(f"no image begins in the first {READ_FIRST} bytes of this GIF")
+    raise ValueError(f"no image starts within the first {READ_FIRST} bytes of this GIF")
 
 
 def _colors(flags: Iterable[int]) -> int:
@@ -130,7 +130,7 @@ def _header_ends(data: bytes) -> bool:
         if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
             raise ValueError(
                 f"the JPEG has over {MAX_SEGMENTS} marker segments, over {_MAX_EXIF_SEGMENTS} Exif segments, or over "
-                f"{_MAX_JUNK} bytes outside of segments"
+                f"{_MAX_JUNK} bytes outside its segments"
             )
     return False
 

@@ -162,7 +162,7 @@ def _check_work(image: Image.Image) -> None:
         return
     if repeated > MAX_REPEATED_SAMPLES:
         raise ValueError(
-            f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples repeatedly; is it a decompression bomb?"
+            f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples more than once; is it a decompression bomb?"
         )
 
 
@@ -173,11 +173,11 @@ def _check_runs(image: Image.Image) -> None:
     if tiles and tiles[0][0] == "bmp_rle":
         if pixels > MAX_RUN_PIXELS:
             raise ValueError(
-                f"the run-length encoded BMP has {image.width} x {image.height} pixels; at most {MAX_RUN_PIXELS} "
+                f"the run-length-encoded BMP has {image.width} x {image.height} pixels; at most {MAX_RUN_PIXELS} "
                 "pixels are allowed"
             )
         if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
-            raise ValueError("the run-length encoded data of the BMP is far larger than its image")
+            raise ValueError("the run-length-encoded data of the BMP is far larger than its image")
 
 
 def _bytes_of(image: Image.Image) -> bytes:
@@ -282,7 +282,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise OsmError(
-                f"image is an array of shape {image.shape} and type {image.dtype}; expected uint8 of shape (H, W), "
+                f"image is an array of shape {image.shape} and dtype {image.dtype}; expected uint8 and shape (H, W), "
                 "(H, W, 3) or (H, W, 4)"
             )
         image = Image.fromarray(image)
@@ -393,7 +393,7 @@ def as_ids(image: Image.Image) -> np.ndarray:
             changed ids. If the image cannot be decoded, the reason is that of `decode`.
     """
     if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
-        raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
+        raise SampleError("mask_not_ids", f"the label map is compressed as JPEG, which changes ids: {_NEEDED}")
     raw = _raw_mode(image)
     image = decode(image)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "LA", "RGB", "RGBA"):
@@ -444,7 +444,7 @@ def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -
     """
     image = decode(open_image(source))
     if image.mode not in ("1", "L", "P"):
-        raise SampleError("mask_not_ids", f"mask has mode {image.mode}; expected one channel of 1 or 8 bits")
+        raise SampleError("mask_not_ids", f"the mask has mode {image.mode}; expected a single channel of 1 or 8 bits")
     if size is not None and size != image.size:
         image = image.resize(size, Image.Resampling.NEAREST)
     return np.asarray(image) != 0

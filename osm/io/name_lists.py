@@ -16,7 +16,8 @@ from osm.errors import OsmError, shown
 from osm.io.values import whole
 
 ALLOWED = (
-    "a name a line, an id and a name a line (1: cat), a list with commas, `names:` as YAML has it, or CVAT's label map"
+    "one name per line, an id and a name per line (1: cat), comma-separated names, a YAML `names:` key, or CVAT's "
+    "label map"
 )
 _NUMBERED = re.compile(r"(\d+)\s*(?:\t|:|,|;)\s*(\S.*)")
 _HEADER = re.compile(r"(id|index|class_?id|label_?id)\s*[\t:,;]\s*(class_?)?(name|label)", re.IGNORECASE)
@@ -125,7 +126,7 @@ def _of_yaml(text: str, where: str) -> NameList:
     try:
         document = parse_yaml(text)
     except ValueError as error:
-        raise OsmError(f"{where}: looks like YAML, but is not valid ({error}); expected {ALLOWED}") from None
+        raise OsmError(f"{where}: looks like YAML but is not valid ({error}); expected {ALLOWED}") from None
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict) and names and all(whole(key) is not None for key in names):
         found = [ListedName(f"names, id {shown(key)}", whole(key), name) for key, name in names.items()]
@@ -133,6 +134,7 @@ def _of_yaml(text: str, where: str) -> NameList:
         found = [ListedName(f"names, entry {number}", number, name) for number, name in enumerate(names)]
     else:
         raise OsmError(
-            f"{where}: names {shown(names)} is neither a list nor a mapping from ids to names; expected {ALLOWED}"
+            f"{where}: the value of names, {shown(names)}, is neither a list nor a mapping from ids to names; "
+            f"expected {ALLOWED}"
         )
     return NameList("the names of a YAML file", found)

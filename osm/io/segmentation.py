@@ -182,7 +182,10 @@ def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
     if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Fewer points cannot exceed the outline limit.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
-            message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels, which is too much"
+            message = (
+                f"{where}: {len(polygons)} polygons have a total outline of {outline} pixels, which exceeds the maximum "
+                f"of {_MAX_OUTLINE}"
+            )
             raise SampleError("polygon_outline", message)
 
 
@@ -224,7 +227,7 @@ def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str
     if len(polygon) < 6 or len(polygon) % 2:
         return "polygon_too_short", "is not [x, y, x, y, ...] with three points or more"
     if not all(abs(number) <= limit for number in polygon):
-        return "polygon_outside", f"is far outside of its image, {size[1]} x {size[0]}"
+        return "polygon_outside", f"lies far outside its image, which is {size[1]} x {size[0]} pixels"
     return None
 
 
@@ -246,7 +249,7 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its RLE has no counts")
     most = min(_MAX_RUNS, height * width + 1)
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
-        message = f"{where}: RLE counts of length {len(counts)} is too long for {height} x {width} pixels"
+        message = f"{where}: RLE counts of length {len(counts)} are too long for {height} x {width} pixels"
         raise SampleError("rle_malformed", message)
     numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
     total = sum(numbers)

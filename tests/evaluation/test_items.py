@@ -110,7 +110,7 @@ def test_compressed_rle_is_pycocotools_own() -> None:
         ({"segmentation": None}, "has no mask because its segmentation is None"),
         ({"segmentation": [[1, 1, 2, 2]]}, "three points or more"),
         ({"segmentation": [[1, 1, 2, 2, 3, 3, 4]]}, "three points or more"),
-        ({"segmentation": [[0, 0, 1e9, 0, 0, 1e9]]}, "far outside of its image, 6 x 4"),
+        ({"segmentation": [[0, 0, 1e9, 0, 0, 1e9]]}, "far outside its image, which is 6 x 4"),
         ({"segmentation": [[0, 0, float("nan"), 0, 0, 1]]}, "not a finite number"),
         (
             {"segmentation": [SQUARE], "category_id": 5},
