@@ -1,4 +1,4 @@
-"""The annotation form COCO-panoptic: one PNG of segment ids per image, and a json with the class of each segment."""
+"""The COCO panoptic annotation format: a PNG of segment ids per image, and a JSON file with each segment's class."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MOST = 256**3
 class Panoptic(Form):
     """An image with panoptic segments.
 
-    Each segment is an entry in the json, and its pixels in the PNG encode the segment id as R + 256 G + 65536 B.
+    Each segment is an entry in the JSON file, and its pixels in the PNG encode its id as R + 256 G + 65536 B.
     """
 
     name: ClassVar[str] = "coco_panoptic"
@@ -88,7 +88,7 @@ class Panoptic(Form):
 
     @property
     def ids(self) -> np.ndarray:
-        """The segment id of each pixel, int32 (H, W)."""
+        """The segment id of each pixel, as an int32 array (H, W)."""
         return self._ids
 
     # -- from the set's files ----------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class Panoptic(Form):
                 raise SampleError("annotation_malformed", f"{where}: has no {lacks}")
             listed += 1
             if collected.panoptic_row is not None:
-                if collected.panoptic_row == row:  # merged json files contain rows twice
+                if collected.panoptic_row == row:  # merged JSON files contain rows twice
                     return
                 raise SampleError(
                     "image_annotated_twice", f"{where}: the image is annotated twice; this second annotation is skipped"
@@ -168,7 +168,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of the images listed in the json's `annotations`, in the order of that list."""
+        """Return the entries of the images that are listed in the JSON file's `annotations`, in that order."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -197,7 +197,7 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """Return (index, annotation) for each non-crowd annotation of a sample. Ids are converted to integers.
+    """Return (index, annotation) for each non-crowd annotation in a sample. Ids are converted to integers.
 
     Args:
         entries: the annotations.
@@ -240,7 +240,7 @@ def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
 
 
 def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
-    """Return a segment with integer ids, without the values that JSON cannot represent.
+    """Convert a segment's ids to integers and drop values that JSON cannot represent.
 
     Raises:
         SampleError: an id is invalid.
@@ -264,10 +264,10 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 
 
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
-    """Convert a panoptic PNG to RGB, with the ids encoded in red, green and blue. RGB and RGBA PNGs are not changed.
+    """Convert a panoptic PNG to RGB, with ids encoded in red, green and blue. RGB and RGBA PNGs are left unchanged.
 
-    In a palette PNG, the palette colors encode the ids. If the palette indices, but not the colors, match ids in
-    `listed` (the ids in the json), the indices are used as ids.
+    In a palette PNG, the palette colors normally encode the ids. If only the palette indices match ids in `listed` (the
+    ids in the JSON file), the indices are used instead.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
@@ -292,7 +292,7 @@ def _ids_of(rgb: Image.Image) -> np.ndarray:
 
 
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
-    """Return the error message for a PNG that contains none of the segment ids in the json."""
+    """Return the error message for a PNG that contains none of the segment ids in the JSON file."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
     swapped = "red and blue swapped (BGR, as OpenCV writes)"
     hint = f"with {swapped} they match" if listed & turned else f"are {swapped}, or is the encoding different?"

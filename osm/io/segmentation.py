@@ -183,8 +183,8 @@ def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
             message = (
-                f"{where}: {len(polygons)} polygons have a total outline of {outline} pixels, which exceeds the maximum "
-                f"of {_MAX_OUTLINE}"
+                f"{where}: {len(polygons)} polygons have a total outline of {outline} pixels, which exceeds the "
+                f"maximum of {_MAX_OUTLINE}"
             )
             raise SampleError("polygon_outline", message)
 
