@@ -366,7 +366,7 @@ class Form(ABC):
         """
         if row.json_file is None:
             raise OsmError(
-                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set "
+                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets and set "
                 "`labels` to the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
@@ -530,7 +530,7 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
         raise SampleError("missing_member", "the sample has no .json member")
     values = sum(members["json"].count(mark) for mark in b",:[{")
     if values > MAX_VALUES:
-        raise SampleError("bad_json", f"the .json member has about {values} values, over the limit of {MAX_VALUES}")
+        raise SampleError("bad_json", f"the .json member has about {values} values (maximum {MAX_VALUES})")
     try:
         document = parse_json(members["json"], nesting=None)
     except ValueError as error:
@@ -566,7 +566,7 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
 
     value = document.get(key)
     if not isinstance(value, str):
-        raise SampleError("missing_member", f"the sample has neither a member .{names[0]} nor a json field {key!r}")
+        raise SampleError("missing_member", f"the sample has neither a .{names[0]} member nor a JSON field {key!r}")
     try:
         return pybase64.b64decode(value, validate=True)  # 40 times as fast as Python's own
     except ValueError as error:

@@ -95,7 +95,7 @@ class CocoJson:
         where = f"{self.path}: images[{number}]"
         image_id = image.get("id") if isinstance(image, dict) else None
         if isinstance(image_id, bool) or not isinstance(image_id, (int, float, str)):
-            raise OsmError(f"{where} needs an 'id' that is a number or a string")
+            raise OsmError(f"{where}: expected an 'id' that is a number or a string")
         if isinstance(image_id, float):
             image_id = whole(image_id)
             if image_id is None:
@@ -116,7 +116,7 @@ class CocoJson:
             if found is not None:
                 return whole(found) if isinstance(found, float) else found  # type: ignore[return-value]
         raise SampleError(
-            "annotation_without_image", f"{where}: there is no image with the id {shown(value)} in 'images'"
+            "annotation_without_image", f"{where}: there is no image with the id {shown(value)} in the list 'images'"
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:

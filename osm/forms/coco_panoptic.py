@@ -151,7 +151,9 @@ class Panoptic(Form):
         counts = Counter(segment["id"] for segment in segments)
         twice = next((number for number, count in counts.items() if count > 1), None)
         if twice is not None:
-            raise SampleError("segment_id_twice", f"image {entry.image}: the json has segment id {twice} twice")
+            raise SampleError(
+                "segment_id_twice", f"image {entry.image}: the JSON file lists the segment id {twice} more than once"
+            )
         listed = set(counts)
         if listed and not listed & drawn:
             raise SampleError("no_id_in_png", _other_coding(mask, ids, listed, drawn))
@@ -248,7 +250,7 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
     number = whole(segment.get("id"))
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
-        raise SampleError("annotation_malformed", f"{where}: a segment needs an id from 1 to 256^3 - 1, found {found}")
+        raise SampleError("annotation_malformed", f"{where}: expected a segment id from 1 to 256^3 - 1, found {found}")
     check_marks(segment, f"{where}, segment {number}")
     crowd = is_crowd(segment)
     changes: Annotation = {"id": number}

@@ -123,7 +123,9 @@ class Annotated(Form):
         def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             if "segments_info" in row:
-                raise OsmError(f"{where}: has 'segments_info', so this is a panoptic json, not an instances json")
+                raise OsmError(
+                    f"{where}: has 'segments_info', so this is a panoptic JSON file, not an instance JSON file"
+                )
             collected.raw.append(row)
             crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
             category = None if crowd else cls._category(source, row, where)
@@ -248,7 +250,7 @@ class Instances(Annotated):
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
                 f"{files.where('json_file')}: contains boxes but no masks: none of the {len(rows)} annotations "
-                "has a segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
+                "has a segmentation; use the annotation format `boxes` (`osm prepare boxes`)"
             )
 
     @classmethod
@@ -311,7 +313,7 @@ class Boxes(Annotated):
         if row.get("bbox_mode") not in (None, _XYWH):
             mode = shown(row["bbox_mode"])
             raise SampleError(
-                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] ({_XYWH})"
+                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] (mode {_XYWH})"
             )
         return super()._category(source, row, where)
 
@@ -333,8 +335,8 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates are normalized, "
-            "but pixels are needed; multiply x by the width and y by the height"
+            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates seem to be "
+            "normalized; expected pixel coordinates (multiply x by the width and y by the height)"
         )
 
 
@@ -382,7 +384,7 @@ def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
         raise SampleError(
             "box_outside",
-            f"{where}: bbox {shown(box)} is outside of the image, which is {size[0]} x {size[1]} pixels",
+            f"{where}: bbox {shown(box)} is outside the image, which is {size[0]} x {size[1]} pixels",
         )
     return box
 

@@ -313,7 +313,7 @@ class Parts(LabelMaps):
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
-            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, such as train")
+            raise OsmError(f"{files.flag.format('split')} {split!r}: expected the name of a subfolder, such as train")
         folder = files.folder("image_dir")
         arguments: dict[str, Any] = {"form": files.name, "image_dir": files.recorded("image_dir")}
         if split is None:
@@ -356,7 +356,8 @@ class Parts(LabelMaps):
             known |= ids & known_ids(tables[name])
         if not known:
             raise SampleError(
-                "nothing_labelled", f"mask {entry.masks['part.png']}: no pixel has the id of a known part or object"
+                "nothing_labelled",
+                f"mask {entry.masks['part.png']}: no pixel has the id of a part or object in the label tables",
             )
         return members, None, tuple(range(len(known)))
 

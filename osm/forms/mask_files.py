@@ -47,13 +47,13 @@ class MaskTable(CocoJson):
         if not files.labels:
             flag = files.flag.format("labels")
             raise OsmError(
-                f"{flag}: {path} has no class names; pass the csv with the class names (class-descriptions-boxable.csv)"
+                f"{flag}: {path} contains no class names; pass the class CSV file (class-descriptions-boxable.csv)"
             )
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
             raise OsmError(
-                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which {path} uses as the class id"
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which the ids in {path} refer to"
             )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")

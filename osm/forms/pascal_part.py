@@ -54,7 +54,7 @@ def draw_maps(
         whole, parts = named_masks(read_mat(read_file(path), "anno"))
         maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
-        raise SampleError("no_part_masks", f"mask {path}: none of the objects has a part that the label table contains")
+        raise SampleError("no_part_masks", f"mask {path}: no object has a part that is in the label table")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 

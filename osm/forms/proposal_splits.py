@@ -31,7 +31,7 @@ from osm.storage.locations import public
 
 _EXPECTED = (
     "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
-    "{image, annotations} as SA-1B has it"
+    "{image, annotations} in SA-1B format"
 )
 NumberedProposal = tuple[int, dict[str, Any]]  # the index in the file, and the proposal
 
@@ -192,7 +192,7 @@ class _ImageFinder:
         if found[0] != found[-1]:
             raise OsmError(
                 f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} refer to "
-                f"different images of dataset {self._row.name!r}; expected the same image"
+                f"different images in dataset {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -205,7 +205,7 @@ class _ImageFinder:
         if len(found) != 1:
             matched = str(len(found)) if found else "none"
             raise OsmError(
-                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images of dataset "
+                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images in dataset "
                 f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]

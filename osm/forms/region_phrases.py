@@ -196,7 +196,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if files.extra_fields.get("refs_file") is not None:
         return _with_refs(files, document, sha256)
     if files.extra_fields.get("split") is not None:
-        raise OsmError(f"{files.where('split')}: needs --refs_file, which is not given")
+        raise OsmError(f"{files.where('split')}: requires --refs_file, which was not given")
     if isinstance(document, list):
         return _visual_genome(files, document), sha256
     _check_coco(files, document)
@@ -204,7 +204,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
             f"{files.where('json_file')}: none of the {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation form coco_instances or boxes"
+            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation format coco_instances or boxes"
         )
     return document, sha256
 
@@ -338,8 +338,8 @@ def _key(value: Any) -> str:
 def _refuse_pickle(path: Path, where: str) -> None:
     if path.suffix.lower() in _PICKLES:
         raise OsmError(
-            f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not read; if you "
-            'trust it, convert it to a json: python -c "import json, pickle, sys; '
+            f"{where}: is a Python pickle, which can run arbitrary code when it is loaded, so it is not read; "
+            'if you trust it, convert it to JSON: python -c "import json, pickle, sys; '
             f"json.dump(pickle.load(open(sys.argv[1], 'rb')), open(sys.argv[2], 'w'))\" '{path.name}' refs.json"
         )
 

@@ -157,8 +157,8 @@ class Split:
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
-                f"{self.source}: image {self.form.key_of(entry)} should have {entry.stated[0]} x "
-                f"{entry.stated[1]} pixels, but {entry.image} has {width} x {height} pixels; the sizes must be equal"
+                f"{self.source}: image {self.form.key_of(entry)} is listed as {entry.stated[0]} x "
+                f"{entry.stated[1]} pixels, but {entry.image} has {width} x {height} pixels; the sizes must match"
             )
         return picture
 
@@ -283,7 +283,7 @@ def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
     """Raise OsmError if a dataset's row does not set all the path fields in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
-        raise OsmError(f"dataset {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
+        raise OsmError(f"dataset {row.name!r}: the annotation format {row.form} needs {missing}, which is not set")
 
 
 def set_files(row: Dataset) -> SetFiles:
@@ -318,8 +318,8 @@ def check_files(split: Split, indices: range) -> None:
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError for overlong names
     if missing:
         raise OsmError(
-            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
-            f"first is {missing[0]}"
+            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing; the "
+            f"first one is {missing[0]}"
         )
     for path in read:
         check_regular_file(path, f"dataset {split.row.name!r}:")
@@ -340,7 +340,7 @@ def files_stay(split: Split, indices: range) -> Iterator[None]:
                 path.open("rb").close()
             except OSError as error:
                 raise RunStopped(
-                    f"{path}: {error.strerror}; the file existed when the run began; restore it and rerun the same "
+                    f"{path}: {error.strerror}; the file existed when the run started; restore it and rerun the same "
                     "command to resume"
                 ) from None
         raise
