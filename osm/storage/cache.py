@@ -145,7 +145,7 @@ class FileCache:
                 raise FileNotFoundError(public(url))
         raise RunStopped(
             f"cache {self.folder}: {public(url)} is removed as soon as it is fetched, because the cache is too small; "
-            "raise the size limit"
+            "increase its size limit"
         )
 
     def get_tree(self, url: str) -> Path:
@@ -202,15 +202,15 @@ class FileCache:
 
     def _check_room(self, url: str, size: int) -> None:
         if self.limit is not None and size > self.limit:
-            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its size limit of {self.limit}")
+            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over the size limit of {self.limit}")
 
     def _check_disk(self, url: str, size: int) -> None:
         self.make()
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise RunStopped(
-                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has {free} free; free "
-                "some space, or choose a different folder (OSM_CACHE)"
+                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has only {free} bytes "
+                "free; free up space or choose a different folder (OSM_CACHE)"
             )
 
     def _has(self, path: Path, url: str, wanted: Stat) -> bool:
@@ -325,7 +325,7 @@ class FileCache:
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or "its disk has no locks"
             raise OsmError(
-                f"cache {self.folder}: {reason}; expected a folder on a local disk of this machine (OSM_CACHE)"
+                f"cache {self.folder}: {reason}; set OSM_CACHE to a folder on a local disk of this machine"
             ) from None
         try:
             yield
@@ -389,8 +389,8 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
         raise write_failed(error, f"temporary folder {tempfile.gettempdir()}", "one that can be written") from None
     with temporary as folder:
         if found.size > free:
-            told = f"{found.size} bytes must be fetched, but {folder} has {free} free"
-            raise RunStopped(f"{public(url)}: {told}; free some space, or choose a different folder (TMPDIR)")
+            told = f"{found.size} bytes must be fetched, but the disk of {folder} has only {free} bytes free"
+            raise RunStopped(f"{public(url)}: {told}; free up space or choose a different folder (TMPDIR)")
         path = Path(folder) / "file"
         remote.download(url, path, found)
         with path.open("rb") as file:

@@ -99,7 +99,7 @@ async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | N
             if len(data) > end - start:
                 raise WrongLength(f"{end - start} bytes were requested, but the server sent more")
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)} bytes")
         return bytes(data)
 
 
@@ -124,10 +124,10 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
             async for block in answer.content.iter_any():
                 came += len(block)
                 if came > expected.size:
-                    raise WrongLength(f"the server announced {expected.size} bytes, but sent more")
+                    raise WrongLength(f"the server announced {expected.size} bytes but sent more")
                 file.write(block)
         if came != expected.size:
-            raise WrongLength(f"the server announced {expected.size} bytes, but sent {came}")
+            raise WrongLength(f"the server announced {expected.size} bytes but sent {came} bytes")
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
@@ -183,7 +183,7 @@ async def _page(fs: Any, url: str) -> str:
         async for block in answer.content.iter_any():
             data += block
             if len(data) > _PAGE_BYTES:
-                raise OsmError(f"{public(url)}: the page that lists this folder has over {_PAGE_BYTES} bytes")
+                raise OsmError(f"{public(url)}: the HTML page listing this folder is larger than {_PAGE_BYTES} bytes")
         return data.decode("utf-8", "replace")
 
 

@@ -55,7 +55,7 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
     if found is None:
         if not is_path(text):
             raise OsmError(
-                f"{what} {_hidden(text)[:200]!r}: expected a local path, or a URL that begins with "
+                f"{what} {_hidden(text)[:200]!r}: expected a local path or a URL that starts with "
                 f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are not supported "
                 "(if this is the name of a file, put ./ before it)"
             )
@@ -71,7 +71,7 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
             "credentials in the library's usual way (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
         )
     if ".." in unquote(rest.partition("?")[0]).split("/") or "\0" in rest:
-        raise OsmError(f"{what} {public(text)}: '..' in a URL is not supported; expected the URL without '..'")
+        raise OsmError(f"{what} {public(text)}: a URL must not contain '..' or a null character")
     return f"{protocol}://{rest}"
 
 
@@ -92,7 +92,10 @@ def check_writable(location: str | os.PathLike[str], what: str) -> str:
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
-        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path or {protocols}")
+        raise OsmError(
+            f"{what} {public(text)}: the location is read-only; expected a local path or a URL that starts with "
+            f"{protocols}"
+        )
     return text
 
 

@@ -207,7 +207,7 @@ class Lock:
             if isinstance(error, OsmError):
                 raise
             raise OsmError(
-                f"{self.where}: {public(self.url)} has the name of a lock, but does not contain a lock; remove it"
+                f"{self.where}: {public(self.url)} is named like a lock but does not contain one; remove it"
             ) from None
 
     def _create(self) -> bool:

@@ -120,7 +120,9 @@ class LocalOutput:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     os.close(folder)
-                    raise OsmError(f"{self._what} {self.path}: another process is writing shards there") from None
+                    raise OsmError(
+                        f"{self._what} {self.path}: another process is writing shards to this folder"
+                    ) from None
                 time.sleep(0.05)
                 continue
             except OSError:
@@ -216,9 +218,7 @@ def check_output(location: str | os.PathLike[str], what: str) -> str:
     """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
-        raise OsmError(
-            f"{what} {public(text)}: {found[0]!r} in the URL of an output is not supported; expected a URL without it"
-        )
+        raise OsmError(f"{what} {public(text)}: the URL of an output must not contain {found[0]!r}")
     return text
 
 
@@ -230,7 +230,7 @@ def check_here(location: str | os.PathLike[str], what: str) -> None:
     if is_remote(location):
         raise OsmError(
             f"{what} {public(check_location(location, what))}: this output must be local; expected a local path "
-            "(osm prepare writes its shards to s3:// and gs://)"
+            "(osm prepare can write its shards to s3:// and gs://)"
         )
 
 
@@ -283,7 +283,7 @@ def remote_file(url: str, what: str) -> Iterator[Path]:
     """
     folder, _, name = check_output(url, what).rpartition("/")
     if not name or folder.endswith(":/"):
-        raise OsmError(f"{what} {public(url)}: expected the URL of a file, consisting of a bucket and a file name")
+        raise OsmError(f"{what} {public(url)}: expected a file URL with a bucket and a file name")
     output = RemoteOutput(folder, what)
     with locked(output, f"{name}.lock"):
         yield output.path / name

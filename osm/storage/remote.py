@@ -35,7 +35,9 @@ def _seconds(name: str, default: str) -> list[float]:
     try:
         return [float(part) for part in os.environ.get(name, default).split(",") if part.strip()]
     except ValueError:
-        raise OsmError(f"{name}={os.environ[name]!r}: expected a comma-separated list of seconds ({default})") from None
+        raise OsmError(
+            f"{name}={os.environ[name]!r}: expected a comma-separated list of seconds, such as {default}"
+        ) from None
 
 
 def retry_delays() -> list[float]:
@@ -91,7 +93,7 @@ def filesystem(url: str) -> Any:
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
         hint = f"pip install 'osm-recognition[{extra}]'" if extra else str(error)
-        raise OsmError(f"{public(url)}: the package that reads {protocol}:// is not installed: {hint}") from None
+        raise OsmError(f"{public(url)}: the package for {protocol}:// URLs is not installed: {hint}") from None
 
 
 def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
@@ -134,7 +136,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             time.sleep(delays[attempt])
     raise RunStopped(
         f"{public(url)}: {_reason(failure)} (tried {len(delays) + 1} times); run the same command "
-        "again to resume when the server is available"
+        "again to resume once the server is available"
     )
 
 
@@ -229,7 +231,7 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
             return _sync(fs, http.read_range, url, start, end, expected)
         data = fs.cat_file(url, start=start, end=end)
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)} bytes")
         return data
 
     return b"" if end <= start else retried(url, get)
@@ -239,7 +241,7 @@ def read_whole(url: str, most: int) -> bytes:
     """Return the content of a remote file. Raise OsmError if the file has more than `most` bytes."""
     found = stat(url)
     if found.size > most:
-        raise OsmError(f"{public(url)}: the file has {found.size} bytes, over the limit of {most} bytes")
+        raise OsmError(f"{public(url)}: the file has {found.size} bytes, which exceeds the limit of {most} bytes")
     try:
         return read_range(url, 0, found.size, found)
     except NoRanges:

@@ -38,6 +38,6 @@ def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
         return
     sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "different ETag or date"
     raise RunStopped(
-        f"{public(url)}: the file was changed while it was in use ({sizes}); restore the original file, or start a new "
+        f"{public(url)}: the file was changed while it was in use ({sizes}); restore the original file or start a new "
         "run"
     )

@@ -72,9 +72,7 @@ def test_a_lock_of_another_machine_is_somebodys_until_it_is_stale(clean_s3: S3Se
     with Lock(URL, "out"):
         assert owner(clean_s3)["token"] != "theirs"
     clean_s3.put("bucket", "out/.osm.lock", b"a poem")
-    with pytest.raises(
-        OsmError, match=r"out: s3://bucket/out/.osm.lock has the name of a lock, but does not contain a lock"
-    ):
+    with pytest.raises(OsmError, match=r"out: s3://bucket/out/.osm.lock is named like a lock but does not contain one"):
         Lock(URL, "out").__enter__()
 
 
