@@ -1,9 +1,9 @@
 """Base class for all annotation formats.
 
-Each annotation format is a class. Its class methods read annotations from a dataset's files and build the samples of
-its shards. Each instance of the class represents one annotated image. Training picks random segments of the image with
-`pick`, and evaluation gets the masks to name from `targets`. Conversion, training and evaluation use the same code to
-validate annotations.
+Each annotation format is a class. The class methods read annotations from a dataset's files and build the samples of
+its shards. Each instance of such a class represents one annotated image. Training picks random segments of the image
+with `pick`, and evaluation gets the masks to name from `targets`. Conversion, training and evaluation use the same code
+to validate annotations.
 
 Shapes: (H, W) is the image size, height first. A `Size` is (width, height).
 """
@@ -74,7 +74,7 @@ ignored classes, empty masks and faults such as `polygon_unusable` (one polygon 
 
 
 class Losses:
-    """Records skipped annotations and why they were skipped, as well as problems that caused no skip."""
+    """Records skipped annotations and why they were skipped, as well as problems that did not lead to a skip."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
@@ -330,7 +330,7 @@ class Form(ABC):
 
     @abstractmethod
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        """Read the sample's annotations. Raises SampleError if they are not in this annotation format."""
+        """Read the sample's annotations. Raises SampleError if the annotations are in another format."""
 
     # -- from the files of a dataset ----------------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ class Form(ABC):
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
         """Yield (image key, annotations) for each entry in a prediction file.
 
-        The image key identifies the image. It is None if the entry contains no identifier.
+        The image key identifies the image, or is None if the entry contains no identifier.
 
         Raises:
             TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation format.
@@ -484,7 +484,7 @@ class Form(ABC):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message, or '' if an annotation in a prediction file is consistent with the class `label`."""
+        """Return an error message if an annotation in a prediction file contradicts its class `label`, or else ''."""
         return ""
 
     # -- from a sample -------------------------------------------------------------------------------------------------

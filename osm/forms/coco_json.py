@@ -1,8 +1,8 @@
 """Reads JSON files in COCO format: COCO, LVIS, V3Det, Cityscapes and exports from annotation tools.
 
-Conversion and evaluation both use this module to read COCO JSON files. Fields that neither of them uses are not
-checked. Invalid annotations are skipped, and the image's other annotations are kept. Ids are compared by value, so 1,
-1.0 and "1" are the same id.
+Conversion and evaluation both use this module to read COCO JSON files. Fields that neither conversion nor evaluation
+uses are not checked. Invalid annotations are skipped, and the image's other annotations are kept. Ids are compared by
+value, so 1, 1.0 and "1" are the same id.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of the images that are listed in the JSON file's `annotations`, in that order."""
+        """Return the entries of all images listed in the JSON file's `annotations`, in the same order."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -269,7 +269,7 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     """Convert a panoptic PNG to RGB, with ids encoded in red, green and blue. RGB and RGBA PNGs are left unchanged.
 
     In a palette PNG, the palette colors normally encode the ids. If only the palette indices match ids in `listed` (the
-    ids in the JSON file), the indices are used instead.
+    ids in the JSON file), the indices are used as ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):

@@ -223,7 +223,7 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class CSV file "
                 "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)
@@ -335,7 +335,7 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates seem to be "
+            f"{files.where('json_file')}: every {field} value is between 0 and 1, so the coordinates seem to be "
             "normalized; expected pixel coordinates (multiply x by the width and y by the height)"
         )
 

@@ -28,7 +28,7 @@ _SHOWN = 3  # the largest number of files that a message lists
 
 
 class FileFinder:
-    """Finds the files listed in a JSON file in a single folder.
+    """Finds the files named in a JSON file within a single folder.
 
     Args:
         folder: the folder. All files that are found are inside the folder.
@@ -136,7 +136,7 @@ class FileFinder:
 
     @cached_property
     def _top_folders(self) -> frozenset[str]:
-        """The names of the direct subfolders, normalized by `_plain`."""
+        """The names of the immediate subfolders, normalized by `_plain`."""
         if self._listed is not None:
             return frozenset(_plain(name.split("/")[0]) for name in self._listed if "/" in name)
         return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())

@@ -47,13 +47,15 @@ class MaskTable(CocoJson):
         if not files.labels:
             flag = files.flag.format("labels")
             raise OsmError(
-                f"{flag}: {path} contains no class names; pass the class CSV file (class-descriptions-boxable.csv)"
+                f"{flag}: the file {path} contains no class names; pass the class CSV file "
+                "(class-descriptions-boxable.csv)"
             )
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
             raise OsmError(
-                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which the ids in {path} refer to"
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which the class ids in the file "
+                f"{path} refer to"
             )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")

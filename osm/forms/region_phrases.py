@@ -182,7 +182,7 @@ def _why_none(row: Annotation) -> str:
 
 
 def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
-    """Read a dataset's region file, and convert its content to a document {images, annotations}.
+    """Read a dataset's region file and convert its content to a document {images, annotations}.
 
     Returns:
         the document and a hash of the files that were read.

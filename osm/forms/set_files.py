@@ -63,14 +63,14 @@ class SetFiles:
     urls: Mapping[str, str] = field(default_factory=dict)
 
     def flag_of(self, field_name: str) -> str:
-        """Return the flag or YAML key that the user sets a field with."""
+        """Return the flag or YAML key that sets a field."""
         return self.flag.format(self.flag_names.get(field_name, field_name))
 
     def _value(self, field_name: str) -> Any:
         return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
-        """Return a field's flag and value, as the start of error messages about the field."""
+        """Return a field's flag and value, for use at the start of error messages."""
         return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
@@ -159,7 +159,7 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Map the extensionless names of all files in a folder that have one of the given extensions to their paths.
+    """Map file names without extension to paths, for all files in a folder with one of the given extensions.
 
     Args:
         where: the flag and value of the folder, with which error messages begin.

@@ -23,7 +23,7 @@ from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
-# The reasons why an image with valid files may have no mask to name.
+# Reasons why an image with valid files may have no mask to name.
 _NO_MASK_REASONS = ("nothing_labelled", "no_part_masks", "no_id_in_png")
 _UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
@@ -149,7 +149,7 @@ class Split:
         return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
-        """Open an entry's image. Raises OsmError if the image is unreadable or its size differs from the JSON file."""
+        """Open an entry's image. Raises OsmError if it is unreadable or its size differs from that in the JSON file."""
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:

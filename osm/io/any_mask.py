@@ -129,7 +129,7 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[:1]
             raise OsmError(
-                f"{where}: cannot read a tensor of type {value.dtype} on device {value.device} "
+                f"{where}: cannot read a tensor with dtype {value.dtype} on device {value.device} "
                 f"({reason[0] if reason else ''})"
             ) from None
     else:
@@ -214,8 +214,8 @@ def _ask_for_id(array: np.ndarray, where: str, words: _Words) -> NoReturn:
     ids = ids[ids != 0]
     if len(ids) > _LISTED and array.max() == 255:
         raise OsmError(
-            f"{where} has {len(ids)} values up to 255: is it a soft mask (if so, {words.threshold}) or a label map "
-            f"(if so, {words.label})?"
+            f"{where} has {len(ids)} distinct values up to 255: is it a soft mask (if so, {words.threshold}) or a "
+            f"label map (if so, {words.label})?"
         )
     raise OsmError(f"{where} holds the ids {_listed(ids)}: which id marks the object? {words.label}")
 
@@ -419,6 +419,6 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
         raise
     except FileNotFoundError:
         raise OsmError(f"{where}: there is no such file") from None
-    except Exception as error:  # Corrupt data can make numpy raise any exception.
+    except Exception as error:  # Corrupt data can make NumPy raise any exception.
         raise OsmError(f"{where}: not a readable .npy file ({error})") from None
     return _rule(array, where, False, label_id, _FLAG)(array)

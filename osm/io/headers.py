@@ -94,7 +94,7 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Reject a JPEG that is slow to open, because Pillow reads all marker segments before the first scan one by one.
+    """Reject a JPEG that is slow to open. Pillow reads its marker segments one at a time until the first scan.
 
     Other formats are not checked.
 
@@ -107,7 +107,7 @@ def check_header(stream: IO[bytes]) -> None:
 
 
 def _header_ends(data: bytes) -> bool:
-    """Return whether the first scan of a JPEG begins within `data`.
+    """Return whether the first scan of a JPEG starts within `data`.
 
     Raises ValueError for the same reasons as `check_header`.
     """
@@ -136,7 +136,7 @@ def _header_ends(data: bytes) -> bool:
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Count how many JPEG samples later scans decode again, not counting the first time each sample is decoded.
+    """Count the sample decodes in all scans of a JPEG, excluding the first decode of each sample.
 
     Counting stops as soon as the count exceeds `most`. Data after the end of the image (a video or a second image) is
     not counted.

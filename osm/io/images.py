@@ -49,7 +49,7 @@ _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The bit depths that cameras and program
 _COMPRESSION, _TIFF_JPEG = 259, 7
 _TIFF_JPEGS = (6, _TIFF_JPEG)  # TIFF's old-style and new-style JPEG compression.
 _INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of TIFFs in which 0 is white
-_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Names of attributes that we add to a PIL image.
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Attributes that this module adds to PIL images.
 _ORIENTATION = 0x0112
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
@@ -108,7 +108,7 @@ def _keep_as_stored(image: Image.Image) -> None:
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow parses this EXIF entry only once, and rotates by it.
+        del image.getexif()[_ORIENTATION]  # Pillow parses EXIF only once and rotates by this entry.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -421,7 +421,7 @@ def _holds_jpegs(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of an image, such as `L;4`, or an empty string if the image is already decoded."""
+    """Return an image's raw mode in Pillow, such as `L;4`, or an empty string if it was already decoded."""
     tiles: Any = getattr(image, "tile", None)
     if tiles:
         args = tiles[0][3]

@@ -1,7 +1,7 @@
 """Read lists of names in the text formats commonly written by people and tools.
 
 The supported formats are one name per line, an id and a name per line, comma-separated names, YAML, and CVAT's label
-map. Text in any other format raises an error instead of having its lines mistaken for names.
+map. Text in any other format raises an error, so that its lines are not mistaken for names.
 """
 
 from __future__ import annotations

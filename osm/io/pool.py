@@ -62,8 +62,6 @@ def in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> It
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise OsmError(
-                "a worker process was killed (out of memory?): run again with a lower --num_workers"
-            ) from None
+            raise OsmError("a worker process was killed (out of memory?); rerun with a lower --num_workers") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

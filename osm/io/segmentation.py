@@ -65,7 +65,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames may store them as JSON strings.
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # JSON strings, as stored in data frames
         try:
             inner = parse_json(value)
         except ValueError:
@@ -112,14 +112,14 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
     """Draw a mask (H, W) from alternating runs of 0 and 1 in column-major order.
 
-    We do not use pycocotools' decoder, because it checks neither the end of the string nor the sum of the runs.
+    The decoder in pycocotools is not used, because it checks neither the end of the string nor the sum of the runs.
     """
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a list that contains an RLE to the standard form: the union of all masks in the list."""
+    """Convert a list that contains an RLE to the standard form by merging all masks in the list."""
     if len(parts) == 1:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
@@ -218,7 +218,7 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
 
 
 def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str, str] | None:
-    """Return why a polygon cannot be drawn, as (reason, end of the error message), or None if it can be drawn.
+    """Return (reason, end of the error message) if a polygon cannot be drawn, or None if it can.
 
     Polygons with only two points are rejected, because pycocotools interprets two points as a box.
     """
@@ -303,9 +303,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of its bits are part of a
-    number, and the sixth indicates whether the number continues in the next character. Starting with the fourth number,
-    each number is stored as its difference from the number two positions earlier.
+    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits encode part of
+    a number, and the sixth indicates whether the number continues in the next character. Starting with the fourth
+    number, each number is stored as its difference from the number two positions earlier.
     """
     counts: list[int] = []
     value = shift = 0

@@ -73,11 +73,11 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The bicubic kernel in torch is more than three times as fast as Pillow's. It is faster than Pillow on the crop
-        alone, even when torch also has to resize pixels outside the crop. Both kernels clip to 0..255 between the
-        horizontal and vertical passes, but the order of the passes may differ. On photos, torch and Pillow results
-        differ by at most two gray levels, and few pixels differ by two. On pure noise, torch and Pillow results may
-        differ by more than two gray levels.
+        The bicubic kernel in torch is more than three times as fast as Pillow's. Even if torch also has to resize
+        pixels outside the crop, it is faster than Pillow on the crop alone. The torch and Pillow kernels both clip to
+        0..255 between the horizontal and vertical passes, but the order of the passes may differ. On photos, torch and
+        Pillow results differ by at most two gray levels, and few pixels differ by two. On pure noise, torch and Pillow
+        results may differ by more than two gray levels.
         """
         array = torch.from_numpy(picture)
         # The image is flipped before it is resized, so the crop position is mirrored too.

@@ -1,9 +1,9 @@
 """A local cache of remote files, which is shared by all processes on a machine.
 
 A file is stored at `<folder>/<protocol>/<host>/<path>`, with each path component percent-encoded. The size and version
-of a file are stored in a separate file. Each file is fetched only once. While it is being downloaded, the file has a
-temporary name. When a new file would exceed the cache's size limit, the least recently used files are removed. A
-process that has opened a cached file can still read it after it is removed.
+of each cached file are stored in a separate file. Each file is fetched only once. While it is being downloaded, the
+file has a temporary name. When a new file would exceed the cache's size limit, the least recently used files are
+removed. A process that has opened a cached file can still read it after it is removed.
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
-    """Fetch a remote file to a temporary file and yield it opened. The file is removed when the context exits."""
+    """Fetch a remote file into a temporary file and yield the open file. The file is removed when the context exits."""
     found = expected or remote.stat(url)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="osm_")

@@ -3,7 +3,7 @@
 The HTTP functions in fsspec are not used, because they report a missing file when the server is down, read responses of
 any size into memory, and follow links that lead outside the listed folder.
 
-The coroutines of this module run in fsspec's event loop. If a request fails, the coroutine raises aiohttp's error, and
+The coroutines in this module run in fsspec's event loop. If a request fails, the coroutine raises aiohttp's error, and
 `osm.storage.remote` retries the request.
 """
 

@@ -115,9 +115,9 @@ class Lock:
 
     The lock is an object that is created only if it does not exist yet. If the storage service does not support
     conditional writes, the object is written and then read back. A thread renews the lock regularly. After the process
-    that holds the lock has ended, another run can take over the lock. On the same machine it can do so immediately, and
-    on any other machine `STALE_SECONDS` after the last renewal. The machines' clocks must not differ by more than
-    `STALE_SECONDS`.
+    that holds the lock has ended, another run can take over the lock. On the same machine, the lock can be taken over
+    immediately, and on any other machine `STALE_SECONDS` after the last renewal. The machines' clocks must not differ
+    by more than `STALE_SECONDS`.
 
     Args:
         url: the URL of the lock object.
@@ -176,7 +176,7 @@ class Lock:
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
-        """Raise OsmError unless a lock is abandoned: its owner has ended or has not renewed it for `STALE_SECONDS`."""
+        """Raise OsmError unless a lock is abandoned (its owner has ended or has not renewed it for `STALE_SECONDS`)."""
         if not found.is_gone() and time.time() - found.time < STALE_SECONDS:
             raise self._refusal(found)
 

@@ -30,7 +30,7 @@ from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
 MAX_JSON_BYTES = 1 << 30  # The maximum size of a file that `read` returns. The record of a conversion is smaller.
-_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Some libraries give these characters a special meaning.
+_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Some libraries give these characters a special meaning in URLs.
 
 
 class Output(Protocol):
@@ -48,7 +48,7 @@ class Output(Protocol):
         """Return the location of a file, for messages."""
 
     def sizes(self) -> dict[str, int]:
-        """Map the names of all files and subfolders of the folder to their sizes in bytes.
+        """Map the names of all files and subfolders in the folder to their sizes in bytes.
 
         The size of an entry that is not a file is given as -1.
         """

@@ -55,7 +55,7 @@ def _by_http(url: str) -> bool:
 
 
 def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a coroutine function of `osm.storage.http` in the filesystem's event loop, and return its result."""
+    """Run a coroutine function of `osm.storage.http` in the filesystem's event loop and return its result."""
     from fsspec.asyn import sync
 
     return sync(fs.loop, function, fs, *arguments)
