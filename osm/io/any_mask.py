@@ -119,7 +119,7 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
         if value.device.type == "meta":
             raise OsmError(
-                f"{where} is a tensor on the meta device, which holds no values; use a tensor on a real device"
+                f"{where} is a tensor on the meta device, which has no values; use a tensor on a real device"
             )
         try:
             tensor = value.detach()

@@ -315,7 +315,9 @@ def test_mat_files_with_what_nobody_knows(root: Path) -> None:
     with pytest.raises(OsmError, match=r"mask .*2008_000002\.mat: "):
         generate_predictions(AreaNamer(), row, 0, 1, root / "broken")
     (mats / "2009_000001.mat").write_bytes(b"")
-    with pytest.raises(OsmError, match=r"1 of the 6 files .* are missing, the first is .*JPEGImages/2009_000001\.jpg"):
+    with pytest.raises(
+        OsmError, match=r"1 of the 6 files .* are missing; the first one is .*JPEGImages/2009_000001\.jpg"
+    ):
         generate_predictions(AreaNamer(), row, 0, 1, root / "broken")
 
 

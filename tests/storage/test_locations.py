@@ -36,7 +36,7 @@ from osm.storage.locations import check_location, check_writable, is_remote, joi
 )
 def test_what_is_no_location_is_refused(text: str) -> None:
     assert not is_remote(text)
-    with pytest.raises(OsmError, match="^--flag '.*': expected a local path, or a URL that begins with http://"):
+    with pytest.raises(OsmError, match="^--flag '.*': expected a local path or a URL that starts with http://"):
         check_location(text, "--flag")
 
 

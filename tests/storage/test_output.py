@@ -167,7 +167,7 @@ def test_a_file_is_written_there_or_here(clean_s3: S3Server, tmp_path: Path) -> 
     write_text(tmp_path / "deep" / "figures.json", "--json", ["{", "}"])
     assert (tmp_path / "deep" / "figures.json").read_text() == "{}"
     assert clean_s3.names("bucket") == ["deep/figures.json"] and not list((tmp_path / "cache" / "staging").iterdir())
-    with pytest.raises(OsmError, match="--json s3://bucket: expected the URL of a file"):
+    with pytest.raises(OsmError, match="--json s3://bucket: expected a file URL"):
         write_text("s3://bucket", "--json", [])
     with pytest.raises(OsmError, match=r"--json s3://nobody: there is no such bucket"):
         write_text("s3://nobody/a.json", "--json", [])
