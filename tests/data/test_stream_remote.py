@@ -276,7 +276,7 @@ def test_the_cache_stays_below_its_bound(
     )
     held = sum(path.stat().st_size for path in (tmp_path / "shards" / "http").rglob("*.tar"))
     assert 0 < held <= bound
-    with pytest.raises(OsmError, match=f"over its size limit of {largest - 1}"):
+    with pytest.raises(OsmError, match=f"over the size limit of {largest - 1}"):
         FileCache(tmp_path / "small", largest - 1).get(served.url("002.tar"))
 
 

@@ -101,7 +101,7 @@ def test_box_ap_by_hand(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"bbox": [1, 2, 3]}, r"bbox [1, 2, 3] is not [x, y, width, height]"),
         ({"bbox": [1, 2, 0, 3]}, "bbox [1, 2, 0, 3] has no area"),
-        ({"bbox": [80, 2, 2, 3]}, "bbox [80, 2, 2, 3] is outside of the image, which is 8 x 6 pixels"),
+        ({"bbox": [80, 2, 2, 3]}, "bbox [80, 2, 2, 3] is outside the image, which is 8 x 6 pixels"),
         (
             {"segmentation": 5},
             "proposal 0: segmentation 5 is neither an RLE {size, counts} nor polygons, and there is no bbox",

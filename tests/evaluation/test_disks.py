@@ -103,9 +103,9 @@ def test_a_picture_that_goes_in_mid_run_is_named(
     victim = tmp_path / "pets" / folder / "1.png"  # the fourth that is named
     assert generate(tmp_path / "out", pets_yaml, Vandal(victim, 1)) == 3
     error = last_line(capsys)
-    assert f"error: {victim}: No such file or directory; the file existed when the run began" in error
+    assert f"error: {victim}: No such file or directory; the file existed when the run started" in error
     assert generate(tmp_path / "out", pets_yaml) == 2  # one that is missing from the start is known before any naming
-    assert f"set 'pets': 1 of the 4 files to read are missing, the first is {victim}" in last_line(capsys)
+    assert f"set 'pets': 1 of the 4 files to read are missing; the first one is {victim}" in last_line(capsys)
     os.mkfifo(victim)
     assert generate(tmp_path / "out", pets_yaml) == 2
     assert f"{victim} is not a regular file, but a FIFO" in last_line(capsys)

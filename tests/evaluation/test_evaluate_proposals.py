@@ -226,7 +226,7 @@ def said(**wrong: Any) -> dict[str, Any]:
         ("[", "predictions out/coco_proposals_0_of_1.json: not valid json"),
         ({"pred": []}, "out/coco_proposals_0_of_1.json: expected a list of"),
         ([NAMED, 3], "expected a list of"),
-        ([NAMED, {**NAMED, "image_id": 7}], "proposal 1: image_id 7 matches none of the 2 images of dataset 'coco'"),
+        ([NAMED, {**NAMED, "image_id": 7}], "proposal 1: image_id 7 matches none of the 2 images in dataset 'coco'"),
         ([{**NAMED, "segmentation": "x"}], "proposal 0: segmentation 'x' is neither an RLE"),
         (
             [{**NAMED, "segmentation": {"size": [60000, 60000], "counts": [3600000000]}}],

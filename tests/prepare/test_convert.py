@@ -209,7 +209,7 @@ def test_two_writers_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("osm.data.shard_writer._LOCK_SECONDS", 0.0)
     with (
         ShardWriter(tmp_path, "webdataset"),
-        pytest.raises(OsmError, match="another process is writing shards there"),
+        pytest.raises(OsmError, match="another process is writing shards to this folder"),
     ):
         ShardWriter(tmp_path, "webdataset")
     with ShardWriter(tmp_path, "webdataset") as writer:

@@ -165,7 +165,7 @@ WRONG = [
     (lambda s: s.json["images"][1].update(file_name="a/../../im1.jpg"), "leads out of its folder"),
     (lambda s: s.json["images"][1].pop("file_name"), r"images\[1\] \(id 1\), --image_dir"),
     (lambda s: s.json["images"][1].update(id=0), "two different images have the id 0"),
-    (lambda s: s.json["images"][1].pop("id"), r"images\[1\] needs an 'id'"),
+    (lambda s: s.json["images"][1].pop("id"), r"images\[1\]: expected an 'id'"),
     (lambda s: s.json.pop("categories"), "no list 'categories'"),
 ]
 

@@ -56,7 +56,7 @@ BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("v3det", "image_truncated", lambda s: spoil(image(s), 0.9), "broken data"),
     ("v3det", "no_boxes", lambda s: boxes(s, [1, 2, 3]), r"bbox \[1, 2, 3\] is not \[x, y"),
     ("v3det", "no_boxes", lambda s: boxes(s, [1, 2, 3, float("nan")]), "bbox"),
-    ("v3det", "no_boxes", lambda s: boxes(s, [30, 2, 3, 3]), "is outside of the image, which is 24 x 16 pixels"),
+    ("v3det", "no_boxes", lambda s: boxes(s, [30, 2, 3, 3]), "is outside the image, which is 24 x 16 pixels"),
     ("a847", "mask_missing", lambda s: mask(s, "tif").unlink(), "im_00000000.tif: there is no such file"),
     ("a847", "image_missing", lambda s: image(s).unlink(), "im_00000000.jpg: there is no such file"),
     ("a847", "mask_truncated", lambda s: spoil(mask(s, "tif")), "im_00000000.tif"),

@@ -208,7 +208,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values -9 to 9: are these logits"),
+        ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values from -9 to 9: are these logits"),
         ({"masks": [some_masks()[1], some_masks()[1] * 2 + 1]}, "mask 1 holds the ids 1, 3"),
         ({"masks": some_masks()[None]}, "mask 0 has shape .* it holds .* masks; pass a single mask"),
         ({"masks": torch.zeros(1, 50, 70, device="meta")}, "mask 0 is a tensor on the meta device"),
@@ -222,7 +222,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"vocabulary": iter(())}, "vocabulary: no name in it"),
         (
             {"masks": np.zeros((1, 3, 4), bool)},
-            r"mask 0 has shape \(3, 4\) .*expected a mask of 0 and 1 with shape \(50, 70\)",
+            r"mask 0 has shape \(3, 4\) .*expected a binary mask \(0 and 1\) of shape \(50, 70\)",
         ),
         ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
