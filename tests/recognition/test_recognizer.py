@@ -234,7 +234,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"modes": "any"}, r"modes must be a list, such as \['any'\]"),
         ({"top_k": 0}, "top_k 0 must be 1 or more"),
         ({"vocabulary": []}, "vocabulary: no name in it"),
-        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; a list of names is needed"),
+        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; expected a list of names"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
         ({"vocabulary": ["cat"], "method": "guessed"}, "method 'guessed' is not one of constrained, scored, mapped"),

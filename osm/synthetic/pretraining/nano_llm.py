@@ -271,7 +271,10 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_state(path, {**saved, "config": asdict(config), "seconds": time.monotonic() - started})
     llm.eval()
-    documents = {"seen pairs": training_pair_documents(TEST_PAIRS, config.seed), "held-out pairs": corpus.held_out_documents()}
+    documents = {
+        "seen pairs": training_pair_documents(TEST_PAIRS, config.seed),
+        "held-out pairs": corpus.held_out_documents(),
+    }
     accuracy = {
         name: round(naming_accuracy(llm, tokenizer, chosen, config.seed), 4) for name, chosen in documents.items()
     }

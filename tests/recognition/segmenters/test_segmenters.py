@@ -165,7 +165,7 @@ def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa
         ({"name": "magic"}, "--segmenter 'magic' is not one of auto, embedded, sam"),
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
-        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "accepts no checkpoint"),
+        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "does not take a checkpoint"),
         ({"checkpoint": tmp_path}, "is not a .pth file, folder or hub id"),
     ]:
         with pytest.raises(OsmError, match=message):
