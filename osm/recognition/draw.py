@@ -127,7 +127,7 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
     Args:
         image: an RGB image.
         masks: bool (K, H, W), with the image's height and width.
-        right: for each mask, whether its name is correct; None for a mask without a name, which gets no tick or cross.
+        right: for each mask, whether its name is correct; None for a mask without a name, which gets neither mark.
 
     Returns:
         a new RGB image of the same size.

@@ -170,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return which superpixels a box selects, bool (n,), or None if none lie inside the box or none lie around it."""
+        """Return which superpixels a box selects, bool (n,), or None if none are inside the box or none around it."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
