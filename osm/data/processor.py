@@ -129,8 +129,8 @@ class Processor:
     def canvas(self, image: Image.Image) -> Tensor:
         """Resize and pad an image to a square canvas for inference. Return a uint8 tensor (3, S, S).
 
-        Bicubic resizing makes the longest side S pixels long. The image is then padded with zeros at the bottom and
-        right.
+        The image is resized with bicubic interpolation so that its longest side is S pixels, then padded with zeros at
+        the bottom and right.
         """
         size = fitted_size(image.width, image.height, self.input_size)
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
@@ -142,7 +142,7 @@ class Processor:
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pad images (h, w, 3) with zeros at the bottom and right, and stack them into a uint8 tensor (N, 3, S, S).
 
-        The result is in channels-last memory layout (N, S, S, 3). `pixel_values` later makes the images contiguous on
+        The result is in channels-last memory format (N, S, S, 3). `pixel_values` later makes the images contiguous on
         the model's device.
         """
         canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
@@ -154,7 +154,7 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Resize and pad masks (K, H, W) for inference, matching their image. Return a bool tensor (K, 1, S, S).
+        """Resize and pad masks (K, H, W) for inference in the same way as their image. Return bool (K, 1, S, S).
 
         Masks are resized with nearest-neighbor sampling and padded with zeros.
         """

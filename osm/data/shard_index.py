@@ -95,13 +95,13 @@ class ShardIndex:
         return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
     def held_out_numbers(self, share: float) -> np.ndarray:
-        """Return the positions of the held-out samples in the shard as an int64 array, without unreadable samples."""
+        """Return the positions of the held-out samples as an int64 array. Unreadable samples are never held out."""
         held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
     def training_numbers(self, share: float) -> np.ndarray:
-        """Return the positions of the training samples, including unreadable ones, in the shard as an int64 array."""
+        """Return the positions of the training samples as an int64 array. Unreadable samples are included."""
         if not share:
             return np.arange(len(self))
         kept = self.held_out >= np.uint64(held_out_threshold(share))

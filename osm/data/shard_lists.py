@@ -140,7 +140,7 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     if missing:
         message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {public(missing[0])})"
         if len(missing) > max(MAX_MISSING, len(named) // 2):
-            raise OsmError(f"{message}; more than half of the shards are missing; correct the range")
+            raise OsmError(f"{message}. More than half of the shards are missing; correct the range")
         if report:
             logger.warning(f"{message}; they are skipped")
     return existing

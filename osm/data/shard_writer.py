@@ -157,7 +157,7 @@ class ShardWriter:
 
     @property
     def where(self) -> str:
-        """The output folder, in the form in which messages show it."""
+        """The output folder, as displayed in messages."""
         return self._output.where
 
     @property
@@ -271,7 +271,7 @@ class ShardWriter:
     def _resume(self) -> None:
         """Resume an interrupted conversion that was started with the same arguments, and keep its complete shards.
 
-        Raise OsmError if the output folder contains shards of a different conversion.
+        Raise OsmError if the output folder contains shards from a different conversion.
         """
         there = self._output.sizes()
         found = {name for name in there if name.endswith(".tar")}
@@ -320,12 +320,12 @@ class ShardWriter:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = self._output.location(PROGRESS)
-            raise OsmError(f"{path}: not a valid conversion record ({error!r}); use an empty output_dir") from None
+            raise OsmError(f"{path} is not a valid conversion record ({error!r}); use an empty output_dir") from None
         ours = json.loads(json.dumps(self.arguments))
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.where} contains shards from a run with different arguments ({name} was "
+                    f"output_dir {self.where} contains shards from a run with different arguments (argument {name} was "
                     f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder "
                     "or the same arguments"
                 )

@@ -132,7 +132,7 @@ class RowBudget:
         if self.memory is not None:
             self.memory.release()
         if rows == 1:
-            raise OsmError("the LLM runs out of memory even with a single mask: use --device_map auto or a smaller LLM")
+            raise OsmError("the LLM ran out of memory even with a single mask: use --device_map auto or a smaller LLM")
         self.positions = self._ceiling = rows * length // 2
 
 

@@ -103,8 +103,8 @@ class ImageEncoder:
             except torch.OutOfMemoryError:
                 if self.windows_at_once == 1:
                     raise OsmError(
-                        "the vision tower runs out of memory with a single image window: use the CPU (--device cpu), "
-                        "or free memory on the device"
+                        "the vision tower ran out of memory on a single image window: use the CPU (--device cpu), "
+                        "or free up memory on the device"
                     ) from None
             # Memory is released outside the exception handler, because the exception keeps the batch's tensors alive.
             self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1

@@ -29,5 +29,5 @@ def config_options(args: argparse.Namespace) -> dict[str, Any]:
 def method_of(args: argparse.Namespace) -> str:
     """Return the naming method (`--way`). Raises OsmError if `--way` is given without `--vocabulary`."""
     if args.way is not None and args.vocabulary is None:
-        raise OsmError(f"--way {args.way} selects how a vocabulary is used; give --vocabulary as well")
+        raise OsmError(f"--way {args.way} has no effect without --vocabulary; give --vocabulary as well")
     return args.way or "constrained"

@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
+        """The number of masks that cover no token-grid cell, so that the cell at their centroid is used instead."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(

@@ -147,7 +147,7 @@ class Recognizer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
+        """The number of masks that cover no token-grid cell, so that the cell at their centroid is used instead."""
         return self.mask_encoder.fallbacks
 
     @property

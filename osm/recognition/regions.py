@@ -18,7 +18,7 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image. Masks are created on demand, so that hundreds of masks are never in memory at once.
+    """A region of an image. Masks are created on demand, so that hundreds of masks need not fit in memory at once.
 
     Attributes:
         draw: function that returns the mask, bool (H, W).

@@ -134,7 +134,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
         raise OsmError(
-            f"--table {table}: expected object names as keys, each with lists of files under {' or '.join(SPLITS)}"
+            f"--table {table}: expected a mapping from object names to lists of files under {' or '.join(SPLITS)}"
         )
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():

@@ -172,7 +172,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("- plum", "expected object names as keys, each with lists of files under train or val"),
+        ("- plum", "expected a mapping from object names to lists of files under train or val"),
         ("plum: [a.png]", "'plum': expected lists of files under train or val, found"),
         ("plum: {test: [a.png]}", "'plum': expected lists of files under train or val, found"),
         ("plum: {train: plum/a.png}", "'plum', train: expected a list of files, found 'plum/a.png'"),

@@ -170,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return which superpixels a box selects, bool (n,), or None if none are inside the box or none around it."""
+        """Return a bool array (n,) of the selected superpixels, or None if none are inside or none around the box."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
@@ -208,7 +208,7 @@ def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.nd
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Subtract the mean feature row from all rows, then scale the rows to a root-mean-square length of 1."""
+    """Subtract the mean feature row from all rows, then scale the rows so that their root-mean-square norm is 1."""
     features = features - features.mean(0)
     return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
 

@@ -30,7 +30,7 @@ from osm.recognition.segmenters.base import (
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognizer
 
-# The processors of these model types use the same format for points and boxes, and return masks at the image's size.
+# The processors of these model types share a format for points and boxes, and return masks at the original image size.
 FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
 # The published demo's thresholds are meant for the original SAM, so the transformers defaults are used here.
 EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
@@ -123,7 +123,8 @@ def load_mask_generator(
         raise OsmError(f"--sam_checkpoint {checkpoint} is not a .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
-            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a SAM .pth file"
+            f"--sam_checkpoint {checkpoint} has model type {kind}; expected one of {', '.join(FAMILIES)}, "
+            "or a SAM .pth file"
         )
     try:
         with quiet_libraries():

@@ -37,7 +37,10 @@ def read_state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
         document = load_torch(path)
     except ValueError as error:
-        raise OsmError(f"checkpoint {path} {error}; choose a different --work folder, or remove the file") from None
+        raise OsmError(f"the checkpoint {path} {error}; choose a different --work folder, or remove the file") from None
     if not isinstance(document, dict) or document.get("config") != config:
-        raise OsmError(f"{path} was made with different settings; choose a different --work folder, or remove the file")
+        raise OsmError(
+            f"the checkpoint {path} was made with different settings; choose a different --work folder, "
+            "or remove the file"
+        )
     return document

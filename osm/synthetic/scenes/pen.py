@@ -19,7 +19,7 @@ Draw = Callable[["Pen"], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon (N, 2), its role, and the number of its stroke.
+    """A polygon (N, 2), its role, and its stroke number.
 
     No line is drawn between polygons of the same stroke.
     """

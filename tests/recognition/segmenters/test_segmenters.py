@@ -171,5 +171,5 @@ def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa
         with pytest.raises(OsmError, match=message):
             load_segmenter(**options)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(OsmError, match="is a bert; expected one of sam2"):
+    with pytest.raises(OsmError, match="has model type bert; expected one of sam2"):
         load_segmenter(checkpoint=tmp_path)
