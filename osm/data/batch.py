@@ -113,7 +113,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 
 def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
-    """Concatenate tensors along the first axis, using pinned memory if `pinned` is true."""
+    """Concatenate tensors along the first axis; the result is in pinned memory if `pinned` is true."""
     if not pinned:
         return torch.cat(parts)
     first = parts[0]

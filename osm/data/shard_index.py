@@ -299,7 +299,7 @@ class Indexes:
         size: int = 1,
         exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Read or build the indexes of all shards, with the shards divided among the ranks.
+        """Read or build the indexes of all shards, dividing the shards among the ranks.
 
         Args:
             rank, size: rank of this process and number of processes.

@@ -37,8 +37,8 @@ def expand_shards(pattern: str) -> list[str]:
     shards exist.
 
     Raises:
-        OsmError: a pattern is empty, has malformed braces, expands to over a million shards, or is a command such as
-            `pipe:`.
+        OsmError: a pattern is empty, has malformed braces, expands to more than a million shards, or is a command such
+            as `pipe:`.
     """
     shards: list[str] = []
     for part in _split_patterns(pattern):

@@ -147,7 +147,7 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Outline one mask in an image array (H, W, 3).
+    """Outline a mask in an image array (H, W, 3).
 
     The pixels inside the outline keep their colors, because a name may refer to a color.
     """

@@ -175,7 +175,7 @@ class MaskEncoder:
         return [skipped or next(encoded) for skipped in found]
 
     def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
-        """Encode masks that each contain at least one pixel."""
+        """Encode non-empty masks, each of which contains at least one pixel."""
         masks_K1SS = masks_K1SS.to(self.model.device)
         context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
         features = self.model.mask_features(masks_K1SS, context_K1SS)

@@ -48,7 +48,7 @@ class Trie:
 
 
 class Vocabulary:
-    """The names that may be decoded, with their token ids.
+    """The names that decoding may produce, with their token ids.
 
     Args:
         names: the names. They are converted to lower case, surrounding blanks are removed, and duplicates are dropped.

@@ -89,7 +89,7 @@ class SamSegmenter(Segmenter):
         self._size, self._embedded = image.size, False
 
     def everything(self) -> list[ScoredMask]:
-        """Return the high-confidence masks for a grid of points, scored by predicted IoU, in descending order of area."""
+        """Return high-confidence masks for a grid of points, scored by predicted IoU, in descending order of area."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
         return by_area([ScoredMask.predicted(mask["segmentation"], mask["predicted_iou"]) for mask in found])
