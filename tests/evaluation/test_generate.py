@@ -287,7 +287,7 @@ def test_command_line(
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
         (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),
-        (["--way", "scored"], "--way scored selects how a vocabulary is used; give --vocabulary as well"),
+        (["--way", "scored"], "--way scored has no effect without --vocabulary; give --vocabulary as well"),
     ],
 )
 def test_command_line_errors(

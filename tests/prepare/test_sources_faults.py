@@ -251,4 +251,4 @@ def test_changed_files_are_another_set(tmp_path: Path, capsys: pytest.CaptureFix
     assert made.convert(tmp_path / "out") == 0
     write_image(made.paths["image_dir"] / "more.jpg", 1)
     assert made.convert(tmp_path / "out") == 2
-    assert "holds the shards of a run with different arguments (files_sha256 was" in capsys.readouterr().err
+    assert "contains shards from a run with different arguments (argument files_sha256 was" in capsys.readouterr().err

@@ -81,6 +81,6 @@ def test_what_is_refused() -> None:
         with pytest.raises(OsmError, match=message):
             merge(masks, probs)
     for ids in ([[-1]], [[1 << 24]]):
-        with pytest.raises(OsmError, match="fit an RGB pixel"):
+        with pytest.raises(OsmError, match="fit in an RGB pixel"):
             as_png(np.array(ids))
     assert isinstance(as_png(np.zeros((2, 2), np.int32)), Image.Image)

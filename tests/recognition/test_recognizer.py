@@ -84,7 +84,7 @@ def test_windows_that_memory_does_not_hold_are_fewer_at_once(
     assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
     close(recognizer.name(some_masks()), expected)
     most = 0
-    with pytest.raises(OsmError, match="the vision tower runs out of memory with a single image window"):
+    with pytest.raises(OsmError, match="the vision tower ran out of memory on a single image window"):
         recognizer.set_image(picture(0))
 
 
@@ -234,7 +234,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"modes": "any"}, r"modes must be a list, such as \['any'\]"),
         ({"top_k": 0}, "top_k 0 must be 1 or more"),
         ({"vocabulary": []}, "vocabulary: no name in it"),
-        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; a list of names is needed"),
+        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; expected a list of names"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
         ({"vocabulary": ["cat"], "method": "guessed"}, "method 'guessed' is not one of constrained, scored, mapped"),
@@ -363,7 +363,7 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         "point 30,30 [any]",
     ]
     assert main([*base, *regions, "--way", "scored"]) == 2
-    assert "--way scored selects how a vocabulary is used; give --vocabulary as well" in capsys.readouterr().err
+    assert "--way scored has no effect without --vocabulary; give --vocabulary as well" in capsys.readouterr().err
     more = ["--vocabulary", str(names), "--top_k", "2", "--mode", "coco", "--mode", "any", "--json"]
     assert main([*base, *regions, *more]) == 0
     document = json.loads(capsys.readouterr().out)

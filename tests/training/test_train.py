@@ -243,7 +243,7 @@ def failing(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--device cuda:9", "--device 'cuda:9' is not available"),
         ("--resume_from_checkpoint nowhere.pt", "checkpoint nowhere.pt"),
         ("--emulate_world_size 2 --workers -1", "--workers -1 must be 0 or more"),
-        ("--pan_shards nowhere/{0..3}.tar", "--pan_shards 'nowhere/{0..3}.tar': none of the 4 shards exists"),
+        ("--pan_shards nowhere/{0..3}.tar", "--pan_shards 'nowhere/{0..3}.tar': none of the 4 shards exist"),
         ("--datasets nowhere.yaml", "dataset table nowhere.yaml"),
         ("--config nowhere", "config 'nowhere' is neither"),
         ("--batch_size_inst -1", "--batch_size_inst -1 must be 0 (dataset not used) or more"),
