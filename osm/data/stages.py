@@ -384,7 +384,7 @@ class ToSample:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
                         f"(counts by reason: {dict(self.skipped)}); the last error: {error}. "
-                        f"Is {self.dataset.form!r} the correct annotation form for this dataset?"
+                        f"Is {self.dataset.form!r} the correct annotation format for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:

@@ -1,6 +1,6 @@
-"""The registry of annotation forms.
+"""The registry of annotation formats.
 
-The dataset table looks up annotation forms in the registry `FORMS`. The registry stores import paths and imports each
+The dataset table looks up annotation formats in the registry `FORMS`. The registry stores import paths and imports each
 form class lazily, on first use. Importing the classes eagerly would create an import cycle, because the classes in
 `osm.forms` import the dataset table.
 """

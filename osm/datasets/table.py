@@ -50,7 +50,7 @@ class Rules:
 
     Attributes:
         ignored_ids: category ids that are never used in training or named, even if the label file contains them.
-        id_coding: how PNGs of the annotation form `parts` store ids: `grey` (the gray value is the id) or `rgb`
+        id_coding: how PNGs of the annotation format `parts` store ids: `grey` (the gray value is the id) or `rgb`
             (R + 256 G + 65536 B).
         whole_labels: the classes of whole objects in a dataset of parts; None: maps of whole objects are not used.
         exif: see `Dataset`.
@@ -68,16 +68,16 @@ class Dataset:
 
     Attributes:
         name: the dataset's name in flags and files, which is also the name of its mode.
-        form: the annotation form: a name in `FORMS`, or `module:Class` of a subclass of `Form`.
+        form: the annotation format: a name in `FORMS`, or `module:Class` of a subclass of `Form`.
         title: the dataset's name in the output of the evaluation (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories` or of a csv (see `load_labels`). If
             empty, the names come from `json_file`, or in training from the `categories.json` next to the shards.
         image_dir: the folder of the images to predict on.
-        mask_dir: the folder of panoptic PNGs (annotation form `coco_panoptic`), of label maps (`semantic`), of label
+        mask_dir: the folder of panoptic PNGs (annotation format `coco_panoptic`), of label maps (`semantic`), of label
             maps or .mat files of parts (`parts`), or of mask PNGs (`coco_instances` with a csv).
         json_file: the json or csv of the annotations.
-        refs_file: the file of the phrases that describe the masks in `json_file` (annotation form `regions`).
-        split: the split of `refs_file` that is used (annotation form `regions`), or the subfolder (`parts`).
+        refs_file: the file of the phrases that describe the masks in `json_file` (annotation format `regions`).
+        split: the split of `refs_file` that is used (annotation format `regions`), or the subfolder (`parts`).
         image_names: which field of the json contains an image's file name, one of `IMAGE_NAMES`.
         ignored_ids, id_coding: see `Rules`.
         whole_labels: see `Rules`. The value is a label file as in `labels`.
@@ -194,7 +194,7 @@ class DatasetTable(Mapping[str, Dataset]):
         Relative paths are resolved against the folder of the YAML file, or against the working directory if the file
         contains `relative_to: working_folder`. `labels` and `whole_labels` may be paths or the names of built-in label
         tables. A new dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset with the
-        annotation form `regions` must not define `labels`.
+        annotation format `regions` must not define `labels`.
 
         Raises:
             OsmError: The file cannot be read, or a row is invalid.
@@ -253,7 +253,7 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: the annotation form {row.form} does not support labels ({row.labels!r}); its names come "
+                f"{where}: the annotation format {row.form} does not support labels ({row.labels!r}); its names come "
                 "from the phrases in json_file"
             )
         if row.id_coding not in ID_CODINGS:

@@ -39,14 +39,14 @@ _ROWS = {row.name: row for row in BUILTIN}
 
 @dataclass(frozen=True)
 class ConvertibleSet:
-    """A built-in dataset that can be converted, or an annotation form for converting other datasets.
+    """A built-in dataset that can be converted, or an annotation format for converting other datasets.
 
     Attributes:
         row: the row of the dataset table, which determines how files are named and read.
         what: the description in the help text.
-        reads: the class that reads the original files; None = the class of the row's annotation form.
+        reads: the class that reads the original files; None = the class of the row's annotation format.
         defaults: the default values of arguments.
-        fine: reasons for skipping a sample that are not errors, in addition to the reasons in the annotation form.
+        fine: reasons for skipping a sample that are not errors, in addition to the reasons in the annotation format.
         of_coco: whether the images may be COCO's, so that images in LVIS val can be skipped.
     """
 
@@ -92,16 +92,16 @@ SETS = {
 
 
 def convertible_set(name: str) -> ConvertibleSet:
-    """Return the dataset called `name`, or a generic dataset that uses the annotation form called `name`.
+    """Return the dataset called `name`, or a generic dataset that uses the annotation format called `name`.
 
     Raises:
-        OsmError: neither a dataset nor an annotation form has this name.
+        OsmError: neither a dataset nor an annotation format has this name.
     """
     return SETS[name] if name in SETS else _own(name)
 
 
 def is_added_form(name: str) -> bool:
-    """Return whether `name` is an annotation form that is not built in, or a class path such as `module:Class`."""
+    """Return whether `name` is an annotation format that is not built in, or a class path such as `module:Class`."""
     return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
@@ -287,7 +287,7 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the command-line arguments for a dataset's annotation form, and the arguments that all converters share."""
+    """Add the command-line arguments for a dataset's annotation format, and the arguments that all converters share."""
     chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
@@ -371,12 +371,12 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """Run `osm prepare SET ...` and return its exit code. SET is a dataset or an annotation form."""
+    """Run `osm prepare SET ...` and return its exit code. SET is a dataset or an annotation format."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given and is_added_form(given[0]):
             return main(given[0], given[1:])
-    except OsmError as error:  # the annotation form cannot be imported
+    except OsmError as error:  # the annotation format cannot be imported
         logger.error(" ".join(str(error).split()))
         return exit_code(error)
     return main(None, given)

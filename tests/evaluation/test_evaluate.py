@@ -172,8 +172,8 @@ def test_sets_of_different_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     ("document", "message"),
     [
         ('[{"segments_info"', "not valid json"),
-        ({"pred": []}, "not in the format of annotation form coco_panoptic"),
-        ([{"image_id": 3}], "not in the format of annotation form coco_panoptic"),
+        ({"pred": []}, "not in the format of annotation format coco_panoptic"),
+        ([{"image_id": 3}], "not in the format of annotation format coco_panoptic"),
         ([entry([{"id": 1, "category_id": 1, "open_end_pred": {"any": {"prob": 1}}}])], "not in the format"),
         ([entry([segment(12, "man")])], "annotation 1: category_id 12 is not in the label set coco"),
         ([entry([{**segment(1, "man"), "category_id": [1]}])], "category_id [1] is not in the label set coco"),

@@ -283,5 +283,5 @@ def test_val_split_of_refs(tmp_path: Path) -> None:
 
 def test_a_row_of_regions_has_no_labels(tmp_path: Path) -> None:
     path = more_sets.write_json(tmp_path / "x.yaml", {"datasets": {"mine": {"form": "regions", "labels": "coco"}}})
-    with pytest.raises(OsmError, match="set 'mine': the annotation form regions does not support labels"):
+    with pytest.raises(OsmError, match="set 'mine': the annotation format regions does not support labels"):
         DatasetTable().with_yaml(path)

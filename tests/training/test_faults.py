@@ -144,7 +144,7 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
     said = capsys.readouterr().err.splitlines()
     error = next(line for line in said if line.startswith("error: "))
     assert error == said[-1] and str(lost) in error and "run the same command to resume" in error
-    assert not any("Traceback" in line or "correct annotation form" in line for line in said)
+    assert not any("Traceback" in line or "correct annotation format" in line for line in said)
 
 
 def test_a_set_without_a_usable_sample_is_told_without_a_traceback(

@@ -169,7 +169,7 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OsmError(
-            f"predictions {path}: the file is not in the format of annotation form {row.form} ({error!r})"
+            f"predictions {path}: the file is not in the format of annotation format {row.form} ({error!r})"
         ) from None
 
 

@@ -54,7 +54,7 @@ def read_proposals(
 
     Args:
         row: the dataset.
-        form: the annotation form of the dataset.
+        form: the annotation format of the dataset.
         paths: the files of all parts.
         mode: the mode whose names are read.
         metas: the content of the existing meta files, by the path of the proposal file.

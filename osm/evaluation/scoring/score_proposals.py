@@ -55,7 +55,7 @@ class Scores:
         row: the dataset.
         mode: the mode whose names are scored.
         split: the ground truth.
-        quality, precision, overlap: PQ, AP and mean IoU; None if the score is not defined for the annotation form of
+        quality, precision, overlap: PQ, AP and mean IoU; None if the score is not defined for the annotation format of
             the dataset or was not requested.
         counts: numbers of images and proposals by outcome.
         shared: names that belong to several classes of the dataset, with the ids of these classes.
