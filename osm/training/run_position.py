@@ -130,9 +130,9 @@ class RunPosition:
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
                         raise OsmError(
-                            f"{where}: data-loader worker {worker} (dataset {name}, sample stream {stream}) is recorded as "
-                            f"having drawn {drawn} samples for {position.batches} batches, but it can have drawn at "
-                            f"most {most}"
+                            f"{where}: data-loader worker {worker} (dataset {name}, sample stream {stream}) is "
+                            f"recorded as having drawn {drawn} samples for {position.batches} batches, but it can "
+                            f"have drawn at most {most}"
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
