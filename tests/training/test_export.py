@@ -149,7 +149,7 @@ def test_the_optimizer_comes_along_where_it_is_asked_for(source: Path, tmp_path:
         assert found[name] == given[name]
     assert torch.equal(found["optimizer_state_dict"]["state"][0]["exp_avg"], torch.ones(3))
 
-    assert "cannot store the optimizer state; export to a name that ends in .pt" in refused(
+    assert "cannot store the optimizer state; choose a name that ends in .pt" in refused(
         "export", source, tmp_path / "folder", "--with_optimizer"
     )
     ran("export", source, tmp_path / "folder")
@@ -313,7 +313,7 @@ def not_plain(document: dict[str, Any]) -> None:
         (no_config, "not a config of an OmniScientModel"),
         (odd_field, "unknown field 'colour'"),
         (odd_mode, "the sizes or modes in its config are invalid"),
-        (not_plain, "its config contains values that JSON does not support"),
+        (not_plain, "the config contains values that JSON does not support"),
     ],
 )
 def test_what_does_not_hang_together_is_refused(
@@ -396,7 +396,7 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
 def test_each_command_names_the_other(source: Path, zoo: Path, tmp_path: Path, refused: Any) -> None:
     out = tmp_path / "out"
     assert f"osm export {source} {out}" in refused("import", source, out)
-    assert "osm export reads folders" in refused("import", source.parent, out)
+    assert "use osm export for folders" in refused("import", source.parent, out)
     assert f"osm import {zoo} {out} --config" in refused("export", zoo, out)
     shutil.copy(zoo, out.with_suffix(".pt"))
     assert "replace it with --force" in refused("import", zoo, out.with_suffix(".pt"))

@@ -179,7 +179,7 @@ def test_broken_samples_are_counted_and_bounded(workshop: Workshop, tmp_path: Pa
     capsys.readouterr()
     assert main(workshop.arguments(tmp_path / "other", *many, "--max_bad_samples", "0.3", sets=sets)) == 3
     said = capsys.readouterr().err
-    assert "--pan_shards:" in said and "'image_truncated'" in said and "more than --max_bad_samples 0.3" in said
+    assert "--pan_shards:" in said and "'image_truncated'" in said and "exceeds --max_bad_samples 0.3" in said
 
 
 def test_a_truncated_tar_in_the_mix(workshop: Workshop, tmp_path: Path) -> None:
