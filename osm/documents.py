@@ -31,7 +31,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(
                 None,
                 None,
-                f"aliases (*{self.peek_event().anchor}) are not supported: write out the value",
+                f"YAML aliases (*{self.peek_event().anchor}) are not supported; write out the value",
                 self._mark(),
             )
         self._depth += 1

@@ -65,7 +65,7 @@ def parts(kind: str) -> list[Listed]:
 
 
 def summary_of(path: str) -> str:
-    """Return the first docstring line of the class at `path` (`module:Class`), without importing the module.
+    """Return the first line of a class's docstring, given its `path` (`module:Class`), without importing the module.
 
     Only the module's parent packages are imported. If the class is not found, the returned text explains why it cannot
     be imported.

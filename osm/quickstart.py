@@ -107,7 +107,7 @@ def osm_command(*arguments: object) -> list[str]:
 
 
 def stages(options: QuickstartOptions) -> list[Stage]:
-    """Return all stages of a quickstart in order."""
+    """Return all stages of a quickstart, in order."""
     out = options.out
     return [
         Stage("scenes", "drawing two training datasets, a test split and a split of held-out pairs", _draw(options)),

@@ -66,7 +66,7 @@ def _escaped(letter: str) -> str:
 def echo(*lines: object, flush: bool = False) -> None:
     """Print a command's results to standard output, one line per argument. Control characters are escaped.
 
-    If a pipe to another program is closed, as in `osm list configs | head -1`, the command ends without an error.
+    If the output pipe is closed, as in `osm list configs | head -1`, the command exits without reporting an error.
     """
     with _quiet_if_closed():
         print("\n".join(map(printable, lines)), flush=flush)

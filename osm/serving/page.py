@@ -318,7 +318,7 @@ def _click(page: Page) -> Callable[..., list[Any]]:
 
 
 def switch(tab: TabState, by: str) -> list[Any]:
-    """Switch to a selection mode: return gradio updates for the hint, the image, the painting and the button."""
+    """Switch the selection mode, and return gradio updates for the hint, the image, the painting and the button."""
     tab.corner = None
     background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None

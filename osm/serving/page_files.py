@@ -107,7 +107,7 @@ class Uploads:
             self._arriving -= count[0]
 
     def take(self, count: list[int], size: int) -> None:
-        """Add the size of received data to the byte count of an upload request.
+        """Add the size of the received data to an upload request's byte count.
 
         Raises:
             UploadsFull: the total size of uploads would exceed the limit.
@@ -126,7 +126,7 @@ class Uploads:
         return folder / safe_name(name)
 
     def holds(self, path: Path) -> bool:
-        """Return whether a path is inside the folder of uploaded files."""
+        """Return whether a path is inside the uploads folder."""
         return path.parent.parent == self.folder and ".." not in path.parts
 
     def remove(self, path: Path) -> None:

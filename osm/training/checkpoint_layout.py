@@ -1,4 +1,4 @@
-"""Defines what a training checkpoint contains, and the common interface of the two on-disk checkpoint layouts.
+"""Defines the contents of a training checkpoint, and the common interface of the two on-disk checkpoint layouts.
 
 A checkpoint contains everything needed to resume a run: the trained parameters, the optimizer state, and the run's
 counters and stream positions (`RunPosition`). A checkpoint contains no RNG state, because every random draw is derived
@@ -38,7 +38,7 @@ class UnreadableCheckpoint(OsmError):
 class Checkpoint:
     """A checkpoint in a run's folder. Checkpoints are ordered from oldest to newest, so `max` returns the newest.
 
-    Every checkpoint stores a counter that is higher than that of any earlier checkpoint. Checkpoints cannot be ordered
+    Each checkpoint stores a counter that is higher than that of any earlier checkpoint. Checkpoints cannot be ordered
     by step and epoch, because these numbers may decrease when a run is resumed with a different batch size or number of
     processes. Checkpoints written by older versions have a counter of 0 and are ordered by epoch and batch.
 

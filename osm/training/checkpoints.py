@@ -85,7 +85,7 @@ def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
 
 
 def readable_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run's folder whose headers can be read, newest first."""
+    """Return the checkpoints with a readable header in a run's folder, newest first."""
     return [checkpoint.path for checkpoint in scan(folder)[0]]
 
 
@@ -130,7 +130,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint to `<name>.broken`, and return a phrase with the new name for a warning."""
+    """Rename a broken checkpoint to `<name>.broken`, and return a phrase that gives the new name, for a warning."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():

@@ -79,7 +79,7 @@ def read_source(path: Path) -> Source:
     newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
-        raise OsmError(f"{path} contains no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
+        raise OsmError(f"{path} contains no model: neither a checkpoint nor {' and '.join(FOLDER_FILES)}{hint}")
     return read_source(newest)
 
 

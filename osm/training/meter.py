@@ -86,7 +86,7 @@ class Interval:
 
 
 class Meter:
-    """Accumulates the losses and counts of this rank since the last log line. `result` sums them over all ranks.
+    """Accumulates this rank's losses and counts since the last log line. `result` sums them over all ranks.
 
     Args:
         groups: the number of (dataset, mode) pairs.

@@ -33,7 +33,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return an AdamW optimizer for the trainable parameters of a module; see `parameter_groups`."""
+    """Return an AdamW optimizer for a module's trainable parameters; see `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=learning_rate)
 
 

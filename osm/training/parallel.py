@@ -166,7 +166,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
-    """Enable gradient checkpointing for each layer of the bridge and of the frozen LLM, to save memory."""
+    """Enable gradient checkpointing for every layer of the bridge and the frozen LLM, to save memory."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 

@@ -122,8 +122,8 @@ class PublishedLayout(CheckpointLayout):
         files.check_meaning(model, document.get("config"), where)
         if "optimizer_state_dict" not in document or "epoch" not in document:
             raise OsmError(
-                f"{where} has no optimizer state, so training cannot be resumed from it; use --start_from to start a new "
-                "run with its weights"
+                f"{where} has no optimizer state, so training cannot be resumed from it; use --start_from to start a "
+                "new run with its weights"
             )
         _load_optimizer(optimizer, document["optimizer_state_dict"], where)
         stored, epoch = document.get("progress"), document["epoch"]

@@ -26,7 +26,7 @@ from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 
-# These settings may be changed when a run is resumed, because they do not affect what is trained.
+# These settings may change when a run is resumed, because they do not affect what is trained.
 _WITHOUT_EFFECT = (
     "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 )

@@ -175,7 +175,7 @@ class RunPosition:
 
 def _bounded(name: str, value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} is {shown(value)}, but must be an integer from 0 to {most}")
+        raise ValueError(f"the counter {name} is {shown(value)}, but must be an integer from 0 to {most}")
     return value
 
 

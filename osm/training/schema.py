@@ -113,7 +113,7 @@ def _of_hint(hint: Any) -> dict[str, Any]:
 
 
 def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
-    """Return the JSON schema of a config section whose allowed fields depend on the value of its key `kind`."""
+    """Return the JSON schema of a config section whose allowed fields depend on the value of its `kind` key."""
     kinds = []
     for name in registry.names():
         schema = _object(registry.get(name).Config)

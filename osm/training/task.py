@@ -67,10 +67,10 @@ class TrainTask(nn.Module):
 class MixLoss:
     """Weights the rows (masks with names) in a step, which are sampled from several datasets.
 
-    Each dataset has two groups of rows: the rows in the dataset's own mode, and the rows in the open-vocabulary mode
-    `any`. The loss of a group is its total cross entropy divided by its number of supervised tokens, both summed over
-    all ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`.
-    A group without supervised tokens is excluded from its dataset's mean loss. The loss of a step is the sum of the
+    Each dataset has two groups of rows: those in the dataset's own mode, and those in the open-vocabulary mode `any`.
+    The loss of a group is its total cross entropy divided by its number of supervised tokens, both summed over all
+    ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`. A
+    group without supervised tokens is excluded from its dataset's mean loss. The loss of a step is the sum of the
     dataset losses.
 
     Args:

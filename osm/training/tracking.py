@@ -86,7 +86,7 @@ class Tracker:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
     def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Log a message, which a command shows on standard output. With `--log_json`, the `fields` are logged too."""
+        """Log a message that commands show on standard output. With `--log_json`, the `fields` are logged too."""
         if self.enabled:
             logger.info(text, fields=fields, to_stdout=True)
 
@@ -104,8 +104,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the step records from a run's log. If a resumed run repeated a step, its latest record is returned.
 
     Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
-    renumbered. Records from before the renumbering are skipped if their step number is higher than that of the resumed
-    run, because their steps had a different size.
+    renumbered. Records written before the renumbering are skipped if their step number is higher than that of the
+    resumed run, because their steps had a different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")

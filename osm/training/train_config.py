@@ -217,7 +217,7 @@ class TrainConfig:
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
             raise OsmError(
-                f"--shard_cache_gb {self.shard_cache_gb:g} limits the size of the shard cache; set --shard_cache too"
+                f"--shard_cache_gb {self.shard_cache_gb:g} has no effect without a shard cache; set --shard_cache too"
             )
         if is_remote(self.shard_cache):
             raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
@@ -344,7 +344,7 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
     """Return a dataset's entry in the dataset table, with the label file that belongs to its shards.
 
     If the dataset table does not name a label file, the `categories.json` that the converter wrote next to the shards
-    is used. Datasets whose samples contain their own phrases need no label file.
+    is used. Datasets whose samples contain their own phrases do not need a label file.
     """
     if row.labels:
         return row

@@ -287,7 +287,7 @@ class Trainer:
             tracker.close()
 
     def _epoch(self, tracker: Tracker, writer: CheckpointWriter, signals: StopSignals) -> None:
-        """Train the remaining steps of the current epoch."""
+        """Run the remaining training steps of the current epoch."""
         config, progress = self.config, self.progress
         meter = Meter(len(self.loss.groups), self.world)
         for micro_batches in self._micro_batches(meter):
@@ -345,7 +345,7 @@ class Trainer:
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
     def _end_epoch(self, writer: CheckpointWriter) -> None:
-        """Advance the progress to the next epoch, and write the checkpoint of the finished epoch."""
+        """Advance to the next epoch, and write the checkpoint of the finished epoch."""
         progress = self.progress
         epoch = progress.epoch
         progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
@@ -471,7 +471,7 @@ class Trainer:
 
 
 def equal_batches(config: TrainConfig, streams: int) -> int:
-    """Return the number of batches that each sample stream yields per epoch, which must be equal for all datasets.
+    """Return the number of batches that each sample stream yields per epoch, which must be the same for all datasets.
 
     Raises:
         OsmError: the datasets have different numbers of batches, which the message lists.

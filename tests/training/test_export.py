@@ -136,7 +136,7 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(source: Path, tmp_path: 
     assert (tmp_path / "of_run.pt").read_bytes() == (tmp_path / "of_file.pt").read_bytes()
     for path in source.parent.iterdir():
         path.unlink()
-    assert "contains no model: no checkpoint" in refused("export", source.parent, tmp_path / "x")
+    assert "contains no model: neither a checkpoint" in refused("export", source.parent, tmp_path / "x")
     ran("export", tmp_path / "of_run.pt", source.parent / "final")
     assert f"did you mean {source.parent / 'final'}?" in refused("export", source.parent, tmp_path / "x")
 
