@@ -287,7 +287,7 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} was not written by osm quickstart; remove the file to rerun every stage")
-    # Older versions did not record the config or settings, because they always used the default config alone.
+    # Older versions did not record the config or settings, because they only used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:

@@ -130,7 +130,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint to `<name>.broken`, and return a phrase that gives the new name, for a warning."""
+    """Rename a broken checkpoint to `<name>.broken`, and return the part of the warning that gives the new name."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():

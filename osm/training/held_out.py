@@ -1,4 +1,4 @@
-"""Evaluation during training on held-out samples, which are selected by key and excluded from training.
+"""In-training evaluation on held-out samples, which are selected by key and excluded from training.
 
 Shapes: R rows, G groups of rows ((dataset, mode) pairs).
 """

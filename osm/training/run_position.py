@@ -101,7 +101,7 @@ class RunPosition:
             raise OsmError(f"{where}: the checkpoint's progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Raise OsmError if a checkpoint contains a counter that the run that wrote it cannot have reached.
+        """Raise OsmError if a checkpoint contains a counter that its run cannot have reached.
 
         Args:
             epochs: the larger number of epochs: that of the run that wrote the counters, or that of this run.

@@ -90,7 +90,7 @@ class SampleFaults:
         share = broken.total() / max(1, self._samples[name])
         if broken and self._samples[name] >= _MIN_SAMPLES and share > self.limit:
             raise RunStopped(
-                f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken {dict(broken)}, which "
+                f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken ({dict(broken)}), which "
                 f"exceeds --max_bad_samples {self.limit}; repair the shards, or raise the limit"
             )
 

@@ -136,7 +136,7 @@ class Trainer:
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
         # The data loaders are created last, because creating them fills the feature cache, which takes a long time.
-        # A checkpoint that does not match the model is therefore reported before the feature cache is filled.
+        # A checkpoint that does not match the model is thus reported before the feature cache is filled.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
