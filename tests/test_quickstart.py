@@ -193,7 +193,7 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
     fails = "import os, sys; os.path.exists('mended') or sys.exit(3)"
     steps = [step("one", "pass"), step("two words", fails), step("three", "pass")]
     monkeypatch.setattr(quickstart, "stages", lambda options: steps)
-    with pytest.raises(OsmError, match=r"stage 'two words' failed with code 3: .*python.* -c .*mended"):
+    with pytest.raises(OsmError, match=r"stage 'two words' failed with exit code 3: .*python.* -c .*mended"):
         run(QuickstartOptions(out))
     assert order() == ["one", "two", "words"]
     assert list(json.loads((out / "stages.json").read_text())["seconds"]) == ["one"]
@@ -220,7 +220,7 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
     run(QuickstartOptions(out))
-    with pytest.raises(OsmError, match=f"made with different values of {named}; choose a different folder"):
+    with pytest.raises(OsmError, match=f"created with different values of {named}; choose a different folder"):
         run(QuickstartOptions(out, **changes))
     run(QuickstartOptions(out, device="cuda"))  # it changes no file's meaning
     assert order() == ["one"]
@@ -242,7 +242,7 @@ def test_a_part_that_is_killed_is_named_with_its_code(out: Path, monkeypatch: An
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)", "generate"]
     commands = [[sys.executable, "-c", "pass", "generate"], kill]
     monkeypatch.setattr(quickstart, "stages", lambda options: [Stage("predictions", "two parts", commands)])
-    with pytest.raises(OsmError, match=r"stage 'predictions' failed with code -9: .*os\.kill"):
+    with pytest.raises(OsmError, match=r"stage 'predictions' failed with exit code -9: .*os\.kill"):
         run(QuickstartOptions(out))
 
 

@@ -56,7 +56,7 @@ def test_a_full_disk_ends_prediction_with_a_sentence(
     assert generate(disk / "out", pets_yaml) == 3
     error = last_line(capsys)
     assert error.startswith(f"error: {disk / 'out'}/pets_") and "No space left on device" in error
-    assert "the same command resumes once there is room again" in error
+    assert "run the same command to resume once there is free space again" in error
     assert not list((disk / "out").glob("*.tmp"))
     filler.unlink()
     assert generate(disk / "out", pets_yaml) == 0

@@ -176,7 +176,7 @@ def test_partial_file_of_another_run_is_not_used(
     namer = FakeNamer(fingerprint="fake-2")
     generate_predictions(namer, pets, 0, 1, tmp_path, modes=["any"])
     assert len(namer.calls) == 5
-    assert f"{NAME}.partial.jsonl: made with another checkpoint, modes; starting again" in capsys.readouterr().err
+    assert f"{NAME}.partial.jsonl: written with a different checkpoint, modes; starting over" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("console")

@@ -111,7 +111,7 @@ def test_mistakes_are_named(towers: None) -> None:
         TOWERS.get("collections:OrderedDict")
     with pytest.raises(OsmError, match="no_such_module:Tower cannot be imported"):
         TOWERS.get("no_such_module:Tower")
-    with pytest.raises(OsmError, match="another tower has this name"):
+    with pytest.raises(OsmError, match="another tower already has this name"):
         register_tower("timm")(PlainTower)
     with pytest.raises(OsmError, match="expected a subclass of osm.models.bridges.bridge.Bridge"):
         register_bridge("linear")(nn.Linear)

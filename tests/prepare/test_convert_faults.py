@@ -238,7 +238,7 @@ def test_a_full_disk_ends_with_a_sentence_and_goes_on(
         capsys.readouterr()
         assert prepare(call) == 3
         said = capsys.readouterr().err
-        assert f"error: output_dir {disk / 'out'}: No space left on device; the same command resumes" in said
+        assert f"error: output_dir {disk / 'out'}: No space left on device; run the same command to resume" in said
         assert "Traceback" not in said and not list((disk / "out").glob("*.tmp"))
         filler.unlink()
         assert prepare(call) == 0

@@ -77,7 +77,7 @@ def test_names_with_commas(tmp_path: Path, text: str, names: list[str]) -> None:
     [
         ("cup\n" + "x" * 300, ": line 2: 'xxx.* is no name .a text of 1 to 200 characters"),
         ("cup, " + "x" * 300, ": line 1: 'xxx"),
-        (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not UTF-8"),
+        (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not valid UTF-8"),
         ('"cup, plate', "^$|line 1"),
         ("[cup, plate]", "looks like JSON, but is not valid JSON"),
         ('{"categories": 3}', "an object that maps ids to names or names to ids, or an object with 'categories'"),
