@@ -225,5 +225,5 @@ def test_an_llm_of_few_layers_is_refused_by_its_setting(tmp_path: Path) -> None:
     section = tiny_model_section(tmp_path, variant="flamingo")
     section["flamingo"]["every"] = 3
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"model": section}))
-    with pytest.raises(OsmError, match=r"model.bridge.every 3: the LLM has 2 layers"):
+    with pytest.raises(OsmError, match=r"model.bridge.every 3: the LLM has only 2 layers"):
         osm.create_model_and_transforms(str(tmp_path / "few.yaml"))

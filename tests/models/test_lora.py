@@ -291,6 +291,6 @@ def test_a_large_head_may_stay_as_it_is(tmp_path: Path) -> None:
     config.vocab_size, config.hidden_size, config.intermediate_size = 6000, 64, 64
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
     llm, _, _ = load_llm(LlmConfig(str(tmp_path / "llm"), quantization="bnb_int8"))
-    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8' the LLM was quantized on cpu"):
+    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8', the LLM was quantized on cpu"):
         check_device(llm, "bnb_int8", torch.device("cuda"))
     check_device(llm, "", torch.device("cuda"))

@@ -70,7 +70,7 @@ BAD = {
     "mask_truncated": (lambda s: cut(s.masks / "im0.png", 0.7), r"im0.png: .*broken data"),
     "mask_not_rgb": (lambda s: Image.new("LA", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode LA; expected RGB"),
     "no_id_in_png": (lambda s: write_mask(s.masks / "im0.png", (5, 6)), r"im0.png: none of the json's 2 segment ids"),
-    "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 twice"),
+    "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 more than once"),
 }
 
 
@@ -201,7 +201,7 @@ def test_wrong_instances_json(instances: Set) -> None:
     assert (result["written"], result["left_out"]) == (3, {"no_annotations": 1})
     assert result["warnings"] == {"category_unknown": 1}
     instances.json["annotations"][3] = {"image_id": 3, "segments_info": []}
-    with pytest.raises(OsmError, match="this is a panoptic json"):
+    with pytest.raises(OsmError, match="this is a panoptic JSON file"):
         instances.convert(instances.root / "panoptic")
 
 

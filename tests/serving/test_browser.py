@@ -226,7 +226,7 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, address: str, tmp_path: P
     tab.page.get_by_text("wide.png has 1100 x 1000 pixels, but the maximum is 1 million.").wait_for()
     (tmp_path / "heavy.png").write_bytes(os.urandom(1_200_000))
     tab.upload(tmp_path / "heavy.png")
-    tab.page.get_by_text("exceeds the maximum allowed size of 1").wait_for()
+    tab.page.get_by_text("exceed the maximum allowed size of 1").wait_for()
     assert "Traceback" not in tab.page.content()
     tab.close()
 

@@ -162,7 +162,7 @@ def test_the_type_is_in_the_name(kind: str) -> None:
 def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa: F811
     recognizer = Recognizer(*built)
     for options, message in [
-        ({"name": "magic"}, "--segmenter 'magic' is not one of auto, embedded, sam"),
+        ({"name": "magic"}, "--segmenter 'magic' is neither one of auto, embedded, sam"),
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
         ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "does not take a checkpoint"),
