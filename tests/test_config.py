@@ -324,11 +324,11 @@ def test_a_tenth_set_of_every_form_is_a_few_lines(tmp_path: Path) -> None:
             {"datasets": {"mine": {"form": "voc", "labels": "coco"}}},
             "form 'voc': expected one of boxes, coco",
         ),
-        ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': the name of a dataset must match"),
+        ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': the name of a dataset"),
         ({"datasets": {"any": {"form": "coco_panoptic", "labels": "coco"}}}, "cannot be 'any'"),
         ({"datasets": {"coco": {"ignored_ids": 3}}}, "set 'coco': ignored_ids 3 is not a list of integers"),
         ({"datasets": {"coco": {"id_coding": "cmyk"}}}, "id_coding 'cmyk' is not one of grey, rgb"),
-        ({"datasets": {7: {}}}, "set 7: the name of a dataset must match"),
+        ({"datasets": {7: {}}}, "set 7: the name of a dataset"),
         ({"datasets": {"coco": {}}, "relative_to": "home"}, "relative_to 'home'"),
     ],
 )

@@ -70,7 +70,10 @@ BAD = {
     "mask_truncated": (lambda s: cut(s.masks / "im0.png", 0.7), r"im0.png: .*broken data"),
     "mask_not_rgb": (lambda s: Image.new("LA", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode LA; expected RGB"),
     "no_id_in_png": (lambda s: write_mask(s.masks / "im0.png", (5, 6)), r"im0.png: none of the json's 2 segment ids"),
-    "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 more than once"),
+    "segment_id_twice": (
+        lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000),
+        r"70000 more than once",
+    ),
 }
 
 

@@ -192,7 +192,7 @@ def test_partimagenet_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for path in folder.iterdir():
             path.rename(path.with_name(path.name.replace("train", "val")))
     assert made.convert(tmp_path / "out", "--split", "val") == 0
-    for split, message in (("train", "there is no such folder"), ("../x", "--split '../x': expected the name of a subfolder")):
+    for split, message in (("train", "there is no such folder"), ("../x", "'../x': expected the name of a subfolder")):
         assert made.convert(tmp_path / "other", "--split", split) == 2
         assert message in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_what_is_refused() -> None:
     for masks, probs, message in [
         ([stripe(0, 1)], [], "1 masks, but 0 probabilities"),
         ([], [], "no masks"),
-        ([stripe(0, 1), stripe(0, 1, 10)], [1, 1], "one shape"),
+        ([stripe(0, 1), stripe(0, 1, 10)], [1, 1], "the same shape"),
     ]:
         with pytest.raises(OsmError, match=message):
             merge(masks, probs)
