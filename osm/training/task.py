@@ -65,7 +65,7 @@ class TrainTask(nn.Module):
 
 
 class MixLoss:
-    """Weights the rows (masks with names) in a step, which are sampled from several datasets.
+    """Computes the loss weights of the rows (named masks) in a step. The rows are sampled from several datasets.
 
     Each dataset has two groups of rows: those in the dataset's own mode, and those in the open-vocabulary mode `any`.
     The loss of a group is its total cross entropy divided by its number of supervised tokens, both summed over all

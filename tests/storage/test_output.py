@@ -87,7 +87,7 @@ def test_a_lock_that_is_lost_ends_the_run_before_it_writes(clean_s3: S3Server, h
             clean_s3.put(
                 "bucket", "out/.osm.lock", json.dumps({**owner(clean_s3), "token": "theirs", "host": "b"}).encode()
             )
-        with pytest.raises(RunStopped, match=f"the lock {URL} was {how}"):
+        with pytest.raises(RunStopped, match=f"lost its lock: {URL} was {how}"):
             output.put("a.json")
         with pytest.raises(RunStopped):
             output.remove("b.json")

@@ -234,8 +234,8 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         if start is not None and stop is not None and start != stop:
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
             raise OsmError(
-                f"{path.name} starts at image {start} instead of image {stop}: {wrong}; generate this file or the file "
-                "of the previous part again"
+                f"{path.name} starts at image {start} instead of image {stop}: {wrong}; regenerate this file or the "
+                "file of the previous part"
             )
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
