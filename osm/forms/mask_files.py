@@ -54,8 +54,8 @@ class MaskTable(CocoJson):
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
             raise OsmError(
-                f"{files.where('labels')}: no category has the field {LABEL_NAME}, but the class ids in {path} are values "
-                "of this field"
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, but the class ids in {path} are "
+                "values of this field"
             )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
