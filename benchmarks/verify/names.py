@@ -56,9 +56,9 @@ def first_words_right(prediction: str, names: Sequence[str]) -> bool:
 
 
 def word_iou(prediction: str, name: str) -> float:
-    """Return the Jaccard index of the sets of words."""
+    """Return the Jaccard index of the sets of words; 0 if neither name contains a word."""
     one, other = (set(_WORD.findall(text.lower())) for text in (prediction, name))
-    return len(one & other) / len(one | other) if one | other else float(clean(prediction) == clean(name) != "")
+    return len(one & other) / len(one | other) if one | other else 0.0
 
 
 class Sentences:

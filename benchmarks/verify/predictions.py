@@ -50,7 +50,7 @@ class Judge:
             self._check_published(checks, place, row, named, mode, found[key])
             if metrics := found.get("metrics"):
                 if not named:
-                    checks.same("modes without predictions", place, metrics[key], None)
+                    checks.same("modes without predictions", place, key in metrics, False)
                     continue
                 samples = metrics["bootstrap"]["samples"]
                 self._check_metrics(checks, place, row, named, mode, metrics[key], samples, frequencies)
@@ -98,14 +98,18 @@ class Judge:
         if self.sentences:
             names = [name for label in row.label_set.classes.values() for name in label.names]
             self.sentences.prepare([*names, *(clean(mask.predictions[mode][0]) for mask in named)])
+        all_images = tuple(dict.fromkeys(mask.image for mask in named))
         rates = dict(found["rates"])
         for key, score in self._scores(row, mode, frequencies).items():
             pairs = [(score(mask.predictions[mode][0], mask), mask.image) for mask in named]
             values = [float(value) for value, _ in pairs if value is not None]
             images = [image for value, image in pairs if value is not None]
-            at = f"{where}: {key}"
+            at, rate = f"{where}: {key}", rates.pop(key, None)
             if values:
-                self._check_rate(checks, key, at, rates.pop(key, None), Values(values, images), samples)
+                self._check_rate(checks, key, at, rate, Values(values, images, all_images), samples)
+            elif rate is not None:
+                nothing = {"value": None, "masks": 0, "images": 0, "interval": None}
+                checks.same("metrics without masks", at, rate, nothing)
         checks.same("metrics that should not be there", where, sorted(rates), [])
         self._check_classes(checks, where, row, named, mode, found["classes"], samples)
         self._check_ece(checks, where, row, named, mode, found["calibration"])
@@ -197,9 +201,10 @@ class Judge:
         samples: int,
     ) -> None:
         by_class: dict[int, Values] = {}
+        all_images = tuple(dict.fromkeys(mask.image for mask in named))
         for mask in named:
             value = float(is_name(mask.predictions[mode][0], row.label_set[mask.category_id].names))
-            values = by_class.setdefault(mask.category_id, Values([], []))
+            values = by_class.setdefault(mask.category_id, Values([], [], all_images))
             values.values.append(value)
             values.images.append(mask.image)
         checks.same("Acc by class: classes", where, sorted(found), sorted(map(str, by_class)))
@@ -211,16 +216,10 @@ class Judge:
                 check_interval(checks, at, rate, values, samples)
 
     def _check_ece(
-        self, checks: Checks, where: str, row: Dataset, named: list[Mask], mode: str, found: Mapping[str, Any] | None
+        self, checks: Checks, where: str, row: Dataset, named: list[Mask], mode: str, found: Mapping[str, Any]
     ) -> None:
         said = [(mask, *mask.predictions[mode]) for mask in named]
         sure = [(mask, name, prob) for mask, name, prob in said if prob is not None]
-        if not sure:
-            checks.same("ECE: masks", where, found, None)
-            return
-        if found is None:
-            checks.same("ECE: masks", where, None, len(sure))
-            return
         checks.same("ECE: masks without prob", where, found["without_prob"], len(said) - len(sure))
         right = [int(is_name(name, row.label_set[mask.category_id].names)) for mask, name, _ in sure]
         check_calibration(checks, where, dict(found), right, [float(prob) for _, _, prob in sure])

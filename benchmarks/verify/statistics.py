@@ -23,10 +23,17 @@ _NUDGE = 1e-6
 
 @dataclass(frozen=True)
 class Values:
-    """The values of a metric: one per mask, and the image of each mask."""
+    """The values of a metric.
+
+    Attributes:
+        values: one value per mask.
+        images: the image of each mask.
+        all_images: every image with a scored mask, from which the bootstrap draws.
+    """
 
     values: list[float]
     images: list[Any]
+    all_images: tuple[Any, ...]
 
     def mean(self) -> float:
         """Return the mean. Scikit-learn computes it if every value is 0 or 1."""
@@ -35,14 +42,15 @@ class Values:
         return float(np.average(np.asarray(self.values, np.float64)))
 
     def distribution(self) -> np.ndarray:
-        """Return the sorted means of bootstrap samples over the images."""
-        order = {image: k for k, image in enumerate(dict.fromkeys(self.images))}
+        """Return the sorted means of bootstrap samples over the images; samples without a mask are left out."""
+        order = {image: k for k, image in enumerate(self.all_images)}
         sums, counts = np.zeros(len(order)), np.zeros(len(order))
         for value, image in zip(self.values, self.images, strict=True):
             sums[order[image]] += value
             counts[order[image]] += 1
         weights = _weights(len(order))
-        return np.sort((weights @ sums) / (weights @ counts))
+        drawn = weights @ counts
+        return np.sort((weights @ sums)[drawn > 0] / drawn[drawn > 0])
 
 
 @lru_cache(maxsize=64)
@@ -82,6 +90,7 @@ def check_calibration(checks: Checks, where: str, table: dict[str, Any], right: 
     y, p = np.asarray(right, np.int64), np.asarray(probs, np.float64)
     checks.same("ECE: masks", where, table["masks"], len(probs))
     if not len(p):
+        checks.same("ECE (scikit-learn)", where, table["ece"], None)
         return
     bins = np.clip(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p, side="left"), 0, BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
