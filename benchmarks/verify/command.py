@@ -10,11 +10,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = {"sklearn": "scikit-learn", "scipy": "scipy", "torchmetrics": "torchmetrics", "nltk": "nltk"}
+LIBRARIES = {
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "torchmetrics": "torchmetrics",
+    "nltk": "nltk",
+    "panopticapi": "panopticapi-lite",
+    "faster_coco_eval": "faster-coco-eval",
+}
 BATCH = 50  # datasets in one folder
 
 
@@ -76,33 +83,68 @@ def evaluated(out_dir: Path, parts: int, datasets: Path | None, bootstrap: int, 
     """Return the JSON document of the project's own command."""
     from osm.evaluation.evaluate_cli import evaluate_main
 
+    flags = ["--metrics", "all", "--bootstrap", str(bootstrap), "--seed", str(seed)]
+    return _run(evaluate_main, [str(out_dir), str(parts), *_given(datasets), *flags])
+
+
+def scored(out_dir: Path, parts: int, datasets: Path | None, *flags: str) -> dict[str, Any]:
+    """Return the JSON document of the project's own command for proposals."""
+    from osm.evaluation.scoring.proposals_cli import main as proposals_main
+
+    return _run(proposals_main, [str(out_dir), str(parts), *_given(datasets), *flags])
+
+
+def _given(datasets: Path | None) -> list[str]:
+    return ["--datasets", str(datasets)] if datasets else []
+
+
+def _run(command: Callable[[list[str]], int], words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.json"
-        command = [str(out_dir), str(parts), "--metrics", "all", "--json", str(path)]
-        command += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
-        command += ["--datasets", str(datasets)] if datasets else []
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = evaluate_main(command)
+            code = command([*words, "--json", str(path)])
         if code:
-            raise SystemExit(f"evaluate_pred.py {' '.join(command)}: exit code {code}\n{err.getvalue()}")
+            raise SystemExit(f"{' '.join(words)}: exit code {code}\n{err.getvalue()}")
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _folder(args: argparse.Namespace, checks: Any) -> int:
-    document = json.loads(args.json.read_text(encoding="utf-8")) if args.json else evaluated(
-        args.out_dir, args.n, args.datasets, args.bootstrap
-    )  # fmt: skip
-    return check_folder(_judge(), checks, args.out_dir, args.n, args.datasets, document)
+    judge, place = _judge(), (args.out_dir, args.n, args.datasets)
+    given = json.loads(args.json.read_text(encoding="utf-8")) if args.json else None
+    if args.proposals:
+        nearest = ["--map", "nearest" if judge.sentences else "exact"]
+        return check_proposals(judge, checks, *place, given or scored(*place, *nearest))
+    return check_folder(judge, checks, *place, given or evaluated(*place, args.bootstrap))
+
+
+def check_proposals(judge: Any, checks: Any, out_dir: Path, parts: int, datasets: Path | None, document: Any) -> int:
+    """Check the scores of the proposals in a folder, and return the number of files."""
+    from verify.proposals import ProposalJudge
+
+    table = dataset_rows(datasets)
+    for name, found in document.items():
+        paths = [out_dir / f"{name}_proposals_{part}_of_{parts}.json" for part in range(parts)]
+        sentences = judge.sentences if found["map"] == "nearest" else None
+        ProposalJudge(table[name], sentences).check(checks, paths, found["mode"], found)
+    return len(document) * parts
+
+
+def dataset_rows(datasets: Path | None) -> Any:
+    """Return the rows of all datasets, with the paths of the benchmark."""
+    from osm.config import find_config
+    from osm.datasets.table import DatasetTable
+
+    table = DatasetTable().with_yaml(find_config("benchmark"))
+    return table.with_yaml(datasets) if datasets else table
 
 
 def check_folder(judge: Any, checks: Any, out_dir: Path, parts: int, datasets: Path | None, document: Any) -> int:
     """Check the metrics of a folder, and return the number of prediction files."""
-    from osm.datasets.table import DatasetTable
     from verify.files import paths_of
     from verify.predictions import frequencies_of
 
-    table = DatasetTable().with_yaml(datasets) if datasets else DatasetTable()
+    table = dataset_rows(datasets)
     for name, found in document.items():
         row = table[name]
         judge.check_set(checks, row, paths_of(out_dir, name, parts), found, frequencies_of(row))
@@ -111,20 +153,37 @@ def check_folder(judge: Any, checks: Any, out_dir: Path, parts: int, datasets: P
 
 def _random(args: argparse.Namespace, checks: Any) -> int:
     from osm.datasets.labels import read_categories
-    from verify.random_sets import _TABLES, RandomSets
+    from verify.random_proposals import RandomProposals
+    from verify.random_sets import TABLES, RandomSets
 
     judge = _judge()
     lemmas = [] if judge.lexicon is None else judge.lexicon.lemmas()
-    sets = RandomSets([read_categories(name) for name in _TABLES], lemmas, args.seed)
+    sets = RandomSets([read_categories(name) for name in TABLES], lemmas, args.seed)
     files = 0
     with contextlib.ExitStack() as stack:
         root = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number in range(-(-args.random // BATCH)):
-            folder = root / f"random_{args.seed}_{number}"
-            datasets = write_random(sets, folder, min(BATCH, args.random - files))
+            folder, count = root / f"random_{args.seed}_{number}", min(BATCH, args.random - files)
+            if args.proposals:
+                files += _random_proposals(judge, checks, RandomProposals(sets, args.seed + number), folder, count)
+                continue
+            datasets = write_random(sets, folder, count)
             document = evaluated(folder / "predictions", 1, datasets, args.bootstrap, number)
             files += check_folder(judge, checks, folder / "predictions", 1, datasets, document)
     return files
+
+
+def _random_proposals(judge: Any, checks: Any, proposals: Any, folder: Path, count: int) -> int:
+    """Check random proposals with other flags than the default ones, too."""
+    (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    rows = {f"set{k}": proposals.write(folder, f"set{k}") for k in range(count)}
+    datasets = folder / "sets.yaml"
+    datasets.write_text(json.dumps({"datasets": rows}), encoding="utf-8")
+    nearest = "nearest" if judge.sentences else "exact"
+    for flags in (("--map", nearest), ("--map", "exact", "--mode", "any", "--overlap", "0.5", "--min_score", "0.3")):
+        document = scored(folder / "predictions", 1, datasets, *flags)
+        check_proposals(judge, checks, folder / "predictions", 1, datasets, document)
+    return count
 
 
 def write_random(sets: Any, folder: Path, count: int, parts: int = 1) -> Path:

@@ -126,7 +126,8 @@ class Judge:
             return
         checks.same("masks of a metric", where, rate["masks"], len(values.values))
         checks.same("images of a metric", where, rate["images"], len(set(values.images)))
-        if checks.same(key, where, rate["value"], values.mean(), EMBEDDED if "similarity" in key else ROUNDED):
+        tolerance = EMBEDDED if "similarity" in key else ROUNDED
+        if checks.same(key, where, rate["value"], values.mean(key in ("acc", "niv")), tolerance):
             check_interval(checks, where, rate, values, samples)
 
     def _scores(self, row: Dataset, mode: str, frequencies: Mapping[int, str]) -> dict[str, Score]:

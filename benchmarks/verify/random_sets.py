@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PREDICTED_FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
-_TABLES = ("coco", "ade20k", "cityscapes", "lvis", "a847", "pc459", "partimagenet", "pascal_part")
+TABLES = ("coco", "ade20k", "cityscapes", "lvis", "a847", "pc459", "partimagenet", "pascal_part")
 _WORDS = (
     "animal dog poodle puppy cat kitten wheel car coach bus vehicle couch sofa seat leg man men woman people person "
     "child children wolf wolves leaf leaves knife knives shelf shelves roof baby babies cherry berries box boxes bus "
@@ -166,8 +166,8 @@ class RandomSets:
         """Return the annotations of every image of a dataset."""
         draw = self.random
         found = []
-        for _ in range(draw.choice((1, 2, 3, 8, 20, 40))):
-            several = [self.annotation(name, form, k + 1, categories) for k in range(draw.randint(0, 6))]
+        for _ in range(draw.choice((1, 2, 3, 5, 8, 20))):
+            several = [self.annotation(name, form, k + 1, categories) for k in range(draw.randint(0, 5))]
             if form in ("semantic", "parts"):  # a class is one mask there
                 several = list({one["mask_unique_id"]: one for one in several}.values())
             found.append(several)

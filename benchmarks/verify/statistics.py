@@ -35,9 +35,9 @@ class Values:
     images: list[Any]
     all_images: tuple[Any, ...]
 
-    def mean(self) -> float:
-        """Return the mean. Scikit-learn computes it if every value is 0 or 1."""
-        if set(self.values) <= {0, 1}:
+    def mean(self, binary: bool = False) -> float:
+        """Return the mean, computed by scikit-learn if every value is 0 or 1 (`binary`)."""
+        if binary:
             return float(accuracy_score([1] * len(self.values), [int(value) for value in self.values]))
         return float(np.average(np.asarray(self.values, np.float64)))
 
