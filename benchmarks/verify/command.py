@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,8 @@ LIBRARIES = {
     "faster_coco_eval": "faster-coco-eval",
 }
 BATCH = 50  # datasets in one folder
+LOCATED = 3  # datasets with a difference in which the mask is searched
+WITHOUT_MASK = "no single mask on which the command and the recomputation differ (was a file changed?)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--proposals", action="store_true", help="check the scores of proposals")
     out.add_argument("--json", type=Path, help="check this JSON file of `osm evaluate --metrics all --json`")
     out.add_argument("--bootstrap", type=int, default=1000, help="the project's bootstrap samples [%(default)s]")
+    out.add_argument("--judged", type=Path, metavar="LIST", help="check what `judged.py agreement LIST` prints")
     out.add_argument("--random", type=int, metavar="COUNT", help="check COUNT random prediction files")
     out.add_argument("--seed", type=int, default=0, help="seed of the random files [%(default)s]")
     out.add_argument("--keep", type=Path, help="folder in which the random files are kept")
@@ -49,20 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"verify_metrics.py needs {', '.join(missing)}: pip install 'osm-recognition[verify]'", file=sys.stderr)
         return 2
-    if (args.random is None) == (args.out_dir is None or args.n is None):
-        print("verify_metrics.py: expected either OUT_DIR and N, or --random COUNT", file=sys.stderr)
+    asked = (args.random is not None, args.judged is not None, args.out_dir is not None and args.n is not None)
+    if sum(asked) != 1:
+        print("verify_metrics.py: expected OUT_DIR and N, or --random COUNT, or --judged LIST", file=sys.stderr)
         return 2
     from verify.checks import Checks
 
     checks, start = Checks(), time.perf_counter()
-    files = _random(args, checks) if args.random is not None else _folder(args, checks)
+    task = _random if args.random is not None else _judged if args.judged is not None else _folder
+    files = task(args, checks)
     for line in checks.lines():
         print(line)
     for difference in checks.differences[:20]:
         print(f"DIFFERENT {difference}")
     compared = sum(tally.compared for tally in checks.tallies.values())
     wrong = len(checks.differences)
-    print(f"{files} prediction files, {compared} values compared, {wrong} different, {time.perf_counter() - start:.0f} s")
+    seconds = time.perf_counter() - start
+    print(f"{files} prediction files, {compared} values compared, {wrong} different, {seconds:.0f} s")
     return 1 if wrong else 0
 
 
@@ -101,12 +108,37 @@ def _given(datasets: Path | None) -> list[str]:
 def _run(command: Callable[[list[str]], int], words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.json"
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = command([*words, "--json", str(path)])
-        if code:
-            raise SystemExit(f"{' '.join(words)}: exit code {code}\n{err.getvalue()}")
+        _quiet(command, [*words, "--json", str(path)])
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _quiet(command: Callable[[list[str]], int], words: list[str]) -> None:
+    """Run a command of the project. Its output is shown only if it fails."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command(words)
+    if code:
+        raise SystemExit(f"{' '.join(words)}: exit code {code}\n{err.getvalue()}")
+
+
+def reported(out_dir: Path, parts: int, datasets: Path | None) -> dict[str, Any]:
+    """Return the datasets in the `results.json` of `osm report`."""
+    from osm.evaluation.report.report_cli import main as report_main
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = [folder, "--predictions", f"run={out_dir}", "--parts", str(parts), *_given(datasets)]
+        _quiet(report_main, [*words, "--metrics", "published", "--bootstrap", "0", "--pictures", "0", "--surest", "0"])
+        return json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["predictions"]["run"]
+
+
+def _judged(args: argparse.Namespace, checks: Any) -> int:
+    from verify.verdicts import check_verdicts
+
+    judge = _judge()
+    command = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "judged.py"), "agreement", str(args.judged)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    check_verdicts(checks, args.judged, printed, judge.lexicon, judge.sentences)
+    return 1
 
 
 def _folder(args: argparse.Namespace, checks: Any) -> int:
@@ -142,12 +174,23 @@ def dataset_rows(datasets: Path | None) -> Any:
 def check_folder(judge: Any, checks: Any, out_dir: Path, parts: int, datasets: Path | None, document: Any) -> int:
     """Check the metrics of a folder, and return the number of prediction files."""
     from verify.files import paths_of
+    from verify.locate import Locator
     from verify.predictions import frequencies_of
+    from verify.report import check_report
 
-    table = dataset_rows(datasets)
+    table, located = dataset_rows(datasets), 0
+    report = reported(out_dir, parts, datasets)
     for name, found in document.items():
-        row = table[name]
-        judge.check_set(checks, row, paths_of(out_dir, name, parts), found, frequencies_of(row))
+        row, before = table[name], len(checks.differences)
+        paths, frequencies = paths_of(out_dir, name, parts), frequencies_of(row)
+        judge.check_set(checks, row, paths, found, frequencies)
+        check_report(checks, row, paths, report[name])
+        if len(checks.differences) > before and located < LOCATED:
+            located += 1
+            again = Locator(judge, lambda folder, n: evaluated(folder, n, datasets, 0), row, paths, frequencies)
+            mask = again.find()
+            where = f"{mask.where}: {dict(mask.predictions)}" if mask else WITHOUT_MASK
+            print(f"{out_dir}, {name}: {where}")
     return len(document) * parts
 
 

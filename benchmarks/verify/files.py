@@ -69,8 +69,8 @@ def read_masks(row: Dataset, paths: list[Path]) -> list[Mask]:
     masks: list[Mask] = []
     for number, path in enumerate(paths):
         document = json.loads(path.read_text(encoding="utf-8"))
-        for place, (image, annotations) in enumerate(annotations_of(row.form, document)):
-            for k, annotation in enumerate(annotations):
+        for place, (image, listed) in enumerate(annotations_of(row.form, document)):
+            for k, annotation in enumerate(listed):
                 masks.append(_mask(row, annotation, path, (number, place, k), image))
     return masks
 
@@ -103,8 +103,8 @@ def _prob(value: float | None) -> float | None:
 def with_only(row: Dataset, path: Path, number: int, kept: set[tuple[int, int, int]]) -> Any:
     """Return a prediction file's content in which only some of the masks have predictions."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    for place, (_, annotations) in enumerate(annotations_of(row.form, document)):
-        for k, annotation in enumerate(annotations):
+    for place, (_, listed) in enumerate(annotations_of(row.form, document)):
+        for k, annotation in enumerate(listed):
             if (number, place, k) not in kept:
                 annotation.pop("open_end_pred", None)
     return document

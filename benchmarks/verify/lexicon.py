@@ -19,16 +19,18 @@ from verify.names import clean, is_name
 RELATIONS = ("exact", "synonym", "hyponym", "hypernym", "part", "whole", "wrong", "unknown")
 _NOTE = re.compile(r"\s*\([^()]*\)")
 _PLACES = ("/usr/share/wordnet", "/usr/local/share/wordnet")
-# WordNet's own rules (morphy(7WN)); NLTK adds ves -> f, which WordNet has in its exceptions.
-_RULES = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"))  # fmt: skip # noqa: E501
-_LEXNAMES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
-    "noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person "
-    "noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
-    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition "
-    "verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social "
-    "verb.stative verb.weather adj.ppl"
-).split()
+# The rules of morphy(7WN). NLTK's own list also has ves -> f, which WordNet's list lacks.
+_RULES = (
+    ("s", ""),
+    ("ses", "s"),
+    ("xes", "x"),
+    ("zes", "z"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("men", "man"),
+    ("ies", "y"),
+)
+_LEXNAMES = 45  # NLTK reads their names, which are not needed here, from a file that Debian's package lacks
 
 
 def wordnet_folder() -> Path | None:
@@ -57,7 +59,7 @@ class Lexicon:
         for part in ("verb", "adj", "adv"):  # nouns are read only, but NLTK opens the files of every part of speech
             for name in (f"data.{part}", f"index.{part}", f"{part}.exc"):
                 (root / name).touch()
-        (root / "lexnames").write_text("".join(f"{n:02d}\t{name}\t1\n" for n, name in enumerate(_LEXNAMES)))
+        (root / "lexnames").write_text("".join(f"{n:02d}\tname{n}\t1\n" for n in range(_LEXNAMES)))
         nltk.data.path.append(str(root))
         with warnings.catch_warnings(action="ignore"):  # no other languages
             self._wordnet: Any = _Reader(str(root), None)

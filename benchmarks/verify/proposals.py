@@ -84,7 +84,8 @@ class ProposalJudge:
                 return label.id
         if not said or self.sentences is None:
             return None
-        owners = [(own, label.id) for label in self.classes if label.id not in self.row.ignored_ids for own in label.names]
+        scored = [label for label in self.classes if label.id not in self.row.ignored_ids]
+        owners = [(own, label.id) for label in scored for own in label.names]
         return max(owners, key=lambda pair: self.sentences.similarity(said, pair[0]))[1]  # type: ignore[union-attr]
 
     def _proposals(self, truths: list[Truth], paths: Sequence[Path], mode: str) -> dict[Any, list[Found]]:
@@ -116,7 +117,9 @@ class ProposalJudge:
         stuff: dict[int, int] = {}
         for number, one in enumerate(proposals, 1):
             free = one.mask & (drawn == VOID)
-            if one.score < options["min_score"] or free.sum() < options["overlap"] * one.mask.sum() or not free.any():
+            own = one.mask & (drawn == stuff[one.category_id]) if one.category_id in stuff else free & False
+            visible = free.sum() + own.sum()  # pixels of the same stuff class do not hide a mask
+            if one.score < options["min_score"] or not visible or visible < options["overlap"] * one.mask.sum():
                 continue
             place = number if one.category_id in self.things else stuff.setdefault(one.category_id, number)
             drawn[free] = place
@@ -128,7 +131,8 @@ class ProposalJudge:
     ) -> None:
         categories = {label.id: {"id": label.id, "isthing": int(label.id in self.things)} for label in self.classes}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            pairs = [_panoptic_files(Path(folder), k, t, *d) for k, (t, d) in enumerate(zip(truths, drawn, strict=True))]
+            both = enumerate(zip(truths, drawn, strict=True))
+            pairs = [_panoptic_files(Path(folder), k, truth, *painted) for k, (truth, painted) in both]
             counts = pq_compute_single_core(0, pairs, f"{folder}/true", f"{folder}/drawn", categories)
         for group, isthing in (("all", None), ("things", True), ("stuff", False)):
             chosen = {i: one for i, one in categories.items() if isthing is None or one["isthing"] == isthing}
@@ -142,7 +146,8 @@ class ProposalJudge:
             given = dict(found["by_class"].get(str(i), {"pq": None, "tp": 0, "fp": 0, "fn": 0}))
             weight = own["tp"] + own["fp"] / 2 + own["fn"] / 2
             at = f"{where}: class {i}"
-            checks.same("proposals: PQ by class", at, given.pop("pq"), counts[i].iou / weight if weight else None, TOLERANCE)
+            pq = counts[i].iou / weight if weight else None
+            checks.same("proposals: PQ by class", at, given.pop("pq"), pq, TOLERANCE)
             checks.same("proposals: TP, FP, FN", at, given, own)
 
     def _check_precision(
@@ -218,7 +223,8 @@ def _average_precisions(
         for found in of_image[truth.key]:
             if found.category_id in things:
                 rle = coco_mask.encode(np.asfortranarray(found.mask.astype(np.uint8)))
-                said.append({"image_id": k, "category_id": found.category_id, "segmentation": rle, "score": found.score})
+                one = {"image_id": k, "category_id": found.category_id, "segmentation": rle}
+                said.append({**one, "score": found.score})
     sizes = [{"id": k, "height": t.size[0], "width": t.size[1]} for k, t in enumerate(truths, 1)]
     kinds = sorted({one["category_id"] for one in true})
     if not kinds:

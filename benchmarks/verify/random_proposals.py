@@ -85,15 +85,17 @@ class RandomProposals:
             crowds |= {kind["id"]} if crowd else set()
             segments.append({"id": k * 300, "category_id": kind["id"], "iscrowd": int(crowd)})
         if form in _MAPS:
-            Image.fromarray(ids.astype(np.uint16 if form == "semantic" else np.uint8)).save(folder / "masks" / f"{number}.png")
+            pixels = ids.astype(np.uint16 if form == "semantic" else np.uint8)
+            Image.fromarray(pixels).save(folder / "masks" / f"{number}.png")
             return masks
         there = [one for one in segments if (ids == one["id"]).any()]
-        unlisted = there[:-1] if len(there) > 1 and draw.random() < 0.2 else there  # ids that the JSON file lacks are void
+        listed = there[:-1] if len(there) > 1 and draw.random() < 0.2 else there  # other ids of the PNG are void
         rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
         Image.fromarray(rgb).save(folder / "masks" / f"{number}.png")
-        entry = {"image_id": number, "file_name": f"{number}.png", "segments_info": unlisted}
+        entry = {"image_id": number, "file_name": f"{number}.png", "segments_info": listed}
         document["annotations"].append(entry)
-        return [(ids == one["id"], kind) for one, (_, kind) in zip(segments, masks, strict=True) if (ids == one["id"]).any()]
+        drawn = [(ids == one["id"], kind) for one, (_, kind) in zip(segments, masks, strict=True)]
+        return [(mask, kind) for mask, kind in drawn if mask.any()]
 
     def _proposals(
         self,
@@ -105,7 +107,7 @@ class RandomProposals:
         categories: list[Any],
     ) -> list[dict[str, Any]]:
         draw, found = self.random, []
-        for k in range(int(draw.integers(1, 12))):
+        for _ in range(int(draw.integers(1, 12))):
             near = bool(masks) and draw.random() < 0.7
             own = masks[int(draw.integers(len(masks)))] if near else None
             mask = self._rectangle(size) if own is None else np.roll(own[0], draw.integers(-2, 3, 2), (0, 1))

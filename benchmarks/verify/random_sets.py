@@ -10,12 +10,12 @@ from typing import Any
 
 PREDICTED_FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
 TABLES = ("coco", "ade20k", "cityscapes", "lvis", "a847", "pc459", "partimagenet", "pascal_part")
-_WORDS = (
-    "animal dog poodle puppy cat kitten wheel car coach bus vehicle couch sofa seat leg man men woman people person "
-    "child children wolf wolves leaf leaves knife knives shelf shelves roof baby babies cherry berries box boxes bus "
-    "buses glass glasses scissors tooth teeth mouse mice goose geese foot feet ox oxen sheep fish hand finger tree "
-    "bark forest water wine beer red blue s es entity object thing table tables chair bed traffic light tomato tomatoes"
-).split()
+_WORDS = """
+animal dog poodle puppy cat kitten wheel car coach bus vehicle couch sofa seat leg man men woman people person
+child children wolf wolves leaf leaves knife knives shelf shelves roof baby babies cherry berries box boxes bus
+buses glass glasses scissors tooth teeth mouse mice goose geese foot feet ox oxen sheep fish hand finger tree
+bark forest water wine beer red blue s es entity object thing table tables chair bed traffic light tomato tomatoes
+"""
 _PHRASES = (
     "striped kettle",
     "dotted kettle",
@@ -98,7 +98,8 @@ class RandomSets:
 
     def _odd_names(self, count: int) -> list[str]:
         draw = self.random
-        pools = [_WORDS, _PHRASES, self.lemmas or _WORDS]
+        words = _WORDS.split()
+        pools = [words, _PHRASES, self.lemmas or words]
         return [str(draw.choice(draw.choice(pools))) for _ in range(count)]
 
     def name(self, categories: list[dict[str, Any]], own: dict[str, Any]) -> str:
@@ -120,7 +121,7 @@ class RandomSets:
         elif change < 0.35:
             name = f"{draw.choice(('striped', 'red', 'wooden', 'traffic', 'wine'))} {name}"
         elif change < 0.4:
-            name = f"{name} {draw.choice(_WORDS)}"
+            name = f"{name} {draw.choice(_WORDS.split())}"
         elif change < 0.45:
             name = f" {name.upper()}\n"
         elif change < 0.5:

@@ -119,7 +119,6 @@ def filled(box: list[float], size: tuple[int, int]) -> np.ndarray:
     """Return a filled box, rounded outwards to pixels and clipped at the image border."""
     x, y, width, height = box
     mask = np.zeros(size, bool)
-    mask[max(0, math.floor(y)) : max(0, math.ceil(y + height)), max(0, math.floor(x)) : max(0, math.ceil(x + width))] = (
-        True
-    )
+    rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + height)))
+    mask[rows, max(0, math.floor(x)) : max(0, math.ceil(x + width))] = True
     return mask
