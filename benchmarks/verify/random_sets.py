@@ -82,7 +82,8 @@ class RandomSets:
     def labels(self) -> list[dict[str, Any]]:
         """Return the categories of a dataset: some of a table, some of the odd names."""
         draw = self.random
-        table = draw.sample(list(draw.choice(self.tables)), draw.randint(2, 12))
+        several = list(draw.choice(self.tables))
+        table = draw.sample(several, min(len(several), draw.randint(2, 12)))
         rows = [{"name": row["name"], "synonyms": list(row.get("synonyms") or [])[:6]} for row in table]
         for _ in range(draw.randint(0, 5)):
             names = [name for name in self._odd_names(draw.randint(1, 4)) if name.strip()]
