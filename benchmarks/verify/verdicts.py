@@ -25,15 +25,15 @@ def check_verdicts(checks: Checks, path: Path, printed: str, lexicon: Lexicon, s
     entries = json.loads(path.read_text(encoding="utf-8"))
     grades = np.array([GRADES[entry["verdict"]] for entry in entries])
     flags, scores = _metrics(entries, lexicon, sentences)
-    tables = {cells[0]: cells[1:] for cells in map(_cells, printed.splitlines()) if cells}
+    rows = [cells for cells in map(_cells, printed.splitlines()) if cells]
     for name, values in flags.items():
-        row = next((cells for key, cells in tables.items() if key == name and len(cells) == 4), None)
+        row = next((cells for key, *cells in rows if key == name and len(cells) == 4), None)
         (right_wrong, wrong_right), (missed, hits) = confusion_matrix(grades > 0, values, labels=[False, True])
         own = [100 * (right_wrong + hits) / len(values), missed, wrong_right, cohen_kappa_score(grades > 0, values)]
         for cell, value, half in zip(row or [None] * 4, own, (0.5 + 1e-9, 0, 0, _PRINTED), strict=True):
             checks.same("verdicts: agreement, kappa", f"{path}: {name}", cell, float(value), half)
     for name, values in scores.items():
-        row = next((cells for key, cells in tables.items() if key == name and len(cells) == 2), None)
+        row = next((cells for key, *cells in rows if key == name and len(cells) == 2), None)
         own = [roc_auc_score(grades > 0, values), kendalltau(values, grades, variant="b").statistic]
         for cell, value in zip(row or [None] * 2, own, strict=True):
             checks.same("verdicts: AUROC, Kendall's tau-b", f"{path}: {name}", cell, float(value), _PRINTED)
@@ -53,7 +53,8 @@ def _metrics(
     pairs = [(clean(entry["prediction"]), tuple(entry["names"])) for entry in entries]
     acc = np.array([is_name(*pair) for pair in pairs])
     relations = np.array([lexicon.relation(*pair) for pair in pairs])
-    similarity = np.array([max(sentences.similarity(said, name) for name in names) for said, names in pairs])
+    # Cosines of equal names are 1 up to float32's rounding, and have to be ties.
+    similarity = np.array([max(sentences.similarity(said, name) for name in names) for said, names in pairs]).round(6)
     flags = {
         "Acc": acc,
         "WordNet: exact or synonym": np.isin(relations, _NEAR[:2]),
