@@ -53,7 +53,9 @@ class ProposalJudge:
     def check(self, checks: Checks, paths: Sequence[Path], mode: str, found: Mapping[str, Any]) -> None:
         """Compare the project's scores with the recomputed ones."""
         truths = read_truths(self.row)
-        of_image = self._proposals(truths, paths, mode)
+        of_image, named = self._proposals(truths, paths, mode)
+        if found["limit"] is not None:  # only the named images are scored
+            truths = [truth for truth in truths if truth.key in named]
         drawn = [self._paint(truth, of_image[truth.key], found) for truth in truths]
         where = f"{paths[0].parent}/{self.row.name}_proposals_*_of_{len(paths)}.json, mode {mode}"
         if "panoptic" in found:
@@ -88,12 +90,17 @@ class ProposalJudge:
         owners = [(own, label.id) for label in scored for own in label.names]
         return max(owners, key=lambda pair: self.sentences.similarity(said, pair[0]))[1]  # type: ignore[union-attr]
 
-    def _proposals(self, truths: list[Truth], paths: Sequence[Path], mode: str) -> dict[Any, list[Found]]:
+    def _proposals(
+        self, truths: list[Truth], paths: Sequence[Path], mode: str
+    ) -> tuple[dict[Any, list[Found]], set[Any]]:
+        """Return the proposals of every image by descending score, and the images that have proposals."""
         by_name = {truth.file_name: truth for truth in truths} | {str(truth.key): truth for truth in truths}
         found: dict[Any, list[Found]] = {truth.key: [] for truth in truths}
+        named = set()
         for path in paths:
             for entry in json.loads(path.read_text(encoding="utf-8")):
                 truth = by_name[entry["file_name"] if "file_name" in entry else str(entry["image_id"])]
+                named.add(truth.key)
                 if "open_end_pred" not in entry:
                     continue
                 said = entry["open_end_pred"][mode]
@@ -107,7 +114,7 @@ class ProposalJudge:
                 if mask.any():
                     score = float(entry.get("score", 1)) * min(1.0, float(said["prob"]))
                     found[truth.key].append(Found(mask, category_id, score))
-        return {key: sorted(several, key=lambda one: -one.score) for key, several in found.items()}
+        return {key: sorted(several, key=lambda one: -one.score) for key, several in found.items()}, named
 
     def _paint(
         self, truth: Truth, proposals: list[Found], options: Mapping[str, Any]
