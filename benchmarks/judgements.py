@@ -206,7 +206,8 @@ def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[
     """
     predicted, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
     pairs = list(zip(predicted, names, strict=True))
-    cosines = semantic_similarities(SentenceEncoder(), pairs)[:, 1]
+    # Equal names have cosines of 1 ± 2e-7. Without rounding, these ties would be ordered by noise.
+    cosines = np.round(semantic_similarities(SentenceEncoder(), pairs)[:, 1], 6)
     lexicon = Lexicon(find_wordnet())
     judged = [lexicon.judge(normalize(text), of_class) for text, of_class in pairs]
     relations = np.array([one.relation for one in judged])

@@ -97,6 +97,17 @@ def test_published_lines(two_parts: Path, tmp_path: Path, capsys: pytest.Capture
     assert coco["majority_class"] == {"category_id": 1, "name": "person", "acc": 2 / 7}
 
 
+def test_crowds_are_not_scored_even_if_they_have_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = [segment(1, "woman", "person"), segment(16, "car", "car", iscrowd=1), segment(1, iscrowd=1)]
+    write(tmp_path / "out", "coco_pred_0_of_1", [entry(named)])
+    results = tmp_path / "results.json"
+    assert evaluate_main([str(tmp_path / "out"), "1", "--metrics", "all", "--json", str(results)]) == 0
+    coco = json.loads(results.read_text())["coco"]
+    assert (coco["specific"]["correct"], coco["specific"]["total"], coco["crowd"]) == (1, 1, 2)
+    assert list(coco["metrics"]["agnostic"]["classes"]) == ["1"] and coco["majority_class"]["acc"] == 1
+    assert "coco: 0 masks without a prediction and 2 crowd annotations, not counted" in capsys.readouterr().err
+
+
 def test_script_runs_from_anywhere(two_parts: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "test" / "evaluate_pred.py")]
     done = subprocess.run([*script, "out", "2"], cwd=tmp_path, capture_output=True, text=True, check=True)

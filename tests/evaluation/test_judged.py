@@ -14,6 +14,7 @@ import pytest
 from fake_namer import FakeName, FakeNamer
 from judgements import sample
 from PIL import Image
+from small_wordnet import write_wordnet
 
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
@@ -106,3 +107,13 @@ def test_figures_by_hand() -> None:
     assert np.isnan(judgements.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
     # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
     assert judgements.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
+
+
+def test_cosines_of_equal_names_are_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path / "wordnet")))
+    monkeypatch.setattr(judgements, "SentenceEncoder", lambda: None)
+    cosines = np.array([1 - 1e-7, 1 + 2e-7, 1.0, 0.3])
+    monkeypatch.setattr(judgements, "semantic_similarities", lambda _, pairs: np.stack([cosines, cosines], 1))
+    entries = [{"prediction": name, "names": ["dog"], "prob": 0.5} for name in ("dog", "dogs", "dog", "cat")]
+    _, scores = judgements.metrics(entries)
+    assert scores["Semantic Similarity"].tolist() == [1, 1, 1, 0.3]

@@ -199,6 +199,14 @@ def test_the_real_encoder() -> None:
     assert list(found[3]) == [0, 0]
 
 
+def test_cosines_of_rounded_vectors_are_at_most_1() -> None:
+    class Longer:
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return torch.full((len(texts), 1), 1.0000001)
+
+    assert semantic_similarities(Longer(), [("dog", ("dog", "cat"))]).tolist() == [[1, 1]]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("prediction", "name", "value"),
     [

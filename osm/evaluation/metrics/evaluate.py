@@ -69,10 +69,11 @@ class SetResult:
         specific: the counts in the dataset's own mode.
         without_prediction: the number of annotations without a prediction, except crowds. No other count includes
             them.
-        crowd: the number of crowd annotations without a prediction.
-        ignored: the number of annotations with a prediction whose class is in the row's `ignored_ids`. No other count
-            includes them.
-        categories: for each category id, the number of masks with a prediction.
+        crowd: the number of crowd annotations, even if the file contains a prediction for them. No other count includes
+            them.
+        ignored: the number of annotations with a prediction whose class is in the row's `ignored_ids`, except crowds.
+            No other count includes them.
+        categories: for each category id, the number of scored masks.
     """
 
     records: SetRecords
@@ -170,11 +171,11 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
     """Add one annotation from a prediction file to all counts of the dataset except those for Acc and NIV."""
+    if mask.crowd:
+        result.crowd += 1
+        return
     if not mask.predictions:
-        if mask.crowd:
-            result.crowd += 1
-        else:
-            result.without_prediction += 1
+        result.without_prediction += 1
         return
     if mask.ignored:
         result.ignored += 1

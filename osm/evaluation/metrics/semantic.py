@@ -60,4 +60,4 @@ def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, t
         if prediction:
             cosines = vectors[[places[name] for name in names]] @ vectors[places[prediction]]
             found[row] = cosines[0], cosines.max()
-    return found
+    return np.clip(found, -1.0, 1.0)  # in float32, the cosine of two equal names can be 1.0000002

@@ -73,8 +73,8 @@ class MaskRecord:
 
     @property
     def counted(self) -> bool:
-        """Whether the annotation is scored: it has a prediction and its class is not ignored."""
-        return bool(self.predictions) and not self.ignored
+        """Whether the annotation is scored: it has a prediction, is not a crowd, and its class is not ignored."""
+        return bool(self.predictions) and not self.crowd and not self.ignored
 
 
 @dataclass(frozen=True, slots=True)
