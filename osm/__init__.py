@@ -1,4 +1,4 @@
-"""Open-ended visual recognition: name the object under a mask of an image, without a given list of classes.
+"""Open-ended visual recognition: name the object under a mask in an image, without a predefined list of classes.
 
 >>> model, processor = osm.create_model_and_transforms("osm_small")
 >>> recognizer = osm.load_recognizer("runs/osm_small/final")
@@ -35,8 +35,8 @@ __all__ = [
     "load_recognizer",
 ]
 
-# The public names are imported on first access, because some of their modules import torch, which is slow.
-# Converters and evaluation commands do not need torch, and start faster if torch is not imported.
+# Public names are imported lazily, because some of their modules import torch, which is slow.
+# Converters and evaluation commands do not need torch, and start faster without it.
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",

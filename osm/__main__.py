@@ -1,4 +1,4 @@
-"""Runs the command-line program `osm` when Python is started with `python -m osm`."""
+"""Entry point for `python -m osm`, which runs the command-line program `osm`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command-line program `osm`, which has subcommands such as `osm train` and `osm demo`."""
+"""The `osm` command-line program, with subcommands such as `osm train` and `osm demo`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = message_logger(__name__)
 class Command:
     """A subcommand of `osm`.
 
-    Running the subcommand calls `module.function(*arguments, argv)`. The function returns the exit code.
+    Running the subcommand calls `module.function(*arguments, argv)`, which returns the exit code.
 
     Attributes:
         what: a one-line description for the help text.
@@ -87,7 +87,7 @@ COMMANDS = {
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code. A subcommand's module is imported only when the subcommand runs."""
+    """Run a subcommand and return its exit code. The subcommand's module is imported lazily."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [JSON_FLAG]:  # every command accepts this flag itself
         arguments = [*arguments[1:], JSON_FLAG]
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """Return the help text of `osm`, which lists all subcommands."""
+    """Return the help text for `osm`, which lists all subcommands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: osm COMMAND ... (osm COMMAND --help)", "", *lines])

@@ -1,4 +1,4 @@
-"""Builds config dataclasses from YAML files and from values of `--set`. Error messages name the invalid field."""
+"""Builds config dataclasses from YAML files and `--set` values. Error messages name the invalid field."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class FieldError(OsmError):
     """Raised by a config's `__post_init__` if a field is invalid.
 
     The error message begins with the field's name, because `__post_init__` does not know the field's full path.
-    `from_dict` prepends the path of the config's section to the message of a `FieldError`.
+    `from_dict` prepends the path of the config section to the message.
     """
 
 
 def choice(default: str, choices: Sequence[str]) -> Any:
-    """Return a dataclass field whose value must be one of `choices`, which the JSON schema of the config lists."""
+    """Return a dataclass field whose value must be one of `choices`. The config's JSON schema lists the choices."""
     return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a config dataclass from plain values that were parsed from YAML or JSON.
+    """Build a config dataclass from plain values parsed from YAML or JSON.
 
-    A config class may define a method `resolve(values, where)`, which returns three objects: the class to build, the
-    values of its fields, and a mapping from field names to keys in the file. The mapping contains only fields whose key
-    in the file differs from the field name.
+    A config class may define a `resolve(values, where)` method that returns three objects: the class to build, its
+    field values, and a mapping from field names to keys in the file. The mapping contains only the fields whose key in
+    the file differs from the field name.
 
     Args:
-        where: the path of the config's section in the file, with which error messages begin.
+        where: the path of the config section in the file. Error messages begin with this path.
 
     Raises:
         OsmError: a field is unknown, or its type or value is invalid. The message begins with the path of the field.
@@ -121,19 +121,19 @@ def find_config(name: str) -> Path:
 
 
 def config_paths() -> list[Path]:
-    """Return the paths of the project's own configs, sorted by name."""
+    """Return the paths of the built-in configs, sorted by name."""
     found = {path.stem: path for folder in reversed(_config_folders()) for path in folder.glob("osm*.yaml")}
     return [found[name] for name in sorted(found)]
 
 
 def _config_folders() -> list[Path]:
-    # An installed package contains the built-in configs in osm.configs; in a checkout, configs/ is next to osm/.
+    # In an installed package, the built-in configs are in osm.configs; in a checkout, configs/ is next to osm/.
     package = Path(str(resources.files("osm")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a config file as a mapping from section name (`model`, `training`) to the section's values.
+    """Read a config file into a mapping from section names (`model`, `training`) to their values.
 
     Args:
         name: see `find_config`.
@@ -148,16 +148,18 @@ def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
         raise OsmError(f"config {path}: expected the sections 'model' and 'training', found {shown(document)}")
     for section in document:
         if section not in SECTIONS:
-            raise OsmError(f"config {path}: unknown section {shown(section)}; the sections are model and training")
+            raise OsmError(
+                f"config {path}: unknown section {shown(section)}; the valid sections are model and training"
+            )
     sections = {section: {} if values is None else values for section, values in document.items()}
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise OsmError(f"config {path}: {section} must be a mapping, found {shown(values)}")
+            raise OsmError(f"config {path}: section {section} must be a mapping, found {shown(values)}")
     return apply_settings(sections, settings)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--set` to the argument parser of a command. The parsed values of `--set` are in `args.settings`."""
+    """Add the `--set` flag to a command's argument parser. The parsed values are stored in `args.settings`."""
     parser.add_argument(
         "--set",
         action="append",
@@ -170,7 +172,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_settings(sections: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of a config's sections in which the values of `--set` override the config's own values.
+    """Return a copy of a config's sections in which `--set` values override the config's own values.
 
     Args:
         settings: strings of the form `path=value`. The path is dotted and begins with a section (`model.llm.name`), and
@@ -197,7 +199,7 @@ def apply_settings(sections: Mapping[str, Any], settings: Sequence[str]) -> dict
             if inner is None:
                 inner = place[key] = {}
             elif not isinstance(inner, dict):
-                raise OsmError(f"--set {path}: {'.'.join(keys[:depth])} is {shown(inner)}, not a mapping")
+                raise OsmError(f"--set {path}: the value of {'.'.join(keys[:depth])} is {shown(inner)}, not a mapping")
             place = inner
         place[keys[-1]] = value
     return changed
@@ -208,10 +210,10 @@ def _copied(value: Any) -> Any:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain values for YAML and JSON, without the signatures of signed URLs.
+    """Convert a config to plain values for YAML or JSON, with the signatures removed from signed URLs.
 
-    If the config class defines a method `stored()`, the values that `stored()` returns are used instead of the fields.
-    The method `stored()` returns the layout in which checkpoints store the config.
+    If the config class defines a `stored()` method, its return value is used instead of the fields. `stored()` returns
+    the config in the layout that checkpoints use.
     """
     values = config.stored() if hasattr(config, "stored") else dataclasses.asdict(config)
     plain: dict[str, Any] = _without_signatures(values)

@@ -1,8 +1,8 @@
-"""Parses JSON and YAML safely: nesting depth and the length of numbers are limited, and YAML aliases are rejected.
+"""Parses JSON and YAML safely: limits the nesting depth and the length of numbers, and rejects YAML aliases.
 
-Without limits on nesting and numbers, a small untrusted file could exhaust the program's memory or stack, or take very
-long to parse. `osm.files` reads JSON and YAML files with the parsers in this module, and no other module of the project
-parses YAML.
+Without limits on nesting depth and number length, a small untrusted file could exhaust the memory or the stack, or take
+a very long time to parse. `osm.files` reads JSON and YAML files with the parsers in this module. No other module in the
+project parses YAML.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 import yaml
 
 MAX_NESTING = 100
-"""The maximum nesting depth of lists and mappings. Annotations have about six levels, and configs have four."""
+"""The maximum nesting depth of lists and mappings. Annotations have about six levels; configs have four."""
 MAX_YAML_BYTES = 16 << 20
-"""The maximum size of a YAML text. PyYAML would take minutes to parse a larger text."""
+"""The maximum size of a YAML document in bytes. PyYAML would take minutes to parse a larger document."""
 _MAX_YAML_DIGITS = 400
 _CHUNK = 1 << 24
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """A version of PyYAML's safe loader that rejects aliases, deep nesting and very long numbers."""
+    """A PyYAML safe loader that rejects aliases, deep nesting and very long numbers."""
 
     _depth = 0
 
@@ -31,7 +31,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(
                 None,
                 None,
-                f"aliases (*{self.peek_event().anchor}) are not supported: write out the value",
+                f"YAML aliases (*{self.peek_event().anchor}) are not supported; write out the value",
                 self._mark(),
             )
         self._depth += 1
@@ -47,7 +47,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                f"a number or date of {len(value)} characters is too long: at most {_MAX_YAML_DIGITS} are allowed",
+                f"a number or date of {len(value)} characters exceeds the maximum of {_MAX_YAML_DIGITS}",
                 node.start_mark,
             )
         return value
@@ -57,7 +57,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse a YAML text into plain Python values.
+    """Parse a YAML document into plain Python values.
 
     Raises:
         ValueError: the text is not YAML, has aliases, is nested too deeply, or has an invalid number, date or key.
@@ -69,12 +69,12 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # If a value has an explicit tag (!!timestamp x), parsing the value can raise any exception, not only YAMLError.
+        # A value with an explicit tag (such as !!timestamp) can raise any exception when parsed, not only YAMLError.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
-    """Parse a JSON text into Python objects.
+    """Parse a JSON document into Python objects.
 
     Args:
         nesting: the maximum nesting depth, or None for any depth that Python can parse. None is only for documents that
@@ -88,20 +88,20 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
         document = json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    # A limited depth keeps recursive functions such as copy.deepcopy and json.dumps below Python's recursion limit.
+    # The depth limit keeps recursive functions such as copy.deepcopy and json.dumps below Python's recursion limit.
     if nesting is not None and _brackets_deep(raw) > nesting and _depth(document) > nesting:
         raise ValueError(f"nested more than {nesting} deep")
     return document
 
 
 def _brackets_deep(data: bytes) -> int:
-    """Return an upper bound on the nesting depth of a JSON text: the largest number of simultaneously open brackets.
+    """Return an upper bound on the nesting depth of a JSON text: the maximum number of simultaneously open brackets.
 
-    The bound may be larger than the actual nesting depth, because brackets within strings are counted too.
+    The bound may be larger than the actual nesting depth, because brackets inside strings are counted too.
     """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # Setting bit 0x20 in each byte turns `[` into `{` and `]` into `}`, so only `{` and `}` have to be counted.
+        # Setting bit 0x20 in each byte turns `[` into `{` and `]` into `}`, so it is enough to count `{` and `}`.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")

@@ -1,4 +1,4 @@
-"""Reads text, JSON and YAML files, writes files atomically, and stores records from which killed runs resume."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores records so that killed runs can resume."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from osm.terminal import message_logger
 logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
-"""The maximum size of a text file. Typical lists of names or files have a few hundred KB."""
-_MARKS = (  # UTF-32 is detected before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
+"""The maximum size of a text file in bytes. Typical lists of names or files take up a few hundred KB."""
+_MARKS = (  # UTF-32 is checked before UTF-16, because its byte order mark begins with that of UTF-16.
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -41,10 +41,10 @@ _KINDS = (
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
-    """Raise OsmError if a path is not a regular file or a link to a regular file, without opening the path.
+    """Raise OsmError if a path is not a regular file or a link to one, without opening it.
 
-    Opening a FIFO could wait forever for a writer, and reading a device may never end. If the path does not exist or
-    cannot be accessed, no error is raised here, because opening the path later raises an error with the reason.
+    Opening a FIFO could block forever, and reading from a device may never end. If the path does not exist or cannot be
+    accessed, no error is raised here; opening the path later raises an error that gives the reason.
 
     Args:
         what: the beginning of the error message, such as "checkpoint" or "--masks".
@@ -64,8 +64,8 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
 def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTES) -> str:
     """Return the text of a user's file, with all line breaks converted to line feeds.
 
-    The file may be in UTF-8, with or without a byte order mark. A file in UTF-16 or UTF-32, which editors on Windows
-    may write, must begin with a byte order mark.
+    The file may be encoded in UTF-8, with or without a byte order mark. UTF-16 and UTF-32 files, which some Windows
+    editors write, must begin with a byte order mark.
 
     Args:
         what: the beginning of the error message, such as "--vocabulary".
@@ -83,24 +83,26 @@ def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTE
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise OsmError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:
-        raise OsmError(f"{where}: the file is over the maximum size of {most} bytes")
+        raise OsmError(f"{where}: the file exceeds the maximum size of {most} bytes")
     coding = next((coding for mark, coding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(coding)
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].decode(coding, "replace").count("\n")
         byte, kind = error.object[error.start], coding.removesuffix("-sig").upper()
-        raise OsmError(f"{where}: line {line}: the byte 0x{byte:02x} is not {kind}; save the file as UTF-8") from None
+        raise OsmError(
+            f"{where}: line {line}: the byte 0x{byte:02x} is not valid {kind}; save the file as UTF-8"
+        ) from None
     if "\0" in text:
         line = 1 + text[: text.index("\0")].count("\n")
         raise OsmError(
-            f"{where}: line {line}: text must not contain a NUL (UTF-16 without a byte order mark?); save it as UTF-8"
+            f"{where}: line {line} contains a NUL character (UTF-16 without a byte order mark?); save the file as UTF-8"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple[Any, str]:
-    """Return the parsed content of a JSON file, and the hexadecimal SHA-256 of the file's bytes.
+    """Return the parsed content of a JSON file, and the SHA-256 of its bytes as a hexadecimal string.
 
     Raises:
         OsmError: the file cannot be read or is not JSON. The message begins with `what`.
@@ -130,7 +132,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def write_atomically(path: Path, chunks: Iterable[str]) -> None:
-    """Write a text file under a temporary name, and rename the file when it is complete."""
+    """Write a text file under a temporary name, and rename it once it is complete."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -155,14 +157,14 @@ def sync_folder(folder: Path) -> None:
         return
     try:
         os.fsync(handle)
-    except OSError:  # Some network disks do not support syncing a folder.
+    except OSError:  # Some network file systems do not support syncing a folder.
         pass
     finally:
         os.close(handle)
 
 
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    """Write a file to the path that the user gave with a flag. The file's folder is created if it does not exist.
+    """Write a file to a path given by a flag. Its folder is created if it does not exist.
 
     Raises:
         OsmError: the file cannot be written.
@@ -176,7 +178,7 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a temporary binary file that replaces `path` at the end, unless an error occurs in the context."""
+    """Yield a temporary binary file that replaces `path` when the context exits without an error."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -210,9 +212,9 @@ def lock(file: IO[Any]) -> bool:
 class PartialFile:
     """A file that stores the finished records of a long-running command, so that a killed run can be resumed.
 
-    The file consists of a header line, followed by one JSON line per record. If the file already exists with the same
+    The file consists of a header line followed by one JSON line per record. If the file already exists with the same
     header, its records up to the last complete line are kept. If an existing file has a different header, the differing
-    fields are logged, and the file is emptied.
+    fields are logged and the file is emptied.
 
     Attributes:
         done: the number of finished records.
@@ -223,9 +225,9 @@ class PartialFile:
         self.done = 0
         self._header = dict(header)
         self._file = path.open("a+b")
-        if not lock(self._file):  # Without a lock, two runs that write the same file would mix their lines.
+        if not lock(self._file):  # Without a lock, two runs writing to the same file would interleave their lines.
             self._file.close()
-            raise OsmError(f"{path}: another process is writing to this file; wait until it ends, or stop it")
+            raise OsmError(f"{path}: another process is writing to this file; wait for it to finish, or stop it")
         self._recover()
 
     def _recover(self) -> None:
@@ -243,7 +245,7 @@ class PartialFile:
                     self.done += 1
                     end += len(line)
             else:
-                logger.info(f"{self.path}: made with another {', '.join(changed)}; starting again")
+                logger.info(f"{self.path}: written with a different {', '.join(changed)}; starting over")
         self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
         if not end:
@@ -262,7 +264,7 @@ class PartialFile:
         self.done += 1
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Read the records from the file, and yield them in order."""
+        """Read the records from the file and yield them in order."""
         with self.path.open("rb") as file:
             file.readline()
             for line in file:
@@ -270,7 +272,7 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        # After a failed write, `close` tries to write the remaining bytes again, and may fail again.
+        # After a failed write, `close` retries writing the remaining bytes, and may fail again.
         with suppress(OSError):
             self._file.close()
 

@@ -1,6 +1,6 @@
-"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, annotation forms, datasets or configs.
+"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, annotation formats, datasets or configs.
 
-Names and descriptions are read without importing the listed classes, so `osm list` is fast and also lists classes of
+Names and descriptions are read without importing the listed classes, so `osm list` is fast and also lists classes from
 packages that cannot be imported.
 """
 
@@ -42,7 +42,7 @@ class Listed:
     about: str
 
 
-# A registry is imported only when it is listed, so that `osm list forms` does not import the packages that towers need.
+# Registries are imported lazily, so that `osm list forms` does not import the packages that towers need.
 REGISTRIES = {
     "towers": "osm.models.towers:TOWERS",
     "bridges": "osm.models.bridges:BRIDGES",
@@ -65,10 +65,10 @@ def parts(kind: str) -> list[Listed]:
 
 
 def summary_of(path: str) -> str:
-    """Return the first docstring line of the class at `path` (`module:Class`), without importing the module.
+    """Return the first line of a class's docstring, given its `path` (`module:Class`), without importing the module.
 
-    Only the packages that contain the class's module are imported. If the class is not found, the returned text is the
-    reason why the class cannot be imported.
+    Only the module's parent packages are imported. If the class is not found, the returned text explains why it cannot
+    be imported.
     """
     module, _, attribute = path.partition(":")
     loaded = sys.modules.get(module)
@@ -93,7 +93,7 @@ def _first_line(docstring: str | None) -> str:
 
 
 def llms() -> list[Listed]:
-    """Return the kinds of values that `model.llm.name` accepts, and the LLMs that the project's configs use."""
+    """Return the kinds of values that `model.llm.name` accepts, and the LLMs used in the built-in configs."""
     kinds = {
         "FOLDER": "a causal language model that transformers saved (docs/families.md has the tested families)",
         "HUB_ID": "a causal language model on the Hugging Face hub, as owner/name",
@@ -109,7 +109,7 @@ def llms() -> list[Listed]:
 
 
 def datasets(table: str | None = None) -> list[Listed]:
-    """Return one line for each dataset: the built-in datasets, and those in the user's YAML file `table`, if given."""
+    """Return one line for each built-in dataset and for each dataset in the user's YAML file `table`, if given."""
     rows = DatasetTable().with_yaml(table) if table else DatasetTable()
     own = {row.name for row in BUILTIN if rows[row.name] == row}
     return [
@@ -119,7 +119,7 @@ def datasets(table: str | None = None) -> list[Listed]:
 
 
 def configs() -> list[Listed]:
-    """Return the project's configs, each described by the first line of the comment in its file."""
+    """Return the built-in configs, each described by the first line of the comment in its file."""
     found = []
     for path in config_paths():
         first = read_text(path, "config").split("\n")[0]
@@ -140,7 +140,7 @@ LISTS: dict[str, Callable[[], list[Listed]]] = {
 
 
 def list_parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm list`."""
+    """Return the argument parser for `osm list`."""
     parser = CommandParser(
         prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
     )
@@ -152,13 +152,13 @@ def list_parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm list`, and return its exit code: 0, or 2 for invalid arguments."""
+    """Run `osm list` and return its exit code: 0 on success, or 2 for invalid arguments."""
     return run_command(_list, list_parser().parse_args(argv), interrupted="interrupted")
 
 
 def _list(args: argparse.Namespace) -> None:
     if args.datasets and args.kind != "datasets":
-        raise OsmError(f"--datasets {args.datasets} has no effect on a list of {args.kind}; remove the flag")
+        raise OsmError(f"--datasets {args.datasets} has no effect when listing {args.kind}; remove the flag")
     found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
     if args.json:
         echo(*json.dumps([asdict(one) for one in found], indent=1).split("\n"))

@@ -1,7 +1,7 @@
-"""`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that run ordinary `osm` commands.
+"""`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that consist of ordinary `osm` commands.
 
 The stages draw scenes, write shards, train a model on two processes, generate predictions with two processes, score the
-predictions, and create a report and a picture. A finished stage is not repeated, and an interrupted stage is resumed.
+predictions, and create a report and a picture. Finished stages are skipped, and an interrupted stage is resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = message_logger(__name__)
 
 STAGES = "stages.json"
 PARTS = 2
-# By default, glibc returns the memory of each freed large tensor to the system, which makes allocations slow.
+# By default, glibc returns the memory of every freed large tensor to the system, which slows down allocations.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 _QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would overwrite each other's progress bars.
 
@@ -107,7 +107,7 @@ def osm_command(*arguments: object) -> list[str]:
 
 
 def stages(options: QuickstartOptions) -> list[Stage]:
-    """Return all stages of a quickstart in order."""
+    """Return all stages of a quickstart, in order."""
     out = options.out
     return [
         Stage("scenes", "drawing two training datasets, a test split and a split of held-out pairs", _draw(options)),
@@ -141,7 +141,7 @@ def _draw(options: QuickstartOptions) -> list[list[str]]:
         ("test", options.test_images, options.test_seed, "seen", ",".join(SETS)),
         ("held_out", options.held_out_images, options.test_seed + 1, "held_out", ",".join(SETS)),
     ]
-    # The commands that draw scenes run one after the other, because each command uses all cores.
+    # The commands that draw scenes run sequentially, because each command uses all cores.
     shared = ["scenes", options.out / "scenes"]
     return [
         osm_command(*shared, "--split", split, "--images", images, "--seed", seed, "--pairs", pairs, "--sets", sets)
@@ -184,7 +184,7 @@ def _training_device(options: QuickstartOptions) -> str:
 
 
 def _predict(options: QuickstartOptions, kind: str) -> list[list[str]]:
-    """Return two commands that run in parallel, each of which generates the predictions for half of the images."""
+    """Return two commands that run in parallel, each generating the predictions for half of the images."""
     out = options.out
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
     flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
@@ -230,7 +230,7 @@ def _picture(options: QuickstartOptions) -> list[str]:
 
 
 def write_tables(out: Path) -> None:
-    """Write two YAML files that define datasets: one file for the test split, and one for the held-out name pairs."""
+    """Write two YAML files with dataset definitions: one for the test split, and one for the held-out name pairs."""
     for split, name in (("test", "sets.yaml"), ("held_out", "sets_held_out.yaml")):
         rows = {
             set_name: {
@@ -250,7 +250,7 @@ def write_tables(out: Path) -> None:
 
 
 def run(options: QuickstartOptions) -> dict[str, float]:
-    """Run all stages that are not finished yet.
+    """Run all stages that have not finished yet.
 
     Returns:
         stage name -> duration of its last run in seconds.
@@ -281,19 +281,19 @@ def run(options: QuickstartOptions) -> dict[str, float]:
 
 
 def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
-    """Read which stages are finished. Raises OsmError if an earlier quickstart in the folder had different options."""
+    """Load the record of finished stages. Raises OsmError if an earlier quickstart in the folder used other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
-        raise OsmError(f"{path} was not written by osm quickstart; remove the file to run every stage again")
-    # Older code did not record the config or settings, because it always used the default config without settings.
+        raise OsmError(f"{path} was not written by osm quickstart; remove the file to rerun every stage")
+    # Older versions did not record the config or settings, because they only used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(
-            f"{path.parent} was made with different values of {', '.join(changed)}; choose a different folder, or "
-            "remove it"
+            f"{path.parent} was created with different values of {', '.join(changed)}; choose a different folder, or "
+            "delete this one"
         )
     return record
 
@@ -302,7 +302,7 @@ def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
     environment = {**_QUIET, **stage.environment, **os.environ}
     # The two commands that generate predictions run in parallel, as they would on two GPUs.
-    # All commands except `osm generate` run one after the other.
+    # All commands except `osm generate` run sequentially.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
@@ -319,12 +319,12 @@ def _run_stage(stage: Stage) -> float:
         if any(codes):
             failed = next(k for k, code in enumerate(codes) if code)
             kind = RunStopped if codes[failed] == 3 else OsmError
-            raise kind(f"stage {stage.name!r} failed with code {codes[failed]}: {shlex.join(batch[failed])}")
+            raise kind(f"stage {stage.name!r} failed with exit code {codes[failed]}: {shlex.join(batch[failed])}")
     return time.monotonic() - started
 
 
 def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:
-    """Return a text with the model's scores, the duration of each stage and suggested next steps."""
+    """Return a summary of the model's scores and the duration of each stage, with suggested next steps."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
     lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
     for title, sets in results.items():
@@ -371,7 +371,7 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm quickstart`."""
+    """Return the argument parser for `osm quickstart`."""
     defaults = QuickstartOptions(Path("runs/quickstart"))
     out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of all outputs [%(default)s]")
@@ -391,9 +391,9 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm quickstart`, and return its exit code."""
+    """Run `osm quickstart` and return its exit code."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # Like Ctrl-C, SIGTERM also ends the processes of the running stage.
+    signal.signal(signal.SIGTERM, _interrupt)  # Like Ctrl-C, SIGTERM also ends the running stage's processes.
     return run_command(_quickstart, args)
 
 

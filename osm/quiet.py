@@ -1,8 +1,8 @@
-"""Silences messages of third-party libraries that a user of this program cannot act on.
+"""Silences third-party library messages that users of this program cannot act on.
 
-The silenced output consists of short-lived progress bars, and of advice for the libraries' own maintainers. Library
-messages are silenced only within the context managers of this module. The context managers respect a user's settings
-(logging levels, disabled progress bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`), and restore them on exit.
+The silenced output consists of short-lived progress bars and advice for the libraries' own maintainers. Library
+messages are silenced only inside this module's context managers, which respect the user's settings (logging levels,
+disabled progress bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`) and restore them on exit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-# Maps a logger's name to texts; a message of this logger is dropped if it contains one of the texts.
+# Maps logger names to phrases; a message from a logger is dropped if it contains one of the logger's phrases.
 _LINES = {
     # Importing torchao logs this message, which is advice for torchao's maintainers.
     "torch.utils._pytree": ("register_constant() on Enum",),
@@ -32,7 +32,7 @@ _GGUF = "transformers.modeling_gguf_pytorch_utils"
 
 
 class _Without(logging.Filter):
-    """A logging filter that drops messages that contain any of the given texts."""
+    """A logging filter that drops messages containing any of the given phrases."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Without(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lines() -> Iterator[None]:
-    """Drop the log messages listed in `_LINES` within the context. Errors and all other warnings are still shown."""
+    """Drop the log messages listed in `_LINES` inside the context. Errors and all other warnings are still shown."""
     with contextlib.ExitStack() as stack:
         for name, texts in _LINES.items():
             logger, without = logging.getLogger(name), _Without(texts)
@@ -55,7 +55,7 @@ def quiet_lines() -> Iterator[None]:
 
 
 def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command's entry function to run within the context `quiet_lines`, so that imports are silenced too."""
+    """Decorator that runs a command's entry point inside `quiet_lines`, so that imports are silenced too."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -67,7 +67,7 @@ def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide the messages listed in `_LINES` and the progress bars for loading weights within the context."""
+    """Hide the messages listed in `_LINES` and weight-loading progress bars inside the context."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lines())
         stack.enter_context(warnings.catch_warnings())

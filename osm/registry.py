@@ -1,13 +1,13 @@
-"""Registries, which map names to the interchangeable classes of this package, such as towers and bridges.
+"""Registries that map names to this package's interchangeable classes, such as towers and bridges.
 
 `Registry.get` accepts four kinds of names:
 
-- the name of a class that is built into this package,
-- a name that was registered with `Registry.register`, for example by the decorator `register_tower`,
+- the name of a class built into this package,
+- a name registered with `Registry.register`, for example by the `register_tower` decorator,
 - the name of an entry point that an installed package declares in the registry's group, for example `osm.towers`,
-- `module:Class`, for any class that can be imported.
+- `module:Class`, for any importable class.
 
-A registered class is imported on first use, so listing the names imports no classes.
+Registered classes are imported on first use, so listing the names does not import any class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 class Registry(Generic[Part]):
-    """A registry that maps names to classes of one kind, for example to all tower classes.
+    """Maps names to classes of one kind, such as all tower classes.
 
     Args:
         kind: the word for a class in error messages, for example "tower".
@@ -46,7 +46,7 @@ class Registry(Generic[Part]):
 
     @property
     def builtin(self) -> tuple[str, ...]:
-        """The names of the registered classes that are built into this package."""
+        """The names of the classes built into this package."""
         return tuple(self._builtin)
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
@@ -57,31 +57,31 @@ class Registry(Generic[Part]):
                 already has the name, or if the class is not a subclass of the interface.
         """
         if not _NAME.fullmatch(name):
-            raise OsmError(
-                f"{self.kind} {name!r}: expected a letter, followed by letters, digits, '.', '_' and '-' only"
-            )
+            raise OsmError(f"{self.kind} {name!r}: expected a letter followed only by letters, digits, '.', '_' or '-'")
 
         def add(part: Registered) -> Registered:
             if name in self._builtin or self._registered.get(name, part) is not part:
-                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different name")
+                raise OsmError(
+                    f"{self.kind} {name!r}: another {self.kind} already has this name; choose a different name"
+                )
             self._registered[name] = self._checked(part, name)
             return part
 
         return add
 
     def names(self) -> list[str]:
-        """Return the names of all known classes: first built-in, then registered, then classes of installed packages.
+        """Return the names of all known classes: built-in first, then registered, then those of installed packages.
 
-        Each of the three groups is sorted. `get` also accepts any `module:Class`.
+        Each of the three groups is sorted. The method `get` also accepts any `module:Class`.
         """
         names = [*sorted(self._builtin), *sorted(self._registered), *sorted(self._installed())]
         return list(dict.fromkeys(names))
 
     def hidden(self) -> list[str]:
-        """Return a warning for each class of an installed package that is hidden by another class of the same name.
+        """Return a warning for each class of an installed package that is hidden by another class with the same name.
 
-        A built-in or registered class hides an installed package's class of the same name. If several installed
-        packages contain a class of the same name, only one of these classes can be selected by name.
+        A built-in or registered class hides an installed package's class with the same name. If several installed
+        packages declare a class with the same name, only one of these classes can be selected by name.
         """
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
@@ -92,7 +92,7 @@ class Registry(Generic[Part]):
             for point in points if taken else points[:-1]:
                 where = f"of package {point.dist.name}" if point.dist else f"({point.value})"
                 sentences.append(
-                    f"{self.kind} {name!r} {where} is hidden by another {self.kind} of this name; "
+                    f"{self.kind} {name!r} {where} is hidden by another {self.kind} with the same name; "
                     f"use {point.value} to select it"
                 )
         return sentences
@@ -107,7 +107,7 @@ class Registry(Generic[Part]):
         return "module" if point is None else (point.dist.name if point.dist else point.value)
 
     def path(self, name: str) -> str:
-        """Return the import path "module:Class" for the name of a class, without importing the class."""
+        """Return a class's import path, "module:Class", given its name, without importing the class."""
         if name in self._registered:
             part = self._registered[name]
             return f"{part.__module__}:{part.__qualname__}"

@@ -1,11 +1,11 @@
-"""Terminal output of commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
+"""Terminal output for commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
 
 The function `echo` prints a command's results (names, tables, JSON). Warnings, notices and progress messages are logged
-by child loggers of "osm", which modules create with `message_logger`. Log records are shown on the terminal only within
-a command's entry function (`console_command`). A program that imports this package therefore decides itself how the
+by child loggers of "osm", which modules create with `message_logger`. Log records are shown on the terminal only inside
+a command's entry point (`console_command`). A program that imports this package therefore decides for itself how the
 package's log records are shown.
 
-Before text from files and models is shown, the function `printable` escapes the text's control characters.
+The function `printable` escapes control characters in text from files and models before the text is shown.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from typing import Any, NoReturn, ParamSpec
 P = ParamSpec("P")
 
 LOGGER = "osm"
-"""The name of the parent logger of all loggers in this package."""
+"""The name of the parent logger for all loggers in this package."""
 JSON_FLAG = "--log_json"
 PIPE_CLOSED = 141
-"""The exit code of a command whose output is no longer read: 128 + SIGPIPE, as shells report it."""
+"""The exit code of a command whose output pipe was closed: 128 + SIGPIPE, as reported by shells."""
 LINE_SECONDS = 10.0
-"""The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
+"""The minimum number of seconds between progress messages, which replace the progress bar if there is no terminal."""
 
 # Control characters that `printable` escapes: C0 (except tab and line feed), DEL and C1.
-# Unicode line breaks, and characters that change the direction of text, are escaped too.
-# Lone surrogates, which represent the bytes of a file name that is not UTF-8, are escaped too.
+# Unicode line breaks and characters that change the text direction are escaped too.
+# Lone surrogates, which represent undecodable bytes in file names, are escaped too.
 # A line feed is escaped unless the next line is indented by two spaces.
 # Continuation lines of this package's own messages are indented, so their line feeds are not escaped.
-# Text from a file cannot imitate a new message, because a line feed before an unindented line is escaped.
+# Text from a file cannot fake a new message, because a line feed before an unindented line is escaped.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|\n(?!  )"
@@ -51,9 +51,9 @@ _NAMES = {"\n": "\\n", "\r": "\\r"}
 
 
 def printable(text: object) -> str:
-    """Escape the control characters in a text (`\\x1b`, `\\n`, `\\u202e`), so that a terminal or web page can show it.
+    """Escape control characters (`\\x1b`, `\\n`, `\\u202e`) so that a text is safe to show on a terminal or web page.
 
-    Line feeds are escaped too, except those before a line that is indented by two spaces.
+    Line feeds are escaped too, except those before a line indented by two spaces.
     """
     return _CONTROL.sub(lambda found: _escaped(found[0]), str(text))
 
@@ -66,7 +66,7 @@ def _escaped(letter: str) -> str:
 def echo(*lines: object, flush: bool = False) -> None:
     """Print a command's results to standard output, one line per argument. Control characters are escaped.
 
-    If a pipe to another program is closed, as in `osm list configs | head -1`, the command ends without an error.
+    If the output pipe is closed, as in `osm list configs | head -1`, the command exits without reporting an error.
     """
     with _quiet_if_closed():
         print("\n".join(map(printable, lines)), flush=flush)
@@ -92,7 +92,7 @@ def clock(seconds: float) -> str:
 
 
 class MessageLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger that escapes the control characters in its messages (see `printable`).
+    """A logger that escapes control characters in its messages (see `printable`).
 
     The logging methods accept two additional keyword arguments:
         fields: structured values to log with the message, in the JSON object of `--log_json` and in `record.fields`.
@@ -100,22 +100,22 @@ class MessageLogger(logging.LoggerAdapter[logging.Logger]):
     """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
-        """Escape the message's control characters, and move the additional keyword arguments into the log record."""
+        """Escape control characters in the message, and move the additional keyword arguments to the log record."""
         fields, to_stdout = kwargs.pop("fields", None) or {}, kwargs.pop("to_stdout", False)
         kwargs["extra"] = {**kwargs.get("extra", {}), "fields": dict(fields), "to_stdout": to_stdout}
         return printable(msg), kwargs
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the logger of a module for messages to the user. Each module calls `message_logger(__name__)` once."""
+    """Return a module's logger for user-facing messages. Each module calls `message_logger(__name__)` once."""
     return MessageLogger(logging.getLogger(module))
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a log record as a line of plain text.
+    """Formats a log record as one line of plain text.
 
-    The line of an error begins with "error: ", and the line of a warning begins with "warning: ". If a warning has a
-    field `reason`, the line begins with "warning (REASON): " instead.
+    Errors are prefixed with "error: ", and warnings with "warning: ". If a warning has a field `reason`, the prefix is
+    "warning (REASON): " instead.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -131,7 +131,7 @@ class JsonFormatter(logging.Formatter):
     """Formats a log record as a one-line JSON object: `time` (UTC), `level`, `logger`, `message` and `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the JSON object as text. If the log record has no fields, the JSON object has no key `fields`."""
+        """Return the JSON object as text. The key `fields` is omitted if the log record has no fields."""
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -144,7 +144,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value for strict JSON: non-finite numbers and values of unsupported types become strings."""
+    """Convert a value to strict JSON types: non-finite numbers and values of unsupported types become strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -166,7 +166,7 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(JsonFormatter() if as_json else LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one log record. Progress bars are cleared first, and redrawn below the log record."""
+        """Print a log record. Progress bars are cleared first, and then redrawn below it."""
         to_stdout = getattr(record, "to_stdout", False) and not self.as_json
         for bar in _BARS:
             bar.clear()
@@ -182,7 +182,7 @@ def _console() -> ConsoleHandler | None:
 
 @contextlib.contextmanager
 def console_messages(as_json: bool = False) -> Iterator[None]:
-    """Show this package's messages on the terminal within the context, and restore the loggers afterwards.
+    """Show this package's messages on the terminal inside the context, and restore the loggers on exit.
 
     Args:
         as_json: whether messages and Python's warnings are shown as JSON objects. A context inside a context with JSON
@@ -219,7 +219,7 @@ def _captured_warnings() -> Iterator[None]:
 
 
 def console_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command's entry function to show its messages on the terminal. The function needs a parameter `argv`.
+    """Decorator that shows a command's messages on the terminal. The decorated function needs an `argv` parameter.
 
     If `argv` contains `--log_json`, the messages are shown as JSON objects.
     """
@@ -238,7 +238,7 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def json_flag() -> list[str]:
-    """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
+    """Return `["--log_json"]` if this command logs its messages as JSON, and an empty list otherwise.
 
     A command appends the list to the arguments of each `osm` command that it starts, so that both log in the same
     format.
@@ -248,7 +248,7 @@ def json_flag() -> list[str]:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser with the additional flag `--log_json`, which the decorator `console_command` reads."""
+    """An argument parser with an additional `--log_json` flag, which the `console_command` decorator reads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -274,8 +274,9 @@ class ProgressBar:
     """Shows the progress of a long-running command: a `tqdm` bar on a terminal, otherwise occasional log messages.
 
     Progress messages are logged at level INFO by the logger "osm.progress", at most once every `LINE_SECONDS` seconds
-    and once at the end. A program that imports this package but does not configure `logging` shows no progress
-    messages. With the environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
+    and once at the end. No progress messages are shown in a program that imports this package without configuring
+    `logging`. If the environment variable `TQDM_DISABLE=1` is set, log messages replace the progress bar even on a
+    terminal.
 
     Args:
         title: a short description of the job.
@@ -307,7 +308,7 @@ class ProgressBar:
         self.close()
 
     def step(self, units: int = 1, **fields: object) -> None:
-        """Advance the progress by a number of finished units of work.
+        """Advance the progress bar by a number of finished units of work.
 
         Args:
             units: the number of units that were finished since the last call.
@@ -347,10 +348,10 @@ def _bars_are_shown() -> bool:
 
 @functools.cache
 def _tqdm_class() -> Any:
-    """Return a subclass of `tqdm` without a monitor thread and without a lock between processes.
+    """Return a `tqdm` subclass that has no monitor thread and no inter-process lock.
 
-    A running thread or a shared lock would be unsafe, because processes are forked while a progress bar is shown. The
-    import of tqdm is delayed until a progress bar is shown, because the import takes a tenth of a second.
+    A running thread or a shared lock would be unsafe, because processes are forked while a progress bar is shown. tqdm
+    is imported only when a progress bar is shown, because importing it takes a tenth of a second.
     """
     from tqdm import tqdm
 

@@ -2,7 +2,7 @@
 # The long series that CI leaves out, each with its figures as json. Run before a release; some 90 minutes of two cores.
 #
 #   bash scripts/full_check.sh            all of them
-#   bash scripts/full_check.sh kills llms only these: kills, memory, llms, towers
+#   bash scripts/full_check.sh kills llms only these: kills, memory, quickstart, llms, towers
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -17,6 +17,8 @@ series() {
     kills) "$python" tests/training/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
     # What each process of an FSDP run holds, beside a single process.
     memory) "$python" tests/training/fsdp_memory.py --out "$figures/reliability/fsdp_memory.json" ;;
+    # `osm quickstart --short`, killed while it trains and started again.
+    quickstart) OSM_WHOLE_QUICKSTART=1 "$python" -m pytest -q tests/test_quickstart.py -k killed_while_it_trains ;;
     # All families of LLMs, with both bridges.
     llms) "$python" benchmarks/families.py --again --output "$figures/families/llms.json" --table docs/families.md ;;
     # All towers.
@@ -25,7 +27,7 @@ series() {
         "$python" scripts/tower_families.py
         ;;
     *)
-        echo "unknown series: $1 (kills, memory, llms, towers)" >&2
+        echo "unknown series: $1 (kills, memory, quickstart, llms, towers)" >&2
         return 2
         ;;
     esac
@@ -33,7 +35,7 @@ series() {
 
 wanted=("$@")
 if [ $# -eq 0 ]; then
-    wanted=(kills memory llms towers)
+    wanted=(kills memory quickstart llms towers)
 fi
 failed=()
 for name in "${wanted[@]}"; do

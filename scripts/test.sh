@@ -94,7 +94,7 @@ check "mypy" "$python" -m mypy osm
 # Two files at once, where all are run: most tests keep one core busy.
 both=()
 if [ $# -eq 0 ]; then
-    both=(-n 2 --dist loadfile)
+    both=(-n 2 --dist loadfile --no-loadscope-reorder)  # tests/conftest.py puts the slowest files first
 fi
 # Status 5, no test found, counts as a failure like any other.
 check "pytest" "$python" -m pytest ${QUICK:+-m "not slow"} "${both[@]}" "$@"

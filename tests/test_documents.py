@@ -29,7 +29,7 @@ HOSTILE_YAML = {
     "date": ("datasets: 2001-99-99", "month must be in 1..12"),
     "timestamp": ("datasets: !!timestamp x", "not valid YAML"),
     "object": ("datasets: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    "binary": (b"datasets: \xff\xfe", "line 1: the byte 0xff is not UTF-8"),
+    "binary": (b"datasets: \xff\xfe", "line 1: the byte 0xff is not valid UTF-8"),
 }
 
 
@@ -68,7 +68,7 @@ def test_large_yaml_and_what_is_no_file(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     with path.open("wb") as file:
         file.truncate(17 << 20)
-    with pytest.raises(OsmError, match=r"config .*large.yaml: the file is over the maximum size of 16777216 bytes"):
+    with pytest.raises(OsmError, match=r"config .*large.yaml: the file exceeds the maximum size of 16777216 bytes"):
         read_yaml(path, "config")
     os.mkfifo(tmp_path / "fifo")
     for read in (read_yaml, read_json):

@@ -54,16 +54,16 @@ def test_text_is_read_as_editors_write_it(tmp_path: Path, coding: str, end: str)
 def test_what_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     for data, told in (
-        (b"cup\nplate\nd\xe9j\xe0", "line 3: the byte 0xe9 is not UTF-8; save the file as UTF-8"),
-        ("cup\nplate".encode("utf-16-le"), "line 1: text must not contain a NUL"),
-        (codecs.BOM_UTF16_LE + b"abc", "line 1: the byte 0x63 is not UTF-16"),
-        (bytes(10), "line 1: text must not contain a NUL"),
+        (b"cup\nplate\nd\xe9j\xe0", "line 3: the byte 0xe9 is not valid UTF-8; save the file as UTF-8"),
+        ("cup\nplate".encode("utf-16-le"), "line 1 contains a NUL character"),
+        (codecs.BOM_UTF16_LE + b"abc", "line 1: the byte 0x63 is not valid UTF-16"),
+        (bytes(10), "line 1 contains a NUL character"),
     ):
         path.write_bytes(data)
         with pytest.raises(OsmError) as caught:
             read_text(path, "--names")
         assert told in str(caught.value) and str(caught.value).startswith(f"--names {path}: ")
-    with pytest.raises(OsmError, match=f"--names {path}: the file is over the maximum size of 9 bytes"):
+    with pytest.raises(OsmError, match=f"--names {path}: the file exceeds the maximum size of 9 bytes"):
         read_text(path, "--names", 9)
     with pytest.raises(OsmError, match="--names .*none.txt: No such file"):
         read_text(tmp_path / "none.txt", "--names")

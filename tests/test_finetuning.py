@@ -127,7 +127,7 @@ def test_a_broken_config_is_an_error(trained: tuple[Workshop, Path], tmp_path: P
     shutil.copytree(first / "final", tmp_path / "copy")
     config = tmp_path / "copy" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "frozen": frozen}))
-    with pytest.raises(OsmError, match="'frozen' must contain the hashes of tower, llm"):
+    with pytest.raises(OsmError, match="'frozen' may only contain hashes of tower, llm"):
         start_from(osm.load_model(first / "final")[0], tmp_path / "copy")
 
 

@@ -61,7 +61,7 @@ def test_own_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = listed(capsys, "datasets", "--datasets", str(path))
     assert found["mine"].origin == str(path) and found["coco"].origin == "built in"
     assert main(["forms", "--datasets", str(path)]) == 2
-    assert "has no effect on a list of forms" in capsys.readouterr().err
+    assert "has no effect when listing forms" in capsys.readouterr().err
 
 
 def test_a_registered_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,7 +193,7 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
     fails = "import os, sys; os.path.exists('mended') or sys.exit(3)"
     steps = [step("one", "pass"), step("two words", fails), step("three", "pass")]
     monkeypatch.setattr(quickstart, "stages", lambda options: steps)
-    with pytest.raises(OsmError, match=r"stage 'two words' failed with code 3: .*python.* -c .*mended"):
+    with pytest.raises(OsmError, match=r"stage 'two words' failed with exit code 3: .*python.* -c .*mended"):
         run(QuickstartOptions(out))
     assert order() == ["one", "two", "words"]
     assert list(json.loads((out / "stages.json").read_text())["seconds"]) == ["one"]
@@ -220,7 +220,7 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
     run(QuickstartOptions(out))
-    with pytest.raises(OsmError, match=f"made with different values of {named}; choose a different folder"):
+    with pytest.raises(OsmError, match=f"created with different values of {named}; choose a different folder"):
         run(QuickstartOptions(out, **changes))
     run(QuickstartOptions(out, device="cuda"))  # it changes no file's meaning
     assert order() == ["one"]
@@ -242,7 +242,7 @@ def test_a_part_that_is_killed_is_named_with_its_code(out: Path, monkeypatch: An
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)", "generate"]
     commands = [[sys.executable, "-c", "pass", "generate"], kill]
     monkeypatch.setattr(quickstart, "stages", lambda options: [Stage("predictions", "two parts", commands)])
-    with pytest.raises(OsmError, match=r"stage 'predictions' failed with code -9: .*os\.kill"):
+    with pytest.raises(OsmError, match=r"stage 'predictions' failed with exit code -9: .*os\.kill"):
         run(QuickstartOptions(out))
 
 
@@ -303,6 +303,14 @@ def test_the_summary(out: Path) -> None:
 # -- the whole of it ---------------------------------------------------------------------------------------------------
 
 
+# With OSM_WHOLE_QUICKSTART=1 (scripts/full_check.sh), the test runs `osm quickstart --short` in its real size.
+SIZES: dict[str, int] = (
+    {}
+    if os.environ.get("OSM_WHOLE_QUICKSTART")
+    else {"train_images": 48, "samples": 96, "test_images": 8, "held_out_images": 4, "control_images": 4}
+)
+
+
 def family(pid: int) -> list[int]:
     """A process and all that came of it; torchrun gives each of its workers a session of its own."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
@@ -315,7 +323,8 @@ def family(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "osm", "quickstart", str(tmp_path / "out"), "--short", "--device", "cpu"]
+    program = f"import sys; from osm import quickstart; quickstart.SHORT.update({SIZES}); sys.exit(quickstart.main())"
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), "--short", "--device", "cpu"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert first.stdout is not None
     seen = []
@@ -334,7 +343,7 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
     again = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     assert "[1/11] scenes: done before" in again.stdout
-    options = QuickstartOptions(tmp_path / "out", **SHORT)
+    options = QuickstartOptions(tmp_path / "out", **{**SHORT, **SIZES})
     record = json.loads((options.out / "stages.json").read_text())
     assert list(record["seconds"]) == [stage.name for stage in stages(options)]
     assert (options.out / "report" / "report.html").stat().st_size > 10_000

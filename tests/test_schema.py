@@ -110,7 +110,10 @@ def test_set_in_train_and_flags_before_it() -> None:
         ("model.llm.name=5", r"model\.llm\.name: expected str, found 5"),
         ("model.llm.nam=x", r"model\.llm: unknown field 'nam'"),
         ("model.bridge.layers=0", r"model\.bridge\.layers 0 is not 1 to"),
-        ("model.input_size.side=5", r"--set model\.input_size\.side: model\.input_size is 256, not a mapping"),
+        (
+            "model.input_size.side=5",
+            r"--set model\.input_size\.side: the value of model\.input_size is 256, not a mapping",
+        ),
         ("models.input_size=5", r"--set 'models\.input_size=5': expected model\.FIELD=VALUE or training\.FIELD=VALUE"),
         ("model.input_size", r"--set 'model\.input_size': expected model\.FIELD=VALUE"),
         ("model.modes=[", r"--set model\.modes: '\[' is not valid YAML"),

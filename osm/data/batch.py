@@ -1,4 +1,4 @@
-"""Collate the samples of one dataset into a batch, and merge the batches of several datasets.
+"""Collate samples from one dataset into a batch, and merge batches from several datasets.
 
 Shapes: N images, R rows (one per mask), S input size, T text tokens, L vision tokens, C vision channels.
 """
@@ -78,8 +78,8 @@ class Batch:
 def merge(batches: Sequence[Batch]) -> Batch:
     """Merge several batches into one batch that contains all their images and masks.
 
-    The texts are padded to the length of the longest text. The merged batch is in pinned memory if the first of the
-    given batches is in pinned memory. A single batch is returned unchanged.
+    The texts are padded to the length of the longest one. The merged batch is in pinned memory if the first of the
+    given batches is. A single batch is returned unchanged.
     """
     if len(batches) == 1:
         return batches[0]
@@ -113,7 +113,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 
 def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
-    """Concatenate tensors along the first axis, in pinned memory if `pinned` is true."""
+    """Concatenate tensors along the first axis; the result is in pinned memory if `pinned` is true."""
     if not pinned:
         return torch.cat(parts)
     first = parts[0]
@@ -133,10 +133,10 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 
 
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
-    """Collate samples of one dataset into a batch.
+    """Collate samples from one dataset into a batch.
 
-    The first half of the masks is trained in the vocabulary mode named after the dataset. The second half of the
-    masks is trained in the open-vocabulary mode `any`.
+    The first half of the masks trains the vocabulary mode named after the dataset. The second half of the masks trains
+    the open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.

@@ -1,8 +1,8 @@
-"""An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
+"""An on-disk cache of vision-tower outputs, which makes it feasible to train for many epochs on a CPU.
 
 `DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view (scale, flip
-and crop) of an image. The tokens have the dtype float16 and the shape (L, C), for L tokens and C channels. The cached
-tokens do not include the window position embedding, which the model adds later.
+and crop) of an image. The tokens have dtype float16 and shape (L, C), for L tokens and C channels. The cached tokens do
+not include the window position embedding, which the model adds later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from osm.files import check_regular_file
 from osm.io.paths import check_local
 
 # The magic bytes of version 1.0 of the .npy format, the only version that this cache writes and accepts.
-# Version 2.0 and later of the .npy format are rejected, because they allow a header of up to 4 GB.
+# Versions 2.0 and later of the .npy format are rejected, because they allow headers of up to 4 GB.
 _MAGIC = b"\x93NUMPY\1\0"
 
 
@@ -42,18 +42,18 @@ class FeatureCache:
         self.folder = Path(folder) / fingerprint
 
     def path(self, dataset: str, key: str, view: int) -> Path:
-        """Return the path of the file that holds the cached tokens of one image view."""
-        # Sample keys are names of untrusted tar members, so a key could be a path that leads out of the cache folder.
-        # Unsafe characters of a sample key are replaced, and a hash of the key keeps the file names distinct.
+        """Return the path of the file that holds the cached tokens for one image view."""
+        # Sample keys come from untrusted tar members, so a key could be a path that points outside the cache folder.
+        # Unsafe characters in a sample key are replaced, and a hash of the key keeps the file names unique.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", key)[-80:]
         return self.folder / dataset / f"{name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.{view}.npy"
 
     def has(self, dataset: str, key: str, view: int) -> bool:
-        """Return whether the vision-tower tokens of an image view are cached."""
+        """Return whether the vision-tower tokens for an image view are cached."""
         return self.path(dataset, key, view).is_file()
 
     def load(self, dataset: str, key: str, view: int | None) -> Tensor:
-        """Load the cached vision-tower tokens of an image view, float16 (L, C).
+        """Load the cached vision-tower tokens for an image view, as a float16 tensor (L, C).
 
         Raises:
             OsmError: the file is missing or damaged, or holds an array with a different dtype or number of dimensions.
@@ -68,7 +68,7 @@ class FeatureCache:
             # If the file is shorter than its header claims, memory-mapping fails before any memory is allocated.
             tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.dtype != np.float16 or tokens.ndim != 2:
-                raise ValueError(f"expected float16 of shape (L, C), found {tokens.dtype} of shape {tokens.shape}")
+                raise ValueError(f"expected float16 with shape (L, C), found {tokens.dtype} with shape {tokens.shape}")
             return torch.from_numpy(np.array(tokens))
         except Exception as error:  # a damaged header can raise almost any exception
             raise OsmError(
@@ -76,9 +76,9 @@ class FeatureCache:
             ) from None
 
     def save(self, dataset: str, key: str, view: int, tokens: Tensor) -> None:
-        """Write the tokens of an image view as float16.
+        """Write the tokens for an image view as float16.
 
-        The file is written atomically, so a crash never leaves a partial file.
+        The file is written atomically, so a crash never leaves a partial file behind.
         """
         path = self.path(dataset, key, view)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Convert images, masks and texts to tensors for the model.
 
-An image is resized, then padded at the bottom and right to a square canvas. A prompt and its answer are converted to
-token ids and labels. The module also defines the training prompts.
+An image is resized, then padded at the bottom and right to form a square canvas. A prompt and its answer are converted
+to token ids and labels. This module also defines the training prompts.
 
 Shapes: N images, S input size, R rows, T tokens.
 """
@@ -127,22 +127,23 @@ class Processor:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """Resize and pad an image to a square canvas for inference. Return a tensor, uint8 (3, S, S).
+        """Resize and pad an image to a square canvas for inference. Return a uint8 tensor (3, S, S).
 
-        The image is resized so that its longest side is S (bicubic), then padded with zeros at the bottom and right.
+        The image is resized with bicubic interpolation so that its longest side is S pixels, then padded with zeros at
+        the bottom and right.
         """
         size = fitted_size(image.width, image.height, self.input_size)
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
-        """Pad an image (h, w, 3) with zeros at the bottom and right, and return a tensor, uint8 (3, S, S)."""
+        """Pad an image (h, w, 3) with zeros at the bottom and right, and return a uint8 tensor (3, S, S)."""
         return self.padded_batch([pixels])[0]
 
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Pad images (h, w, 3) with zeros at the bottom and right and stack them into a tensor, uint8 (N, 3, S, S).
+        """Pad images (h, w, 3) with zeros at the bottom and right, and stack them into a uint8 tensor (N, 3, S, S).
 
-        The result has the channels-last memory layout (N, S, S, 3). `pixel_values` later makes the images contiguous
-        on the model's device.
+        The result is in channels-last memory format (N, S, S, 3). `pixel_values` later makes the images contiguous on
+        the model's device.
         """
         canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
         for padded, pixels in zip(canvas, images, strict=True):
@@ -153,7 +154,7 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Resize and pad masks (K, H, W) for inference, like their image. Return a tensor, bool (K, 1, S, S).
+        """Resize and pad masks (K, H, W) for inference in the same way as their image. Return bool (K, 1, S, S).
 
         Masks are resized with nearest-neighbor sampling and padded with zeros.
         """
@@ -165,7 +166,7 @@ class Processor:
         return torch.from_numpy(canvas)
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
-        """Scale padded images, uint8 (N, 3, S, S), to 0..1 and normalize them with the tower's mean and std.
+        """Scale padded uint8 images (N, 3, S, S) to the range 0..1 and normalize them with the tower's mean and std.
 
         The result is a float32 tensor on the same device as the images.
         """
@@ -182,8 +183,8 @@ class Processor:
     def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
         """Tokenize prompts with their answers.
 
-        A training text consists of the BOS token, the prompt, the answer and the end token. A text of more than 32
-        tokens is truncated on the left, so that the whole answer is kept.
+        A training text consists of the BOS token, the prompt, the answer and the end token. A text longer than 32
+        tokens is truncated on the left, so that the entire answer is kept.
 
         Args:
             supervise: `all` supervises the prompt and the answer but not BOS, as published; `answer` only supervises
@@ -202,12 +203,12 @@ class Processor:
         return self._text(rows, labels, prompts)
 
     def training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
-        """Return the token ids of one training text, and the index at which its answer starts.
+        """Return the token ids of one training text and the index at which its answer starts.
 
         Raises:
             SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt.
         """
-        # The tokens are cached, because each text is needed twice: to validate the sample, and to collate the batch.
+        # The tokens are cached, because each text is needed twice: to validate the sample and to collate the batch.
         found = self._rows.get((prompt, target))
         if found is None:
             if len(self._rows) >= _TEXTS_KEPT:

@@ -1,4 +1,4 @@
-"""Make training samples: a random view of an image, some of the image's masks, and a prompt and answer per mask."""
+"""Make training samples: a random view of an image, some of its masks, and a prompt and an answer for each mask."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Sample:
 
 
 class SampleTransform:
-    """Makes samples from decoded images. All random choices use the generator that is passed to each call.
+    """Makes samples from decoded images. All random choices use the generator passed to each call.
 
     Args:
         views: with `views` > 0, each image is only used in this number of fixed views, whose tower tokens can be
@@ -101,7 +101,7 @@ class SampleTransform:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
 
     def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
-        """Make a training sample: a random view of the image, masks, prompts and answers.
+        """Make a training sample: a random view of the image with masks, prompts and answers.
 
         Raises:
             SampleError: `no_segment`, no view with an eligible segment was found in 500 tries.
@@ -129,7 +129,7 @@ class SampleTransform:
     def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
-        """Draw random views of an image until `pick` finds segments in a view. Return this view and the segments."""
+        """Draw random views of an image until `pick` finds segments in one. Return that view and its segments."""
         for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)
@@ -138,7 +138,7 @@ class SampleTransform:
             if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
                 raise SampleError("no_segment", f"sample {key} has no segment with a name to train on")
         raise SampleError(
-            "no_segment", f"sample {key}: no segment of over 100 pixels was found in {MAX_TRIES} random crops"
+            "no_segment", f"sample {key}: no segment larger than 100 pixels was found in {MAX_TRIES} random crops"
         )
 
     def draw_view(self, scene: Form, rng: np.random.Generator) -> View:

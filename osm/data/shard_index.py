@@ -1,9 +1,9 @@
 """Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
-`000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: the sample's key, the offset of its
-first byte, and its size in bytes. The entry of an unreadable sample also holds the reason why the sample cannot be
-read. The converters write the index. If a shard's index is missing or belongs to a different shard, a new index is
-built once from the shard's tar headers.
+`000000000.index.json`, next to `000000000.tar`, contains one entry per sample, in order: the sample's key, the offset
+of its first byte, and its size in bytes. The entry for an unreadable sample also states why it cannot be read. The
+converters write the index. If a shard's index is missing or belongs to a different shard, a new index is built once
+from the shard's tar headers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ file that the cache has removed still occupies disk space while it is open."""
 
 @dataclass
 class ShardIndex:
-    """The index of one shard with n samples, which takes a few bytes of memory per sample.
+    """The index of a shard with n samples, which takes up a few bytes of memory per sample.
 
     Attributes:
         shard: location of the shard.
@@ -95,13 +95,13 @@ class ShardIndex:
         return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
     def held_out_numbers(self, share: float) -> np.ndarray:
-        """Return the positions of the held-out samples in the shard, int64. Unreadable samples are never held out."""
+        """Return the positions of the held-out samples as an int64 array. Unreadable samples are never held out."""
         held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
     def training_numbers(self, share: float) -> np.ndarray:
-        """Return the positions of the training samples in the shard, int64. Unreadable samples are included."""
+        """Return the positions of the training samples as an int64 array. Unreadable samples are included."""
         if not share:
             return np.arange(len(self))
         kept = self.held_out >= np.uint64(held_out_threshold(share))
@@ -110,7 +110,7 @@ class ShardIndex:
 
 
 def held_out_hash(key: str) -> int:
-    """Hash a sample's key to an integer from 0 to 2^64 - 1, which decides whether training uses the sample."""
+    """Hash a sample's key to an integer from 0 to 2^64 - 1, which determines whether the sample is used in training."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
@@ -120,7 +120,7 @@ def held_out_threshold(share: float) -> int:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Return whether a sample is held out from training, which depends only on the sample's key and on `share`."""
+    """Return whether a sample is held out from training, which depends only on its key and on `share`."""
     return held_out_hash(key) < held_out_threshold(share)
 
 
@@ -136,7 +136,7 @@ def index_name(shard: str) -> str:
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
-    """Read the tar headers of an open shard and return the shard's index as a JSON document.
+    """Read the tar headers of an open shard and return its index as a JSON document.
 
     Args:
         version: version of the shard (such as an ETag), which is recorded in the index.
@@ -174,7 +174,7 @@ def index_text(document: dict[str, Any]) -> str:
 def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardIndex | None:
     """Parse an index file.
 
-    Return None if the bytes are not a valid index, or if the index belongs to a different shard.
+    Return None if the bytes are not a valid index or if the index belongs to a different shard.
 
     Args:
         stat: current size and version of the shard.
@@ -229,8 +229,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    Only the shard's last readable sample and the bytes after this sample are compared with the index. Comparing
-    the end of a shard detects an outdated index whose shard was replaced by a different shard of the same size.
+    Only the shard's last readable sample and the bytes after it are compared with the index. Comparing the end of a
+    shard detects a stale index whose shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
@@ -275,11 +275,11 @@ _Share = tuple[dict[str, ShardIndex], Exception | None]
 class Indexes:
     """The indexes of all shards of a run. A shard's index is read, or built if missing, on first use.
 
-    If a shard's size or version changes after the shard's index was read or built, an error is raised.
+    If a shard's size or version changes after its index was read or built, an error is raised.
 
     Args:
-        keep: whether a missing index is stored after it was built: beside the shard or, if that folder is not writable,
-            in the user's cache folder.
+        keep: whether a missing index is stored once it has been built: next to the shard or, if that folder is not
+            writable, in the user's cache folder.
         cache: cache of remote shards. If a remote shard has no index, the whole shard is read to build the index.
     """
 
@@ -299,7 +299,7 @@ class Indexes:
         size: int = 1,
         exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Read or build the indexes of all shards, with the shards divided among the ranks.
+        """Read or build the indexes of all shards, dividing the shards among the ranks.
 
         Args:
             rank, size: rank of this process and number of processes.
@@ -344,7 +344,7 @@ class Indexes:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
         # Errors while reading the index are ignored, because some object stores deny access to a missing index.
-        # The signed URL of a shard is not valid for the shard's index.
+        # A shard's signed URL is not valid for the shard's index.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -375,7 +375,9 @@ class Indexes:
                     temporary.unlink()
         index = parse_index(shard, data, stat, source)
         if index is None:
-            raise RunStopped(f"shard {public(shard)}: the shard changed while its index was built; start the run again")
+            raise RunStopped(
+                f"shard {public(shard)}: the shard changed while its index was being built; start the run again"
+            )
         return index
 
 
@@ -405,15 +407,15 @@ def _remote_end_matches(index: ShardIndex) -> bool:
 
 
 def _cache_path(location: str) -> Path:
-    """Return the path in the user's cache folder for the index of a shard whose own folder is not writable."""
+    """Return the path in the user's cache folder where an index is stored if the shard's folder is not writable."""
     return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"
 
 
 class ShardReader:
-    """Reads samples of indexed shards in any order. Threads must not share a reader.
+    """Reads samples from indexed shards in any order. Threads must not share a reader.
 
-    A local shard is read in place. A remote shard is read from its copy in the cache, or by range requests if there is
-    no cache. If the server does not support range requests, the whole shard is downloaded to a temporary file.
+    A local shard is read in place. A remote shard is read from its cached copy, or with range requests if there is no
+    cache. If the server does not support range requests, the whole shard is downloaded to a temporary file.
 
     Args:
         cache: cache of remote shards; None disables caching.
@@ -424,7 +426,7 @@ class ShardReader:
         self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
 
     def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
-        """Read sample `number` of a shard, or return the sample's error if the index marks the sample as unreadable.
+        """Read sample `number` of a shard, or return the sample's error if the index marks it as unreadable.
 
         Raises:
             RunStopped: the shard no longer exists, cannot be read, or has changed since its index was built.
@@ -474,7 +476,7 @@ class ShardReader:
         )
 
     def _stream(self, index: ShardIndex) -> BinaryIO | None:
-        """Return the open file of a shard, or None if the shard is read by range requests."""
+        """Return the open file of a shard, or None if the shard is read with range requests."""
         shard = index.shard
         if shard in self._open:
             self._open.move_to_end(shard)

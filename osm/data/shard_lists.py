@@ -32,26 +32,26 @@ _THREADS = 16
 def expand_shards(pattern: str) -> list[str]:
     """Expand a pattern to shard locations.
 
-    A pattern may contain ranges `{000..106}` and lists `{a,b}`. `@FILE` stands for the patterns that are listed in a
-    file, one per line. Several patterns are joined by `::`. Globs are not expanded, and shards are not checked for
-    existence.
+    A pattern may contain ranges `{000..106}` and lists `{a,b}`. `@FILE` stands for the patterns listed in a file, one
+    per line. Several patterns are joined by `::`. Globs are not expanded, and the function does not check whether the
+    shards exist.
 
     Raises:
-        OsmError: a pattern is empty, has malformed braces, expands to over a million shards, or is a command such as
-            `pipe:`.
+        OsmError: a pattern is empty, has malformed braces, expands to more than a million shards, or is a command such
+            as `pipe:`.
     """
     shards: list[str] = []
     for part in _split_patterns(pattern):
         if not part:
             raise OsmError(
-                f"shards {_for_message(pattern)!r}: expected locations of .tar files, but one location is empty"
+                f"shards {_for_message(pattern)!r}: expected the locations of .tar files, but one of them is empty"
             )
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
             raise OsmError(f"shards {_for_message(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern expands to over a million shards")
+            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern expands to more than a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
@@ -61,7 +61,7 @@ def _for_message(pattern: str) -> str:
 
 
 def _split_patterns(pattern: str) -> Iterator[str]:
-    """Split a shard pattern at `::`, and replace each `@FILE` with the patterns in the file.
+    """Split a shard pattern at `::` and replace each `@FILE` with the patterns in the file.
 
     The file cannot name another `@FILE`.
     """
@@ -83,9 +83,9 @@ def _split_patterns(pattern: str) -> Iterator[str]:
 
 
 def _relative_to_list(location: str, piece: str) -> str:
-    """Resolve a relative pattern against the folder of the list file that contains the pattern.
+    """Resolve a relative pattern against the folder of the list file that contains it.
 
-    A list file with relative patterns can be moved together with the shards that it lists.
+    A list file with relative patterns can therefore be moved together with the shards it lists.
     """
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece
@@ -106,7 +106,7 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
         raise OsmError(
-            f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or names over a million shards"
+            f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or contains more than a million shards"
         )
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
@@ -114,7 +114,7 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
 def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     """Expand a shard pattern and return the shards that exist. Missing shards are reported on standard error.
 
-    A few missing shards are tolerated, because a published shard range may name a few shards that do not exist.
+    A few missing shards are tolerated, because a published shard range may include a few shards that do not exist.
 
     Args:
         flag: name of the flag, for messages.
@@ -127,19 +127,20 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     """
     named = [shard for part in expand_shards(pattern) for shard in _expand_glob(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern expands to over a million shards")
+        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern expands to more than a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(named, pool.map(_exists, named), strict=True))
     existing = [shard for shard in named if found[shard]]
     missing = [shard for shard in named if not found[shard]]
     if not existing:
         raise OsmError(
-            f"{flag} {_for_message(pattern)!r}: none of the {len(named)} shards exists (first: {public(named[0])})"
+            f"{flag} {_for_message(pattern)!r}: none of the {len(named)} shards exist "
+            f"(first missing shard: {public(named[0])})"
         )
     if missing:
         message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {public(missing[0])})"
         if len(missing) > max(MAX_MISSING, len(named) // 2):
-            raise OsmError(f"{message}; more than half of the shards are missing, so correct the range")
+            raise OsmError(f"{message}. More than half of the shards are missing; correct the range")
         if report:
             logger.warning(f"{message}; they are skipped")
     return existing
@@ -150,11 +151,11 @@ def _exists(shard: str) -> bool:
 
 
 def _expand_glob(shard: str, flag: str) -> list[str]:
-    """Return the shards that match a glob, sorted. A location that is not a glob is returned unchanged."""
+    """Return a sorted list of the shards that match a glob. A location that is not a glob is returned unchanged."""
     if is_remote(shard):
         if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark starts the query
             return [shard]
-        # Brackets in a URL may be part of the object's key instead of a glob.
+        # Brackets in a URL may be part of the object's key rather than a glob.
         found = [shard] if "*" not in shard and remote.exists(shard) else remote.glob(shard)
     else:
         if not _GLOB.search(shard) or Path(shard).exists():

@@ -49,7 +49,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, counts: Counter[str], reason: str, message: str, count: int = 1) -> bool:
-        """Count a message under its reason, and return whether the message is among the first few for this reason."""
+        """Count a message under its reason, and return whether it is among the first few for that reason."""
         counts[reason] += count
         kept = self.examples.setdefault(reason, [])
         if len(kept) >= _EXAMPLES:
@@ -94,12 +94,12 @@ def write_json(path: Path, value: Any) -> None:
 class ShardWriter:
     """Context manager that writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`.
 
-    The caller iterates over a fixed list of input items, starting at the index `next_item`, and calls `write` or
+    The caller iterates over a fixed list of input items, starting at index `next_item`, and calls `write` or
     `leave_out` with the index of each item. At the end, the caller calls `finish`. A shard is written under a temporary
-    name and renamed when it is complete. The file `progress.json` records each complete shard, so that a restarted
-    conversion resumes with the first item after the last complete shard.
+    name and renamed once it is complete. The file `progress.json` records each complete shard, so that a restarted
+    conversion resumes at the first item after the last complete shard.
 
-    For an output folder on `s3://` or `gs://`, each shard is written to a local staging folder and uploaded when it is
+    For an output folder on `s3://` or `gs://`, each shard is written to a local staging folder and uploaded once it is
     complete.
 
     Args:
@@ -157,12 +157,12 @@ class ShardWriter:
 
     @property
     def where(self) -> str:
-        """The output folder as it is shown in messages."""
+        """The output folder, as displayed in messages."""
         return self._output.where
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of samples in each complete shard, by the shard's file name."""
+        """A dict that maps the file name of each complete shard to its number of samples."""
         return {shard["name"]: shard["samples"] for shard in self._shards}
 
     def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]], annotations: int = 0) -> None:
@@ -189,14 +189,14 @@ class ShardWriter:
             self._close_shard()
 
     def leave_out(self, item: int, reason: str, message: str) -> bool:
-        """Count an input item that is skipped, and return whether its message should be printed."""
+        """Count a skipped input item, and return whether its message should be printed."""
         self.next_item = item + 1
         return self.tally.note(self.tally.left_out, reason, message)
 
     def warn(self, reason: str, message: str, count: int = 1) -> bool:
-        """Count a fault in a sample that is written anyway, and return whether the message should be printed.
+        """Count a fault in a sample that is written anyway, and return whether its message should be printed.
 
-        Call this method before you call `write` for the same sample.
+        Call this method before calling `write` for the same sample.
         """
         return self.tally.note(self.tally.warnings, reason, message, count)
 
@@ -224,7 +224,7 @@ class ShardWriter:
         return summary
 
     def start_over(self) -> None:
-        """Delete the shards of a finished conversion from the output folder, and start again from the first item."""
+        """Delete the shards of a finished conversion from the output folder, and start over from the first item."""
         for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
             self._output.remove(name)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
@@ -260,7 +260,7 @@ class ShardWriter:
         self._write_progress()
 
     def put_json(self, name: str, value: Any) -> None:
-        """Write a JSON file beside the shards."""
+        """Write a JSON file next to the shards."""
         write_json(self._output.path / name, value)
         self._output.put(name)
 
@@ -269,16 +269,16 @@ class ShardWriter:
         self.put_json(PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
     def _resume(self) -> None:
-        """Resume an interrupted conversion that had the same arguments, and keep its complete shards.
+        """Resume an interrupted conversion that was started with the same arguments, and keep its complete shards.
 
-        Raise OsmError if the output folder contains shards of a different conversion.
+        Raise OsmError if the output folder contains shards from a different conversion.
         """
         there = self._output.sizes()
         found = {name for name in there if name.endswith(".tar")}
         record = self._read_progress()
         recorded = [] if record is None else record["shards"]
-        # The conversion may have been killed after a shard was renamed, but before progress.json recorded the shard.
-        # A shard that progress.json does not record is written again.
+        # The conversion may have been killed after a shard was renamed, but before it was recorded in progress.json.
+        # A shard that is not recorded in progress.json is written again.
         strangers = found - {shard["name"] for shard in recorded}
         if record is not None:
             strangers -= {shard_name(len(recorded))}
@@ -320,12 +320,12 @@ class ShardWriter:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = self._output.location(PROGRESS)
-            raise OsmError(f"{path}: not a valid conversion record ({error!r}); use an empty output_dir") from None
+            raise OsmError(f"{path} is not a valid conversion record ({error!r}); use an empty output_dir") from None
         ours = json.loads(json.dumps(self.arguments))
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.where} holds the shards of a run with different arguments ({name} was "
+                    f"output_dir {self.where} contains shards from a run with different arguments (argument {name} was "
                     f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder "
                     "or the same arguments"
                 )

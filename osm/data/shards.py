@@ -1,4 +1,4 @@
-"""Read WebDataset shards: tar files in which consecutive members with the same key form one sample.
+"""Read WebDataset shards: tar files in which consecutive members with the same key form a sample.
 
 Tar members are read as bytes, which `osm.forms` decodes later. Reading a shard never unpickles data and never runs a
 command.
@@ -28,7 +28,7 @@ RESUME_HINT = "the shard existed when the run began; put it back and run the sam
 
 @dataclass
 class RawSample:
-    """One undecoded sample of a shard, as a mapping from the extension of each tar member to the member's bytes."""
+    """An undecoded sample from a shard; `members` maps the extension of each tar member to the member's bytes."""
 
     shard: str
     key: str
@@ -36,7 +36,7 @@ class RawSample:
 
     @property
     def cache_key(self) -> str:
-        """Return the sample's key with a hash of its members, so that a changed sample matches no old cache entry."""
+        """Return the sample's key with a hash of its members, so that changed samples never match old cache entries."""
         digest = hashlib.sha256()
         for extension, data in sorted(self.members.items()):
             digest.update(f"{extension} {len(data)} ".encode() + data)
@@ -63,11 +63,11 @@ class SampleSpan:
 
 
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
-    """Yield the samples of a shard in order. In place of an unreadable sample, a SampleError is yielded.
+    """Yield the samples of a shard in order. A SampleError is yielded in place of an unreadable sample.
 
-    A remote shard is first downloaded completely: to the cache or, if there is no cache, to a temporary file. The
-    reason of a SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. With the reason
-    `broken_tar`, the rest of the shard is skipped; with any other reason, only one sample is skipped.
+    A remote shard is first downloaded in full, either to the cache or, if there is no cache, to a temporary file. The
+    reason for a SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. If the reason
+    is `broken_tar`, the rest of the shard is skipped; otherwise, only one sample is skipped.
 
     Raises:
         RunStopped: the shard does not exist, or reading it from the disk or the server fails.
@@ -82,7 +82,7 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
-        # At the position where a tar file is broken, the current sample may lack members, so it is dropped too.
+        # The sample at the position where a tar file is broken may lack members, so it is dropped too.
         yield SampleError("broken_tar", f"{name}: {error}")
 
 
@@ -94,10 +94,10 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 
 @contextmanager
 def stop_run_on_io_error(location: str) -> Iterator[None]:
-    """Context manager that converts an OSError, for example for a missing shard or a failing disk, to RunStopped.
+    """Context manager that converts an OSError (such as a missing shard or a failing disk) to RunStopped.
 
-    An unreadable shard stops the run. If an unreadable shard were skipped like a damaged sample, the order of samples
-    would depend on the failure, and the run could not be reproduced.
+    An unreadable shard stops the run. If an unreadable shard were skipped like a damaged sample, the sample order would
+    depend on the failure, and the run would not be reproducible.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def stop_run_on_io_error(location: str) -> Iterator[None]:
 
 
 def check_regular_shard(location: str) -> None:
-    """Raise RunStopped if a local shard is not a regular file but a folder, a FIFO or a device."""
+    """Raise RunStopped if a local shard is not a regular file (but, for example, a folder, a FIFO or a device)."""
     if is_remote(location):
         return
     try:
@@ -125,7 +125,7 @@ def read_span(name: str, tar: TarReader, span: SampleSpan) -> RawSample:
 def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
     """Yield the byte range of each sample in an open shard. Only the tar headers are read.
 
-    In place of an unreadable sample, a SampleError is yielded; see `read_shard` for the possible reasons.
+    A SampleError is yielded in place of an unreadable sample; see `read_shard` for the possible reasons.
 
     Args:
         name: name of the shard for messages.

@@ -2,10 +2,10 @@
 
 The order of the stages is `ShardPlan`, `SeededShuffle`, `Resume`, `ReadSamples`, `ToSample` and `ToBatch`.
 
-A lane is the sample stream of one (rank, data-loader worker) pair. The order of samples is determined from shard
+A lane is the sample stream of one (rank, data-loader worker) pair. The sample order is determined from the shard
 indexes before any sample is read. Each data-loader worker therefore reads only its own samples, and a resumed run skips
-earlier samples without reading them. Each lane has one random generator, from which all random numbers for the lane's
-samples are drawn in order.
+earlier samples without reading them. Each lane has its own random generator, which supplies all random numbers for the
+lane's samples in order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Lane:
 
     @property
     def number(self) -> int:
-        """The index of this (rank, worker) sample stream among all sample streams of the run."""
+        """The index of this (rank, worker) sample stream among all sample streams in the run."""
         return self.rank * self.workers + self.worker
 
     @property
@@ -73,15 +73,15 @@ class Lane:
         return self.world_size * self.workers
 
     def generator(self) -> np.random.Generator:
-        """Return a new random generator that is seeded for this (rank, worker) sample stream."""
+        """Return a new random generator seeded for this (rank, worker) sample stream."""
         # The seed depends on the dataset's name, so that two datasets with the same shards are shuffled differently.
         name = int.from_bytes(self.dataset.encode(), "big")
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """Return a new random generator, whose seed is the same on all ranks and workers within an epoch.
+        """Return a new random generator with a seed that is the same for all ranks and workers within an epoch.
 
-        With the shared generator, all ranks and workers shuffle the shards in the same order.
+        The shared generator ensures that all ranks and workers shuffle the shards into the same order.
         """
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 
@@ -94,7 +94,7 @@ class SamplePlace(NamedTuple):
 
 
 class DrawnSample(NamedTuple):
-    """A sample of a (rank, worker) sample stream, or only its position if the sample has not been read yet.
+    """A sample from a (rank, worker) sample stream, or only its position if the sample has not been read yet.
 
     Attributes:
         item: a SamplePlace before the sample is read, and a RawSample or SampleError afterwards.
@@ -165,7 +165,7 @@ class ShardPlan:
 
 
 def require_samples(found: bool, name: str, share: float, shards: int) -> None:
-    """Raise OsmError if the shards contain no sample to train on."""
+    """Raise OsmError if the shards contain no samples to train on."""
     if not found:
         remaining = f" that --held_out_share {share} leaves" if share else ""
         raise OsmError(f"--{name}_shards: no sample{remaining} in {shards} shard(s)")
@@ -248,8 +248,8 @@ class ReadSamples:
 class _Fetcher:
     """A pool of threads that prefetch samples from remote shards. Each thread has its own reader.
 
-    The threads are daemons, unlike the threads of a ThreadPoolExecutor, so that a stalled server does not block the
-    exit of the process.
+    Unlike the threads of a ThreadPoolExecutor, these are daemon threads, so that a stalled server does not keep the
+    process from exiting.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class _Fetcher:
         return future
 
     def close(self) -> None:
-        """Stop each prefetching thread as soon as it has read its current sample."""
+        """Stop each prefetching thread as soon as it has finished reading its current sample."""
         for _ in range(_THREADS):
             self._todo.put(None)
 
@@ -314,7 +314,7 @@ class UserSamples:
                 yield raw
             if not found:
                 remaining = f" that --held_out_share {self.share} leaves" if self.share else ""
-                raise OsmError(f"{self.where}: the pipeline yielded no sample for {self.name}{remaining}")
+                raise OsmError(f"{self.where}: the pipeline yielded no samples for dataset {self.name}{remaining}")
 
     def _pass(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -335,7 +335,7 @@ class UserSamples:
                 continue
             if not isinstance(value, bytes):
                 raise OsmError(
-                    f"{self.where}: sample {raw.key!r}: member {name!r} is of type {type(value).__name__}, expected "
+                    f"{self.where}: sample {raw.key!r}: member {name!r} is of type {type(value).__name__}; expected "
                     "bytes (remove .decode() from the pipeline)"
                 )
             raw.members[name.lower()] = value
@@ -383,8 +383,8 @@ class ToSample:
                 if in_a_row == MAX_SKIPS_IN_A_ROW:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
-                        f"({dict(self.skipped)}); the last: {error}. "
-                        f"Is {self.dataset.form!r} the correct annotation form for this dataset?"
+                        f"(counts by reason: {dict(self.skipped)}); the last error: {error}. "
+                        f"Is {self.dataset.form!r} the correct annotation format for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:

@@ -1,4 +1,4 @@
-"""The training stream of a dataset, which runs the stages of `osm.data.stages` in DataLoader workers.
+"""The training stream of a dataset, which runs the stages from `osm.data.stages` in DataLoader workers.
 
 The samples of each data-loader worker are fully determined by (seed, epoch, rank, worker).
 """
@@ -58,7 +58,7 @@ class Position:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Settings of a dataset's stream: where its samples come from and how they are drawn.
+    """Settings for a dataset's sample stream: where its samples come from and how they are drawn.
 
     Attributes:
         shards: locations of the shards.
@@ -98,9 +98,9 @@ UserPipeline = Callable[[Sequence[str], Lane], Iterable[Mapping[str, Any]]]
 
 
 def user_pipeline(name: str) -> UserPipeline:
-    """Import the function that is given as `--pipeline module:function`.
+    """Import the function given as `--pipeline module:function`.
 
-    The function receives the shards and a `Lane`, and returns the webdataset samples of one pass over the shards.
+    The function receives the shards and a `Lane`, and returns the webdataset samples for one pass over the shards.
 
     Raises:
         OsmError: the name is malformed, or the module cannot be imported or has no such function.
@@ -111,7 +111,7 @@ def user_pipeline(name: str) -> UserPipeline:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
-        raise OsmError(f"--pipeline {name!r}: {error}; is the module's folder in PYTHONPATH?") from None
+        raise OsmError(f"--pipeline {name!r}: {error}; is the module's folder on PYTHONPATH?") from None
     except (Exception, SystemExit) as error:
         raise OsmError(f"--pipeline {name!r}: {describe_exception(error)}") from None
     if not callable(found):
@@ -225,7 +225,7 @@ class SampleStream(IterableDataset):
 
 
 class EpochLoader:
-    """Loads the batches of one dataset for one process, epoch by epoch, and records the position in the epoch.
+    """Loads one dataset's batches for one process, epoch by epoch, and keeps track of the position in the epoch.
 
     Args:
         workers: number of data-loader workers per stream. With 0, this process loads the batches.
@@ -267,7 +267,7 @@ class EpochLoader:
         self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> number of samples drawn
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
-        """Yield the batches of this process for each step of an epoch, one batch per emulated rank.
+        """Yield this process's batches for each step of an epoch, one batch per emulated rank.
 
         Args:
             number: index of the epoch.

@@ -1,8 +1,8 @@
 """Iterate over the members of an untrusted tar file.
 
-Python's `tarfile` module trusts the headers: it reads extended headers of any claimed size into memory, follows chains
-of headers by recursion, and keeps a record of every member. TarReader limits the size of headers and the length of
-header chains, and uses constant memory.
+Python's `tarfile` module trusts the headers: it reads extended headers of any claimed size into memory, follows header
+chains recursively, and keeps a record of every member. TarReader limits the size of headers and the length of header
+chains, and uses constant memory.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TarReader:
         return self._bytes(member.start, member.size)
 
     def _bytes(self, start: int, size: int) -> bytes:
-        # The claimed size is checked first, because `read` would allocate this much memory even for a truncated file.
+        # The claimed size is checked first, because `read` would allocate that much memory even for a truncated file.
         if start + size <= self.length:
             self._stream.seek(start)
             data = self._stream.read(size)
@@ -130,7 +130,7 @@ class TarReader:
             fields = None
 
     def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-        """Return only those fields of an extended tar header that this reader uses."""
+        """Return only the fields of an extended tar header that this reader uses."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)

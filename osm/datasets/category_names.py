@@ -1,7 +1,7 @@
 """Converts class names from a dataset's own spelling to readable names.
 
-The readable class name is the training target. In evaluation, a predicted name in the dataset's own spelling is also
-accepted.
+The readable class name is the training target. During evaluation, a predicted name in the dataset's own spelling is
+also accepted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ASIDE = re.compile(r"\s*\([^()]*\)")
 
 
 def spoken(names: Sequence[str], spelling: str) -> list[str]:
-    """Return the distinct readable names of a class in lower case. The first name is the training target.
+    """Return the distinct readable names of a class, lowercased. The first name is the training target.
 
     Args:
         names: the names in the dataset's spelling.
@@ -53,7 +53,7 @@ def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """Replace the class names in a list of categories with readable names, to be written to `categories.json`."""
+    """Return a copy of a list of categories with readable class names, as stored in `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

@@ -1,8 +1,8 @@
-"""The registry of annotation forms.
+"""The registry of annotation formats.
 
-The dataset table looks up annotation forms in the registry `FORMS`. The registry stores import paths and imports each
-form class on first use. Importing the classes earlier would create an import cycle, because the classes in `osm.forms`
-import the dataset table.
+The dataset table looks up annotation formats in the registry `FORMS`. The registry stores import paths and imports each
+form class lazily, on first use. Importing the classes eagerly would create an import cycle, because the classes in
+`osm.forms` import the dataset table.
 """
 
 from __future__ import annotations

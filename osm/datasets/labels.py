@@ -1,10 +1,10 @@
-"""Label sets map the category ids of a dataset to names.
+"""Label sets, which map the category ids of a dataset to names.
 
-The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS json files, and users' label files share one
-format: a json object with a list `categories`. Each category has an `id` and a `name`. A category may also have the
-fields `synonyms` (further accepted names), `isthing`, `supercategory` and `frequency`. The `supercategory` of an object
-part is the kind of object that the part belongs to, and the part's name starts with it. The `frequency` is r, c or f,
-as in LVIS.
+The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS JSON files, and user-provided label files share
+one format: a JSON object with a `categories` list. Each category has an `id` and a `name`. A category may also have the
+fields `synonyms` (further accepted names), `isthing`, `supercategory` and `frequency`. For an object part,
+`supercategory` is the kind of object that the part belongs to, and the part's name starts with it. The `frequency` is
+r, c or f, as in LVIS.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class LabelClass:
 
     @property
     def target(self) -> str:
-        """The name that is the training target: the first accepted name of the class."""
+        """The class name used as the training target, which is the first accepted name."""
         return self.names[0]
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a dataset, by category id."""
+    """The classes of a dataset, keyed by category id."""
 
     source: str
     classes: Mapping[int, LabelClass]
@@ -94,7 +94,7 @@ class LabelSet:
         classes: dict[int, LabelClass] = {}
         for entry in categories:
             if not isinstance(entry, Mapping) or type(entry.get("id")) is not int or not entry.get("name"):
-                raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {shown(entry)}")
+                raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', but found {shown(entry)}")
             where = f"{source}: category {entry['id']}"
             if not isinstance(entry["name"], str):
                 raise OsmError(f"{where}: name {shown(entry['name'])} is not a text")
@@ -111,7 +111,7 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            # An invalid value of an optional category field is treated as a missing value.
+            # Invalid values of optional category fields are treated as missing.
             kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
             kind = kind.lower().strip() if isinstance(kind, str) else ""
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
@@ -122,10 +122,10 @@ class LabelSet:
 
 
 def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
-    """Convert the ids in the `categories` of a json file to integers, and remove repeated entries.
+    """Convert the category ids of a JSON file to integers and drop duplicate entries.
 
-    Classes without a name are skipped. Malformed entries and different classes with the same id are kept, so that
-    `LabelSet.from_categories` reports them as errors.
+    Classes without a name are skipped. Malformed entries and different classes with the same id are kept so that
+    `LabelSet.from_categories` can report them as errors.
     """
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
@@ -166,7 +166,7 @@ def load_labels(source: str | Path) -> LabelSet:
 
 
 def read_categories(source: str | Path) -> list[Any]:
-    """Read the categories in a label file (see `load_labels`), without validating each category."""
+    """Read the categories from a label file (see `load_labels`) without validating each one."""
     table = resources.files("osm.datasets") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and not is_remote(source) and table.is_file():
         data = table.read_bytes()
@@ -211,29 +211,31 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a csv file. Lines that lack the class label or the class name are skipped."""
+    """Return the categories in a csv file. Lines without a class label or class name are skipped."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
         if sign and name and (sign, name) != ("LabelName", "DisplayName"):
             found.setdefault(sign, {"id": number, "name": name, LABEL_NAME: sign})
     if not found:
-        raise OsmError(f"labels: {path} has no line with a label and a class name, such as /m/01g317,Person")
+        raise OsmError(
+            f"labels: {path} has no line with a label and a class name; expected lines such as /m/01g317,Person"
+        )
     return list(found.values())
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
     """Return the categories in a text file.
 
-    If a line contains no category id, the id is the line number, counted from 0.
+    If a line contains no category id, its zero-based line number is used as the id.
     """
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)
     if counted and listed.blank is not None:
         raise OsmError(
-            f"{where}: line {listed.blank} is blank, but ids are line numbers; remove the line, or add an id to every "
-            "class"
+            f"{where}: line {listed.blank} is blank, but line numbers are used as ids; remove the line, or add an id "
+            "to every class"
         )
     return [{"id": n if one.id is None else one.id, "name": one.name} for n, one in enumerate(listed.names)]
 

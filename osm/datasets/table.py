@@ -1,4 +1,4 @@
-"""The dataset table. Each row defines the training flags, the reader, the converter and the evaluation of one dataset.
+"""The dataset table. Each row defines one dataset's training flags, reader, converter and evaluation.
 
 To add a dataset, add a row to the dataset table or to your own YAML file, and add a label file. A dataset whose
 annotations contain phrases instead of classes needs no label file.
@@ -24,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The vocabulary modes of the published checkpoints: one for each of nine datasets, and the open-vocabulary mode `any`.
+# The vocabulary modes of the published checkpoints: one for each of nine datasets, plus the open-vocabulary mode `any`.
 PUBLISHED_MODES = (
     "coco",
     "lvis",
@@ -46,11 +46,11 @@ sequence and frame (`cityscapes`)."""
 
 @dataclass(frozen=True)
 class Rules:
-    """The fields of a dataset's row that are required to read its annotations.
+    """The fields of a dataset's row that are needed to read its annotations.
 
     Attributes:
         ignored_ids: category ids that are never used in training or named, even if the label file contains them.
-        id_coding: how PNGs of the annotation form `parts` store ids: `grey` (the gray value is the id) or `rgb`
+        id_coding: how PNGs of the annotation format `parts` store ids: `grey` (the gray value is the id) or `rgb`
             (R + 256 G + 65536 B).
         whole_labels: the classes of whole objects in a dataset of parts; None: maps of whole objects are not used.
         exif: see `Dataset`.
@@ -68,16 +68,16 @@ class Dataset:
 
     Attributes:
         name: the dataset's name in flags and files, which is also the name of its mode.
-        form: the annotation form: a name in `FORMS`, or `module:Class` of a subclass of `Form`.
+        form: the annotation format: a name in `FORMS`, or `module:Class` of a subclass of `Form`.
         title: the dataset's name in the output of the evaluation (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories` or of a csv (see `load_labels`). If
             empty, the names come from `json_file`, or in training from the `categories.json` next to the shards.
         image_dir: the folder of the images to predict on.
-        mask_dir: the folder of panoptic PNGs (annotation form `coco_panoptic`), of label maps (`semantic`), of label
+        mask_dir: the folder of panoptic PNGs (annotation format `coco_panoptic`), of label maps (`semantic`), of label
             maps or .mat files of parts (`parts`), or of mask PNGs (`coco_instances` with a csv).
         json_file: the json or csv of the annotations.
-        refs_file: the file of the phrases that describe the masks in `json_file` (annotation form `regions`).
-        split: the split of `refs_file` that is used (annotation form `regions`), or the subfolder (`parts`).
+        refs_file: the file of the phrases that describe the masks in `json_file` (annotation format `regions`).
+        split: the split of `refs_file` that is used (annotation format `regions`), or the subfolder (`parts`).
         image_names: which field of the json contains an image's file name, one of `IMAGE_NAMES`.
         ignored_ids, id_coding: see `Rules`.
         whole_labels: see `Rules`. The value is a label file as in `labels`.
@@ -120,7 +120,7 @@ class Dataset:
 
     @cached_property
     def rules(self) -> Rules:
-        """The fields that are required to read the dataset's annotations, with label files already loaded."""
+        """The fields needed to read the dataset's annotations, with label files already loaded."""
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
         return Rules(frozenset(self.ignored_ids), self.id_coding, whole, self.exif)
 
@@ -148,14 +148,14 @@ BUILTIN = (
     _published("lvis", "coco_instances", "LVIS Instance", image_names="coco_url"),
     _published("v3det", "boxes", "V3Det Detection", keys="id"),
     _published("a847", "semantic", "A-847 Semantic", ignored_ids=(_UNLABELLED,)),
-    # Class 430 of PC-459 ("unknown") is in the vocabulary, but is not used in training.
+    # Class 430 of PC-459 ("unknown") is in the vocabulary but is not used in training.
     _published("pc459", "semantic", "PC-459 Semantic", ignored_ids=(_UNLABELLED, 430)),
     _published("partimagenet", "parts", "PartImageNet Semantic", whole_labels="partimagenet_whole"),
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
     # The published checkpoints have no vocabulary mode for the following datasets.
-    # Visual Genome has the EXIF setting `raw`, because browsers ignored EXIF orientation when it was annotated.
+    # Visual Genome uses the EXIF setting `raw`, because browsers ignored the EXIF orientation when it was annotated.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),
@@ -168,7 +168,7 @@ _PATHS = ("image_dir", "mask_dir", "json_file", "refs_file")
 
 
 class DatasetTable(Mapping[str, Dataset]):
-    """A mapping from dataset names to rows of the dataset table, both built-in rows and rows from users' YAML files."""
+    """Mapping from dataset names to rows of the dataset table, both built-in rows and rows from user YAML files."""
 
     def __init__(self, rows: tuple[Dataset, ...] = BUILTIN) -> None:
         self._rows = {row.name: row for row in rows}
@@ -191,10 +191,10 @@ class DatasetTable(Mapping[str, Dataset]):
 
         The YAML file has the structure `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}`, with the fields
         of `Dataset`. If a dataset is already in the table, the fields in the YAML file replace the fields of its row.
-        Relative paths are relative to the folder of the YAML file, or to the working folder if the file contains
-        `relative_to: working_folder`. `labels` and `whole_labels` may be paths, or names of built-in label tables. A
-        new dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset in the annotation
-        form `regions` must not define `labels`.
+        Relative paths are resolved against the folder of the YAML file, or against the working directory if the file
+        contains `relative_to: working_folder`. `labels` and `whole_labels` may be paths or the names of built-in label
+        tables. A new dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset with the
+        annotation format `regions` must not define `labels`.
 
         Raises:
             OsmError: The file cannot be read, or a row is invalid.
@@ -219,7 +219,7 @@ class DatasetTable(Mapping[str, Dataset]):
 
     def _row(self, where: str, root: str, name: object, entry: object) -> Dataset:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == ANY_MODE:
-            raise OsmError(f"{where}: a dataset's name has to match [a-z][a-z0-9_]*, and cannot be '{ANY_MODE}'")
+            raise OsmError(f"{where}: the name of a dataset must match [a-z][a-z0-9_]* and cannot be '{ANY_MODE}'")
         if not isinstance(entry, dict):
             raise OsmError(f"{where}: expected a mapping, found {shown(entry)}")
         unknown = [key for key in entry if key not in _USER_FIELDS]
@@ -253,8 +253,8 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: not supported by form {row.form}; names come from the phrases in "
-                "json_file"
+                f"{where}: the annotation format {row.form} does not support labels ({row.labels!r}); its names come "
+                "from the phrases in json_file"
             )
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")

@@ -1,4 +1,4 @@
-"""Arguments shared by several evaluation commands, and the dataset table that the arguments select."""
+"""Arguments shared by several evaluation commands, and the dataset table that they select."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from osm.datasets.table import DatasetTable
 def add_predictions(parser: argparse.ArgumentParser, files: str = "the predictions") -> None:
     """Add the positional arguments `out_dir` and `n`, which select the files written by generate_pred.py.
 
-    The parsed value of `n` is stored under the name `parts`.
+    The parsed value of `n` is stored as `parts`.
     """
     parser.add_argument("out_dir", help=f"folder of {files}, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")

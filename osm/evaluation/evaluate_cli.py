@@ -1,4 +1,4 @@
-"""The command-line interface of `test/evaluate_pred.py` (also `osm evaluate`), and flags shared with `osm report`."""
+"""Command-line interface of `test/evaluate_pred.py` (also `osm evaluate`), and flags shared with `osm report`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def _measured(
 
 
 def _report_uncounted(result: SetResult) -> None:
-    """Log the number of masks that are not scored. The log goes to stderr, because stdout contains the scores."""
+    """Log the number of masks that were not scored.
+
+    Log messages go to stderr, because the scores are printed to stdout.
+    """
     logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted"
@@ -126,7 +129,7 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if one of the given flags is set, because the flags have no effect without `--metrics all`."""
+    """Raise OsmError if one of the given flags is set without `--metrics all`, because it would have no effect."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
@@ -135,5 +138,5 @@ def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
 
 
 def json_text(document: Any) -> str:
-    """Return a document as JSON text. Raise ValueError if the document contains nan."""
+    """Return a document as JSON text. Raise ValueError if the document contains NaN."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

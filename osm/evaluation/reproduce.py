@@ -63,7 +63,7 @@ def figures(result: SetResult) -> Figures:
     for mode, score in modes.items():
         if not score.total:
             raise OsmError(
-                f"set {result.row.name!r}: no prediction in mode {mode}; generate the predictions in both modes"
+                f"dataset {result.row.name!r}: no predictions in mode {mode}; generate the predictions in both modes"
             )
     rates = {f"acc_{mode}": 100 * score.correct / score.total for mode, score in modes.items()}
     rates |= {f"niv_{mode}": 100 * score.not_in_vocabulary / score.total for mode, score in modes.items()}
@@ -125,8 +125,8 @@ def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], i
     args = parser().parse_args(argv)
     if args.processes < 1 or not 0 <= args.tolerance < math.inf:
         raise OsmError(
-            f"--processes {args.processes}, --tolerance {args.tolerance}: expected at least 1 process and a finite "
-            "tolerance of at least 0"
+            f"--processes {args.processes}, --tolerance {args.tolerance}: expected at least 1 process and a finite, "
+            "non-negative tolerance"
         )
     if status := _generate(args, generate):
         return status

@@ -1,8 +1,8 @@
-"""The annotation forms. Each annotation form is one class, and a dataset's row in the dataset table names the class.
+"""The annotation formats. Each format is a class, and a dataset's row in the dataset table says which one to use.
 
-To add an annotation form, a package subclasses `Form` and lists the subclass in the entry-point group `osm.forms` (see
-examples/form), or calls `register_form`. A dataset YAML can also specify the class of an annotation form as
-`module:Class`.
+To add an annotation format, a package subclasses `Form` and either lists the subclass in the entry-point group
+`osm.forms` (see examples/form) or calls `register_form`. A dataset YAML file can also specify the class of an
+annotation format as `module:Class`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
 
 @cache
 def form_class(name: str) -> type[Form]:
-    """Return the class of the annotation form called `name`. The result is cached, because every sample needs it.
+    """Return the class of the annotation format `name`. The result is cached because every sample needs it.
 
     Raises:
         OsmError: The form does not exist, cannot be imported, or is not a subclass of `Form`.
@@ -29,15 +29,15 @@ def form_class(name: str) -> type[Form]:
 
 
 def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Parse a sample of a shard in the annotation form called `form`; see `sample_of`."""
+    """Parse a shard's sample in the annotation format `form`; see `sample_of`."""
     return sample_of(form_class(form), members, labels, rules)
 
 
 def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> Split:
-    """Return the val split of the dataset that `row` describes.
+    """Return the val split of the dataset described by `row`.
 
     Raises:
-        OsmError: A file is missing, or its content is not in the row's annotation form.
+        OsmError: A file is missing, or its content is not in the row's annotation format.
     """
     return Split(row, form_class(row.form), max_bad_annotations)
 

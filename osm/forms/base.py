@@ -1,11 +1,11 @@
-"""The base class of all annotation forms.
+"""Base class for all annotation formats.
 
-Each annotation form is one class. The class methods of an annotation form read annotations from a dataset's files and
-build the samples of its shards. Each instance of an annotation form's class represents one annotated image. Training
-picks random segments of the image with `pick`, and evaluation gets the masks to name from `targets`. Conversion,
-training and evaluation check annotations with the same code.
+Each annotation format is a class. The class methods read annotations from a dataset's files and build the samples of
+its shards. Each instance of such a class represents one annotated image. Training picks random segments of the image
+with `pick`, and evaluation gets the masks to name from `targets`. Conversion, training and evaluation use the same code
+to validate annotations.
 
-Shapes: (H, W) is the size of the image, height first. A `Size` is (width, height).
+Shapes: (H, W) is the image size, height first. A `Size` is (width, height).
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ ignored classes, empty masks and faults such as `polygon_unusable` (one polygon 
 
 
 class Losses:
-    """Records skipped annotations with the reasons, and also faults for which no annotation was skipped."""
+    """Records skipped annotations and why they were skipped, as well as problems that did not lead to a skip."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
-        """Record `count` skipped annotations, or `count` faults for which no annotation was skipped."""
+        """Record `count` skipped annotations, or `count` problems that did not cause an annotation to be skipped."""
         self.found.append((reason, message, count))
 
     @property
     def counts(self) -> Counter[str]:
-        """The number of skipped annotations or recorded faults for each reason."""
+        """The number of skipped annotations or other problems recorded for each reason."""
         counts: Counter[str] = Counter()
         for reason, _, count in self.found:
             counts[reason] += count
@@ -93,17 +93,17 @@ class Losses:
 
     @property
     def lost(self) -> int:
-        """The number of lost annotations, to which the limit `--max_bad_annotations` applies."""
+        """The number of lost annotations, which is limited by `--max_bad_annotations`."""
         return sum(count for reason, _, count in self.found if reason in LOSSES)
 
     @property
     def first(self) -> str:
-        """The error message about the first lost annotation, or an empty string if no annotation was lost."""
+        """The error message for the first lost annotation, or an empty string if none was lost."""
         return next((message for reason, message, _ in self.found if reason in LOSSES), "")
 
 
 def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
-    """Return an error message if too many annotations were lost, else an empty string.
+    """Return an error message if too many annotations were lost, or an empty string otherwise.
 
     Args:
         lost, kept: the number of lost annotations, and the number of usable ones.
@@ -124,12 +124,12 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a dataset with its annotations, as read from the dataset's own files (called the source).
+    """One image of a dataset and its annotations, as read from the dataset's own files (the source).
 
     Attributes:
         image: the image file.
         masks: the image's mask files. The keys are the names of the sample's members that will hold the masks.
-        record: the json member of the sample, without the fields that require opening the image or the masks. Its
+        record: the JSON member of the sample, without the fields that require opening the image or the masks. Its
             `segments_info` lists the annotations that passed all checks that do not need the image.
         stated: the image size in the source.
         raw: (image, annotations), unchanged from the source, for the prediction file.
@@ -152,7 +152,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images and annotations of a dataset, as read from the dataset's own files (called the source).
+    """The images and annotations of a dataset, as read from the dataset's own files (the source).
 
     Attributes:
         entries: all images in the order of the source, including images without annotations.
@@ -179,7 +179,7 @@ class Listing:
 
 
 class Picture:
-    """An image file that is not decoded yet.
+    """An image file that has not been decoded yet.
 
     Attributes:
         source: the bytes or the path of the file.
@@ -201,7 +201,7 @@ class Picture:
     def by_rule(
         cls, source: bytes | Path, exif: str, stated: Callable[[], Size | None], undecided: Callable[[], None]
     ) -> Picture:
-        """Open an image, and decide whether its annotations refer to the stored or to the EXIF-rotated image.
+        """Open an image and decide whether its annotations refer to the stored or to the EXIF-rotated image.
 
         Args:
             source: the bytes or the path of the file.
@@ -266,25 +266,25 @@ class Target:
 
 
 class Form(ABC):
-    """An annotated image. Each subclass is one annotation form.
+    """An annotated image. Each subclass implements one annotation format.
 
     Args:
         picture: the image, not decoded.
         members: the members of the sample without the image.
-        document: the json member.
+        document: the JSON member.
         labels: the classes of the dataset.
-        rules: further fields of the dataset's row that the annotation form needs.
+        rules: further fields of the dataset's row that the annotation format needs.
 
     Attributes of the class:
-        name: the name of the annotation form.
-        what: a description of a dataset in this annotation form, for the command-line help.
+        name: the name of the annotation format.
+        what: a description of a dataset in this annotation format, for the command-line help.
         needs: the path fields of a row that a validation split reads.
         image_needs: the path fields of a row that are needed to find its images.
         masks_field: the path field of a row that determines which masks exist.
         boxed: True if all masks are boxes.
         masks: a description of the content of `mask_dir`, for the command-line help.
         mask_members: for each member of a sample that holds masks, the member's field in the published layout.
-        published: the fields of the json member that the published layout keeps.
+        published: the fields of the JSON member that the published layout keeps.
         unannotated: the reason that is counted for skipped images without annotations.
         nothing_usable: the reason that is counted for skipped images without a usable annotation.
         fine: the reasons for skipping an image that do not make it a bad sample.
@@ -292,7 +292,7 @@ class Form(ABC):
         category_key: the field that holds the category id of an annotation in a prediction file.
         id_key: the field that holds the id of an annotation in a prediction file.
         more_arguments: the converter's arguments that are stored in `SetFiles.extra_fields`.
-        phrased: True if annotations have phrases, so that a dataset in this annotation form has no labels.
+        phrased: True if annotations have phrases, so that a dataset in this annotation format has no labels.
         unknown_is_lost: True if annotations that a validation split counts as `unknown_in_mask` are lost annotations.
     """
 
@@ -330,24 +330,24 @@ class Form(ABC):
 
     @abstractmethod
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        """Read the sample's annotations. Raises SampleError if the annotations are not in this annotation form."""
+        """Read the sample's annotations. Raises SampleError if the annotations are in another format."""
 
     # -- from the files of a dataset ----------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the command-line arguments of the annotation form's converter. Each sets a field of `SetFiles`."""
+        """Add the command-line arguments of this format's converter. Each one sets a field of `SetFiles`."""
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
-        """Return the remote folders that are downloaded as a whole, because no json file lists their files."""
+        """Return the remote folders that must be downloaded in full because no JSON file lists their files."""
         return []
 
     @classmethod
     @abstractmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List the images and annotations of a dataset, using its json file or the file names in its folders.
+        """List a dataset's images and annotations, based on its JSON file or on the file names in its folders.
 
         Args:
             files: the paths of the dataset's files.
@@ -359,14 +359,14 @@ class Form(ABC):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return the classes from a dataset's json file, for a row of the dataset table that does not set `labels`.
+        """Return the classes in a dataset's JSON file, for a row of the dataset table that does not set `labels`.
 
         Raises:
-            OsmError: The row has no json file, or the classes in the json file are invalid.
+            OsmError: The row has no JSON file, or the classes in the JSON file are invalid.
         """
         if row.json_file is None:
             raise OsmError(
-                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set "
+                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets and set "
                 "`labels` to the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
@@ -376,11 +376,11 @@ class Form(ABC):
     def check(
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
-        """Read an image's mask files, and check that the masks and annotations match the image size.
+        """Read an image's mask files and check that the masks and annotations match the image size.
 
         Returns:
-            The sample's members that hold masks, the usable annotations (None if this annotation form stores none in
-            the json), and for each usable annotation its index in the entry's `segments_info`, or its number in a
+            The sample's members that hold masks, the usable annotations (None if this annotation format stores none in
+            the JSON), and for each usable annotation its index in the entry's `segments_info`, or its number in a
             label map.
 
         Raises:
@@ -393,7 +393,7 @@ class Form(ABC):
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
     ) -> list[Segment]:
-        """Randomly pick up to `count` distinct segments that are visible in a view (a crop). The list may be empty.
+        """Randomly pick up to `count` distinct segments visible in a view (a crop). The list may be empty.
 
         Args:
             view: the crop.
@@ -404,15 +404,15 @@ class Form(ABC):
         """
 
     def faults(self) -> Counter[str]:
-        """Count the unusable annotations that `pick` has skipped, by reason. Each reason starts with `ANNOTATION`."""
+        """Return how many unusable annotations `pick` has skipped, by reason. Each reason starts with `ANNOTATION`."""
         return Counter()
 
     @abstractmethod
     def has_segments(self) -> bool:
-        """Return whether the sample has any segment to name, whether or not it is visible in a view."""
+        """Return whether the sample has any segment to name, even if it is not visible in a particular view."""
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """Return the training target for a segment, which is the first name of its class.
+        """Return the training target for a segment: the first name of its class.
 
         Args:
             segment: the segment.
@@ -434,25 +434,25 @@ class Form(ABC):
 
     @abstractmethod
     def targets(self) -> list[Target]:
-        """Return the masks that the model has to name, in the order of the annotations. Crowds are skipped."""
+        """Return the masks that the model has to name, in annotation order. Crowds are skipped."""
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of all images in the order in which the prediction file lists them."""
+        """Return the entries of all images, in the order used in the prediction file."""
         return entries
 
     @classmethod
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
         """Return all images of a dataset, with or without masks, and a hash that changes when the images change.
 
-        The method reads only the files and folders that are listed in `image_needs`.
+        Only the files and folders listed in `image_needs` are read.
         """
         listing = cls.listing(files, files.row.label_set)
         return listing.entries, listing.digest
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        """Return a new prediction-file entry for an image, and the list of annotations inside this entry."""
+        """Return a new prediction-file entry for an image, and the list of annotations inside that entry."""
         image, annotations = copy.deepcopy(entry.raw)
         return [image, annotations], annotations
 
@@ -463,7 +463,7 @@ class Form(ABC):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """Return (id, category id) of each non-crowd annotation, or None if only the mask's pixels store ids."""
+        """Return the (id, category id) of each non-crowd annotation, or None if only the mask's pixels store ids."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -474,24 +474,24 @@ class Form(ABC):
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
         """Yield (image key, annotations) for each entry in a prediction file.
 
-        The image key identifies the image, and is None if the entry contains no identifier.
+        The image key identifies the image, or is None if the entry contains no identifier.
 
         Raises:
-            TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation form.
+            TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation format.
         """
         for image, of_image in document["pred"]:
             yield image.get("id"), of_image
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if an annotation in a prediction file contradicts the class `label`, else ''."""
+        """Return an error message if an annotation in a prediction file contradicts its class `label`, or else ''."""
         return ""
 
     # -- from a sample -------------------------------------------------------------------------------------------------
 
     @classmethod
     def stated_size(cls, members: Mapping[str, bytes], document: Mapping[str, Any]) -> Size | None:
-        """Return the size of the annotated image from the json, or from a mask if the json lacks the size."""
+        """Return the annotated image's size as stated in the JSON member, or else as taken from a mask."""
         size = stated_size(document)
         if size is None and cls.mask_members:
             published = next(iter(cls.mask_members.values()))
@@ -507,7 +507,7 @@ class Form(ABC):
                 raise SampleError("size_mismatch", message)
 
     def _map(self, ids: np.ndarray) -> np.ndarray:
-        """Return a label map after checking that its size matches the image's size."""
+        """Check that a label map has the same size as the image, and return the label map."""
         if ids.shape != (self.height, self.width):
             size = " x ".join(str(length) for length in ids.shape[1::-1])
             raise SampleError("size_mismatch", f"the mask is {size}, its image {self.width} x {self.height}")
@@ -515,10 +515,10 @@ class Form(ABC):
 
 
 def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Parse a shard's sample, which has either the plain layout or the layout of the published shards.
+    """Parse a shard's sample, in either the plain layout or the layout of the published shards.
 
     Args:
-        form: the annotation form of the dataset.
+        form: the annotation format of the dataset.
         members: the members of the sample.
         labels, rules: `label_set` and `rules` of the dataset's row.
 
@@ -530,7 +530,7 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
         raise SampleError("missing_member", "the sample has no .json member")
     values = sum(members["json"].count(mark) for mark in b",:[{")
     if values > MAX_VALUES:
-        raise SampleError("bad_json", f"the .json member has about {values} values, over the limit of {MAX_VALUES}")
+        raise SampleError("bad_json", f"the .json member has about {values} values (maximum {MAX_VALUES})")
     try:
         document = parse_json(members["json"], nesting=None)
     except ValueError as error:
@@ -548,12 +548,12 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
 
 
 def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, names: tuple[str, ...]) -> bytes:
-    """Return the bytes of an image or mask, stored as a sample member or as a base64 string in the json member.
+    """Return the bytes of an image or mask stored as a sample member or as a base64 string in the JSON member.
 
     Args:
         members: the members of the sample.
-        document: the json member.
-        key: the field of the json member that holds the base64 string in the published layout.
+        document: the JSON member.
+        key: the field of the JSON member that holds the base64 string in the published layout.
         names: the possible names of the member in the plain layout.
 
     Raises:
@@ -566,7 +566,7 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
 
     value = document.get(key)
     if not isinstance(value, str):
-        raise SampleError("missing_member", f"the sample has neither a member .{names[0]} nor a json field {key!r}")
+        raise SampleError("missing_member", f"the sample has neither a .{names[0]} member nor a JSON field {key!r}")
     try:
         return pybase64.b64decode(value, validate=True)  # 40 times as fast as Python's own
     except ValueError as error:
@@ -574,7 +574,7 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
 
 
 def stated_size(document: Mapping[str, Any]) -> Size | None:
-    """Return (width, height) from a json object, or None if the width or the height is missing."""
+    """Return (width, height) from a JSON object, or None if either one is missing."""
     width, height = side(document.get("width")), side(document.get("height"))
     return None if width is None or height is None else (width, height)
 
@@ -588,7 +588,7 @@ def is_crowd(annotation: Mapping[str, Any]) -> bool:
 
 
 def check_marks(annotation: Mapping[str, Any], where: str) -> None:
-    """Raise SampleError if an annotation's field `iscrowd` or `ignore` is neither true nor false."""
+    """Raise SampleError if an annotation's `iscrowd` or `ignore` field is neither true nor false."""
     for mark in _MARKS:
         if truth(annotation.get(mark)) is None:
             value = shown(annotation[mark])
@@ -596,5 +596,5 @@ def check_marks(annotation: Mapping[str, Any], where: str) -> None:
 
 
 def countable(value: Any) -> Hashable:
-    """Return an annotation's id as a hashable value, because an untrusted file may store any json value as an id."""
+    """Return an annotation's id as a hashable value, because an untrusted file may use any JSON value as an id."""
     return value if isinstance(value, (int, str)) else repr(value)

@@ -1,8 +1,8 @@
-"""Reads json files in COCO format: COCO, LVIS, V3Det, Cityscapes, and exports of annotation tools.
+"""Reads JSON files in COCO format: COCO, LVIS, V3Det, Cityscapes and exports from annotation tools.
 
-Conversion and evaluation read COCO jsons with this module. Fields that neither conversion nor evaluation uses are not
-checked. Invalid annotations are skipped, and the remaining annotations of the image are kept. Ids match by value, so 1,
-1.0 and "1" are the same id.
+Conversion and evaluation both use this module to read COCO JSON files. Fields that neither conversion nor evaluation
+uses are not checked. Invalid annotations are skipped, and the image's other annotations are kept. Ids are compared by
+value, so 1, 1.0 and "1" are the same id.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class ImageAnnotations:
 
 
 class CocoJson:
-    """The content of a COCO json, read and checked as far as possible without opening the images.
+    """The content of a COCO JSON file, validated as far as possible without opening the images.
 
     Args:
         files: the locations of the dataset's files.
-        labels: the classes that annotations may have; None = the json's `categories`.
+        labels: the classes that annotations may have; None = the JSON file's `categories`.
         read: the document and the SHA-256 of its file, if a file in a different format was converted to COCO format.
 
     Attributes:
         losses: the skipped annotations.
 
     Raises:
-        OsmError: the file is not a COCO json, or an image has no valid id.
+        OsmError: the file is not a COCO JSON file, or an image has no valid id.
     """
 
     def __init__(self, files: SetFiles, labels: LabelSet | None, read: tuple[Any, str] | None = None) -> None:
@@ -95,13 +95,13 @@ class CocoJson:
         where = f"{self.path}: images[{number}]"
         image_id = image.get("id") if isinstance(image, dict) else None
         if isinstance(image_id, bool) or not isinstance(image_id, (int, float, str)):
-            raise OsmError(f"{where} needs an 'id' that is a number or a string")
+            raise OsmError(f"{where}: expected an 'id' that is a number or a string")
         if isinstance(image_id, float):
             image_id = whole(image_id)
             if image_id is None:
                 raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
             image = {**image, "id": image_id}
-        # Merged json files may list an image twice, sometimes with a string id in the second entry.
+        # Merged JSON files may list an image twice, sometimes with a string id the second time.
         first = next((known for known in (image_id, _other_kind(image_id)) if known in self.images), None)
         if first is None:
             self.images[image_id] = image
@@ -109,18 +109,18 @@ class CocoJson:
             raise OsmError(f"{where}: two different images have the id {image_id!r}")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
-        """Return the id of the image that an annotation belongs to. Raises SampleError if the image does not exist."""
+        """Return the id of the image that an annotation belongs to. Raises SampleError if there is no such image."""
         value = annotation.get("image_id")
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found = value if value in self.images else self._by_value.get(_value(value))
             if found is not None:
                 return whole(found) if isinstance(found, float) else found  # type: ignore[return-value]
         raise SampleError(
-            "annotation_without_image", f"{where}: there is no image with the id {shown(value)} in 'images'"
+            "annotation_without_image", f"{where}: there is no image with the id {shown(value)} in the list 'images'"
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
-        """Return the category id of an annotation. Raises SampleError if no class has this id."""
+        """Return the category id of an annotation. Raises SampleError if no class has that id."""
         value = annotation.get("category_id")
         category = value if type(value) is int else whole(value)
         if category is None or category not in self.labels:
@@ -158,9 +158,9 @@ class CocoJson:
         return f"{self.path}: annotations[{number}]"
 
     def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
-        """Add an annotation's mask file to its image.
+        """Add an annotation's mask file to the annotations of its image.
 
-        The base method does nothing, because COCO jsons list no mask files.
+        The base method does nothing, because COCO JSON files do not list mask files.
 
         Raises:
             SampleError: in subclasses, if the mask file does not exist.
@@ -189,7 +189,7 @@ class CocoJson:
                 continue
             sizes = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
             record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": collected.segments}
-            # If no mask folder is given, only the images are needed.
+            # If no mask folder was given, only the images are needed.
             at = {member: mask_paths[image_id, member] for member in collected.masks} if masks is not None else {}
             raw = (image, collected.raw) if collected.panoptic_row is None else collected.panoptic_row
             hint = _key(row.keys, image, path)
@@ -205,7 +205,7 @@ class CocoJson:
     def _find_masks(
         self, found: Mapping[int | str, ImageAnnotations]
     ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
-        """Return a FileFinder for the mask folder, and a dict from (image id, sample member) to the mask's path."""
+        """Return a FileFinder for the mask folder and a dict that maps (image id, sample member) to the mask's path."""
         files = self.files
         if not files.ann_dir or not _has_masks(found):
             return None, {}
@@ -220,7 +220,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a FileFinder that locates the files named in the json inside a folder such as `image_dir`."""
+        """Return a FileFinder that locates the files named in the JSON file in a folder such as `image_dir`."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -237,7 +237,7 @@ class CocoJson:
             return image.get("coco_url")
 
     def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
-        """Return an error message if none of the json's images exists in the image folder, else an empty string."""
+        """Return an error message if the image folder contains none of the JSON file's images, or '' otherwise."""
         if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
@@ -264,7 +264,7 @@ class CocoJson:
         }
 
     def _unwanted(self) -> dict[int | str, str]:
-        """Return a dict from image id to reason, for all COCO images that must be skipped.
+        """Map the id of each COCO image that must be skipped to the reason for skipping it.
 
         The caller must also check that the image's file name follows COCO's naming scheme, because other datasets may
         use the same ids.
@@ -275,7 +275,7 @@ class CocoJson:
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:
-        """Log a warning if the category names differ from a label table, which suggests a different dataset release."""
+        """Warn if the category names differ from a label table, which suggests a different release of the dataset."""
 
         def plain(names: Iterable[str]) -> set[str]:
             return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
@@ -293,7 +293,7 @@ class CocoJson:
 
 
 def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int | None) -> Annotation:
-    """Return an annotation reduced to the given fields, so that unused fields cannot make the sample invalid.
+    """Keep only the given fields of an annotation, so that unused fields cannot make the sample invalid.
 
     Args:
         row: the annotation.
@@ -311,12 +311,12 @@ def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: 
 
 
 def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the fields that must be equal for two entries with the same id to count as the same image."""
+    """Return the fields that must match for two entries with the same id to count as the same image."""
     return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
 
 
 def _other_kind(image_id: int | str) -> int | str | None:
-    """Convert an integer id such as 1 to the string "1", and a string id such as "1" to the integer 1."""
+    """Convert an integer id such as 1 to the string "1", or a string id such as "1" to the integer 1."""
     if isinstance(image_id, int):
         return str(image_id)
     number = whole(image_id)
@@ -345,7 +345,7 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Return `by_value` without ambiguous values: for example, 7 is removed if the ids "7" and "07" both exist."""
+    """Remove ambiguous values from `by_value`. For example, 7 is removed if the ids "7" and "07" both exist."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 
@@ -353,7 +353,7 @@ def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[A
 def _of_coco(labels: LabelSet) -> bool:
     """Return whether all categories belong to COCO.
 
-    Thing classes are compared by id and name, stuff classes only by id.
+    Thing classes are compared by id and name, but stuff classes only by id.
     """
     coco = load_labels("coco").classes
     return all(

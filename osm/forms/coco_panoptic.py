@@ -1,4 +1,4 @@
-"""The annotation form COCO-panoptic: one PNG of segment ids per image, and a json with the class of each segment."""
+"""The COCO panoptic annotation format: a PNG of segment ids per image, and a JSON file with each segment's class."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MOST = 256**3
 class Panoptic(Form):
     """An image with panoptic segments.
 
-    Each segment is an entry in the json, and its pixels in the PNG encode the segment id as R + 256 G + 65536 B.
+    Each segment is an entry in the JSON file, and its pixels in the PNG encode its id as R + 256 G + 65536 B.
     """
 
     name: ClassVar[str] = "coco_panoptic"
@@ -88,7 +88,7 @@ class Panoptic(Form):
 
     @property
     def ids(self) -> np.ndarray:
-        """The segment id of each pixel, int32 (H, W)."""
+        """The segment id of each pixel, as an int32 array (H, W)."""
         return self._ids
 
     # -- from the set's files ----------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class Panoptic(Form):
                 raise SampleError("annotation_malformed", f"{where}: has no {lacks}")
             listed += 1
             if collected.panoptic_row is not None:
-                if collected.panoptic_row == row:  # merged json files contain rows twice
+                if collected.panoptic_row == row:  # merged JSON files contain rows twice
                     return
                 raise SampleError(
                     "image_annotated_twice", f"{where}: the image is annotated twice; this second annotation is skipped"
@@ -151,7 +151,9 @@ class Panoptic(Form):
         counts = Counter(segment["id"] for segment in segments)
         twice = next((number for number, count in counts.items() if count > 1), None)
         if twice is not None:
-            raise SampleError("segment_id_twice", f"image {entry.image}: the json has segment id {twice} twice")
+            raise SampleError(
+                "segment_id_twice", f"image {entry.image}: the JSON file lists the segment id {twice} more than once"
+            )
         listed = set(counts)
         if listed and not listed & drawn:
             raise SampleError("no_id_in_png", _other_coding(mask, ids, listed, drawn))
@@ -168,7 +170,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of the images listed in the json's `annotations`, in the order of that list."""
+        """Return the entries of all images listed in the JSON file's `annotations`, in the same order."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -197,7 +199,7 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """Return (index, annotation) for each non-crowd annotation of a sample. Ids are converted to integers.
+    """Return (index, annotation) for each non-crowd annotation in a sample. Ids are converted to integers.
 
     Args:
         entries: the annotations.
@@ -240,7 +242,7 @@ def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
 
 
 def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
-    """Return a segment with integer ids, without the values that JSON cannot represent.
+    """Convert a segment's ids to integers and drop values that JSON cannot represent.
 
     Raises:
         SampleError: an id is invalid.
@@ -248,7 +250,7 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
     number = whole(segment.get("id"))
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
-        raise SampleError("annotation_malformed", f"{where}: a segment needs an id from 1 to 256^3 - 1, found {found}")
+        raise SampleError("annotation_malformed", f"{where}: expected a segment id from 1 to 256^3 - 1, found {found}")
     check_marks(segment, f"{where}, segment {number}")
     crowd = is_crowd(segment)
     changes: Annotation = {"id": number}
@@ -264,10 +266,10 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 
 
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
-    """Convert a panoptic PNG to RGB, with the ids encoded in red, green and blue. RGB and RGBA PNGs are not changed.
+    """Convert a panoptic PNG to RGB, with ids encoded in red, green and blue. RGB and RGBA PNGs are left unchanged.
 
-    In a palette PNG, the palette colors encode the ids. If the palette indices, but not the colors, match ids in
-    `listed` (the ids in the json), the indices are used as ids.
+    In a palette PNG, the palette colors normally encode the ids. If only the palette indices match ids in `listed` (the
+    ids in the JSON file), the indices are used as ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
@@ -292,7 +294,7 @@ def _ids_of(rgb: Image.Image) -> np.ndarray:
 
 
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
-    """Return the error message for a PNG that contains none of the segment ids in the json."""
+    """Return the error message for a PNG that contains none of the segment ids in the JSON file."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
     swapped = "red and blue swapped (BGR, as OpenCV writes)"
     hint = f"with {swapped} they match" if listed & turned else f"are {swapped}, or is the encoding different?"

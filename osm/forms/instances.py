@@ -1,4 +1,4 @@
-"""The annotation forms COCO-instances (polygons or RLE, as in COCO and LVIS) and boxes (as in detection datasets)."""
+"""Annotation formats for COCO instances (polygons or RLE, as in COCO and LVIS) and boxes (detection datasets)."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _KEPT_PIXELS = 1 << 28  # limit on cached mask pixels per image, one byte each; 
 
 
 class Annotated(Form):
-    """The base class of annotation forms that store each mask or box in an annotation of the json.
+    """Base class for annotation formats that store each mask or box as its own entry in the JSON `annotations` list.
 
-    Training picks annotations of an image uniformly at random. If a view (a random crop of the image) contains too few
-    pixels of the picked annotation, a different view is chosen.
+    For training, annotations of an image are picked uniformly at random. If a view (a random crop of the image)
+    contains too few pixels of the picked annotation, another view is chosen.
 
     Attributes:
         shape_field: the field that holds an annotation's mask or box.
@@ -89,7 +89,7 @@ class Annotated(Form):
         return bool(self.entries)
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
-        """Return (index, annotation) for each non-crowd annotation in a sample's json.
+        """Return (index, annotation) for each non-crowd annotation in a sample's JSON member.
 
         Raises:
             SampleError: `bad_json` or `unknown_category`.
@@ -100,7 +100,7 @@ class Annotated(Form):
         return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        """Return an annotation's mask, cropped to a view, or None if the view contains too few pixels of the mask.
+        """Return an annotation's mask cropped to a view, or None if the view contains too few pixels of the mask.
 
         Raises:
             SampleError: the annotation has no valid mask.
@@ -123,7 +123,9 @@ class Annotated(Form):
         def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             if "segments_info" in row:
-                raise OsmError(f"{where}: has 'segments_info', so this is a panoptic json, not an instances json")
+                raise OsmError(
+                    f"{where}: has 'segments_info', so this is a panoptic JSON file, not an instance JSON file"
+                )
             collected.raw.append(row)
             crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
             category = None if crowd else cls._category(source, row, where)
@@ -149,7 +151,7 @@ class Annotated(Form):
 
     @classmethod
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
-        """Raise OsmError if the json is in a different annotation form, or if its coordinates are not in pixels."""
+        """Raise OsmError if the JSON file is in a different annotation format or its coordinates are not in pixels."""
         _check_pixels(files, source, cls.shape_field)
 
     @classmethod
@@ -172,12 +174,15 @@ class Annotated(Form):
 
     @classmethod
     def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-        """Return an annotation with its mask loaded from its mask file, if any. Raises SampleError for empty masks."""
+        """Return an annotation with its mask loaded from a mask file, if it has one.
+
+        Raises SampleError for empty masks.
+        """
         return annotation
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Convert an annotation to the format used in samples. Raises SampleError if the mask or box is not usable."""
+        """Convert an annotation to the form stored in samples. Raises SampleError if the mask or box is unusable."""
         raise NotImplementedError
 
     @classmethod
@@ -187,7 +192,7 @@ class Annotated(Form):
 
 
 class Instances(Annotated):
-    """An image with instance masks. Each mask is rasterized once, and cropped to the view before it is resized."""
+    """An image with instance masks. Each mask is rasterized once and cropped to the view before it is resized."""
 
     name: ClassVar[str] = "coco_instances"
     what: ClassVar[str] = "a set in COCO-instances form"
@@ -218,7 +223,7 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class CSV file "
                 "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)
@@ -245,7 +250,7 @@ class Instances(Annotated):
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
                 f"{files.where('json_file')}: contains boxes but no masks: none of the {len(rows)} annotations "
-                "has a segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
+                "has a segmentation; use the annotation format `boxes` (`osm prepare boxes`)"
             )
 
     @classmethod
@@ -262,7 +267,7 @@ class Instances(Annotated):
 
 
 class OpenImages(Instances):
-    """An image from Open Images, whose masks are PNG files listed in a csv (see `osm.forms.mask_files`)."""
+    """An image from Open Images, whose masks are PNG files listed in a CSV file (see `osm.forms.mask_files`)."""
 
     what: ClassVar[str] = "Open Images"
 
@@ -308,7 +313,7 @@ class Boxes(Annotated):
         if row.get("bbox_mode") not in (None, _XYWH):
             mode = shown(row["bbox_mode"])
             raise SampleError(
-                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] ({_XYWH})"
+                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] (mode {_XYWH})"
             )
         return super()._category(source, row, where)
 
@@ -318,7 +323,7 @@ class Boxes(Annotated):
 
 
 def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
-    """Raise OsmError if every coordinate is between 0 and 1, because normalized coordinates would give empty masks."""
+    """Raise OsmError if all coordinates are between 0 and 1, because normalized coordinates would give empty masks."""
     seen = 0
     for row in source.document["annotations"]:
         shape = row.get(field) if isinstance(row, dict) else None
@@ -330,8 +335,8 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates are normalized, "
-            "but pixels are needed; multiply x by the width and y by the height"
+            f"{files.where('json_file')}: every {field} value is between 0 and 1, so the coordinates seem to be "
+            "normalized; expected pixel coordinates (multiply x by the width and y by the height)"
         )
 
 
@@ -348,7 +353,7 @@ def _numbers_in(shape: Any) -> Iterator[int | float]:
 def read_box(value: Any) -> list[int | float] | None:
     """Return a box [x, y, width, height] of finite numbers, or None if the value is not a box.
 
-    If the value needs no conversion, the function returns the same list object.
+    If no conversion is needed, the list itself is returned.
     """
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
@@ -360,7 +365,7 @@ def read_box(value: Any) -> list[int | float] | None:
 
 
 def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
-    """Check that a box [x, y, width, height] overlaps the image, and return the box.
+    """Check that a box [x, y, width, height] overlaps the image, and return it.
 
     Args:
         value: the box from the file.
@@ -379,7 +384,7 @@ def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
         raise SampleError(
             "box_outside",
-            f"{where}: bbox {shown(box)} is outside of the image, which is {size[0]} x {size[1]} pixels",
+            f"{where}: bbox {shown(box)} is outside the image, which is {size[0]} x {size[1]} pixels",
         )
     return box
 
@@ -406,7 +411,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Return a box as a bool mask of a view, or None if too few pixels of the box are inside the view."""
+    """Draw a box as a bool mask of a view, or return None if the view contains too few pixels of the box."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None
@@ -416,14 +421,14 @@ def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, in
 
 
 def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the bool mask (H, W) of a box that is given as (left, top, right, bottom)."""
+    """Draw a box (left, top, right, bottom) as a bool mask (H, W)."""
     mask = np.zeros(shape, bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     return mask
 
 
 def _patch(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Crop a mask to its bounding box, and return the crop and the left and top coordinates of the box."""
+    """Crop a mask to its bounding box and return the crop and the left and top coordinates of the box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.zeros((0, 0), bool), 0, 0

@@ -1,9 +1,9 @@
-"""Finds the image files listed in a json, even if the json spells their names differently from the folder.
+"""Finds the image files listed in a JSON file, even if their names are spelled differently there than on disk.
 
-An exact match always has priority. Without an exact match, a name in the json also matches a file whose name differs in
-slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. An inexact
-match is accepted only if no other file in the folder matches, and if the json does not list the matched file's exact
-name for another image.
+An exact match always has priority. Without an exact match, a name in the JSON file also matches a file name that
+differs from it in slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or
+drive. An inexact match is accepted only if no other file in the folder matches and the JSON file does not list the
+matched file's exact name for another image.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from osm.io.images import SUFFIXES
 from osm.io.paths import safe_join
 
 _DRIVE = re.compile(r"[A-Za-z]:")
-_QUERY = re.compile(r"\?d=")  # Label Studio writes names like /data/local-files/?d=folder/picture.jpg
+_QUERY = re.compile(r"\?d=")  # Label Studio writes names such as /data/local-files/?d=folder/picture.jpg.
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 _SHOWN = 3  # the largest number of files that a message lists
 
 
 class FileFinder:
-    """Finds, in one folder, the files whose names are listed in a json.
+    """Finds the files named in a JSON file within a single folder.
 
     Args:
         folder: the folder. All files that are found are inside the folder.
@@ -110,7 +110,7 @@ class FileFinder:
         ending = _EXTENSION.search(_plain(name))
         for key in _spellings(name, self._top_folders):
             fitting = [path for path in self._by_spelling.get(key, ()) if path not in self._taken]
-            if len(fitting) > 1 and ending:  # prefer the extension that the json states
+            if len(fitting) > 1 and ending:  # prefer the extension that the JSON file states
                 fitting = [path for path in fitting if path.lower().endswith(ending[0])]
             if len(fitting) == 1:
                 path = self.folder / fitting[0]
@@ -136,14 +136,14 @@ class FileFinder:
 
     @cached_property
     def _top_folders(self) -> frozenset[str]:
-        """The names of the direct subfolders, normalized by `_plain`."""
+        """The names of the immediate subfolders, normalized by `_plain`."""
         if self._listed is not None:
             return frozenset(_plain(name.split("/")[0]) for name in self._listed if "/" in name)
         return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """The files by normalized spelling: the keys are (path, True) and (file name, False), without the extension."""
+        """The files by normalized spelling. The keys are (path, True) and (file name, False), without extensions."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))
@@ -153,19 +153,19 @@ class FileFinder:
 
     @cached_property
     def _taken(self) -> frozenset[str]:
-        """The image files that the json lists by their exact names."""
+        """The image files whose exact names are listed in the JSON file."""
         files = set(self._files)
         return frozenset(name for name in self._claimed if name in files)
 
 
 def _plain(name: str) -> str:
-    """Normalize slashes, Unicode characters and letter case of a file name, and decode its percent-escapes."""
+    """Normalize a file name's slashes, Unicode characters and letter case, and decode its percent-escapes."""
     text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/"))
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
-    """Return the keys to look up in `_by_spelling` for a file name, with the best match first."""
+    """Return the keys to look up in `_by_spelling` for a file name, best match first."""
     text = name[2:] if _DRIVE.match(name) else name
     try:
         url = urlsplit(text) if "://" in text else None

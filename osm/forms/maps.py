@@ -1,4 +1,4 @@
-"""The annotation forms whose masks are label maps without a json: semantic datasets and datasets of object parts."""
+"""Annotation formats whose masks are label maps without a JSON file: semantic and part segmentation datasets."""
 
 from __future__ import annotations
 
@@ -208,10 +208,10 @@ def _numbers(files: SetFiles) -> list[int]:
 
 
 class Parts(LabelMaps):
-    """An image with a label map of object parts and optionally a label map of whole objects.
+    """An image with a label map of object parts and, optionally, a label map of whole objects.
 
-    Ids that are not in the label tables are ignored. During training, the number of whole objects among the segments of
-    a crop is random. In a val split, only parts are named.
+    Ids that are not in the label tables are ignored. During training, the number of whole objects among a crop's
+    segments is random. In a val split, only parts are named.
     """
 
     name: ClassVar[str] = "parts"
@@ -263,8 +263,8 @@ class Parts(LabelMaps):
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
         """Return the name of a part.
 
-        With probability `prepend_prob`, the name of the object's class replaces the kind of object in the part's name,
-        so that "quadruped head" becomes "impala head".
+        With probability `prepend_prob`, the kind of object in the part's name is replaced by the object's class name,
+        so "quadruped head" becomes "impala head".
 
         Raises:
             SampleError: `not_one_object` if the map of whole objects has no object class or several.
@@ -282,7 +282,7 @@ class Parts(LabelMaps):
 
     @cached_property
     def _objects(self) -> list[int]:
-        """The classes of all whole objects in the image, whether or not they are visible in a crop."""
+        """The classes of all whole objects in the image, even if they are not visible in a particular crop."""
         labels = self.rules.whole_labels
         if self._whole is None or labels is None:
             return []
@@ -305,21 +305,21 @@ class Parts(LabelMaps):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List images and masks, in PartImageNet's folder layout or in one image folder and one mask folder.
+        """List images and masks, either in PartImageNet's folder layout or in one image folder and one mask folder.
 
         If `--split` is given, the folders are `images/<split>`, `annotations/<split>` and `annotations/<split>_whole`,
         where `annotations` is next to `images`. Without `--split` (as in evaluation), `image_dir` contains the images,
-        and `ann_dir` contains the PNGs of parts or the .mat files. Whole objects are then not named.
+        and `ann_dir` contains the part PNGs or .mat files. In this case, whole objects are not named.
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
-            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, such as train")
+            raise OsmError(f"{files.flag.format('split')} {split!r}: expected the name of a subfolder, such as train")
         folder = files.folder("image_dir")
         arguments: dict[str, Any] = {"form": files.name, "image_dir": files.recorded("image_dir")}
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
-            # The folder `annotations` is next to `image_dir`, whose symbolic links are not resolved.
+            # The folder `annotations` is next to `image_dir`. Symbolic links in `image_dir` are not resolved.
             parts = Path(os.path.abspath(folder)).parent / "annotations" / split
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
@@ -356,7 +356,8 @@ class Parts(LabelMaps):
             known |= ids & known_ids(tables[name])
         if not known:
             raise SampleError(
-                "nothing_labelled", f"mask {entry.masks['part.png']}: no pixel has the id of a known part or object"
+                "nothing_labelled",
+                f"mask {entry.masks['part.png']}: no pixel has the id of a part or object in the label tables",
             )
         return members, None, tuple(range(len(known)))
 
@@ -364,8 +365,8 @@ class Parts(LabelMaps):
 class PascalParts(Parts):
     """An image from Pascal-Part: a VOC2010 image, and a .mat file with the masks of objects and their parts.
 
-    A sample stores a label map of parts and a label map of objects, as PNGs with id = R + 256 G + 65536 B. The id 0 is
-    background. Where masks overlap, the later mask covers the earlier one.
+    A sample stores one label map of parts and one of objects, both as PNGs with id = R + 256 G + 65536 B. Id 0 is the
+    background. Where masks overlap, later masks overwrite earlier ones.
     """
 
     what: ClassVar[str] = "Pascal-Part"
@@ -417,7 +418,7 @@ def known_ids(labels: str) -> frozenset[int]:
 
 
 def _digest_of(entries: list[Entry], files: SetFiles) -> str:
-    """Hash only the names and sizes of the files, because hashing gigabytes of label maps would take too long."""
+    """Hash only file names and sizes, because hashing gigabytes of label maps would take too long."""
     listing = [
         f"{entry.image.name} {mask.name} {mask.stat().st_size if mask.exists() else 0}"
         for entry in entries
@@ -433,7 +434,7 @@ def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[
 def _draw(
     cut: Cut, ids: list[int], labels: LabelSet, count: int, rng: np.random.Generator, whole: bool = False
 ) -> list[Segment]:
-    """Return the segments of up to `count` randomly chosen ids."""
+    """Return the segments for up to `count` randomly chosen ids."""
     order = rng.permutation(len(ids))[:count]
     return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
 

@@ -1,8 +1,8 @@
-"""Instance masks that are stored as one PNG each and listed in a csv, as in Open Images.
+"""Instance masks that are each stored as a PNG and listed in a CSV file, as in Open Images.
 
-Each line of `<split>-annotations-object-segmentation.csv` has the columns MaskPath, ImageID and LabelName. MaskPath is
-the name of a 1-bit PNG, whose size may differ from the size of the image. The image file is ImageID.jpg, and LabelName
-is the id of a class, such as /m/01g317. A second csv contains the class names.
+Each row of `<split>-annotations-object-segmentation.csv` has the columns MaskPath, ImageID and LabelName. MaskPath is
+the name of a 1-bit PNG, whose size may differ from the image size. The image file is ImageID.jpg, and LabelName is the
+id of a class, such as /m/01g317. A second CSV file contains the class names.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 
 def is_mask_table(path: str | Path | None) -> bool:
-    """Return whether the annotation file `path` is not a json but a csv that lists mask files."""
+    """Return whether the annotation file `path` is a CSV file that lists mask files, rather than a JSON file."""
     return path is not None and suffix_of(path) == ".csv"
 
 
 class MaskTable(CocoJson):
-    """A csv that lists mask files, converted to the structure of a COCO json.
+    """A CSV file that lists mask files, converted to the structure of a COCO JSON file.
 
-    The id of an annotation is the name of its mask file without the extension.
+    An annotation's id is the name of its mask file without the extension.
     """
 
     def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
@@ -47,13 +47,15 @@ class MaskTable(CocoJson):
         if not files.labels:
             flag = files.flag.format("labels")
             raise OsmError(
-                f"{flag}: {path} has no class names; pass the csv with the class names (class-descriptions-boxable.csv)"
+                f"{flag}: the file {path} contains no class names; pass the class CSV file "
+                "(class-descriptions-boxable.csv)"
             )
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
             raise OsmError(
-                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which {path} uses as the class id"
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, but the class ids in {path} are "
+                "values of this field"
             )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
@@ -100,7 +102,7 @@ class MaskTable(CocoJson):
 
 
 def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-    """Replace an annotation's mask file with an RLE that has the size of the image.
+    """Replace an annotation's mask file with an RLE of the same size as the image.
 
     Args:
         entry: the entry of the image.
@@ -126,7 +128,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
 
 
 def _pngs(folder: Path) -> dict[str, str]:
-    """Return the PNGs in a folder and its direct subfolders, as a dict from file name to relative path."""
+    """Map the file names of all PNGs in a folder and its immediate subfolders to their relative paths."""
     found: dict[str, str] = {}
     for root, folders, names in os.walk(folder):
         folders.sort()

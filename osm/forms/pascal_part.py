@@ -1,4 +1,4 @@
-"""Draws the masks in a .mat file of Pascal-Part into two label maps, one of objects and one of parts."""
+"""Draws the masks in a Pascal-Part .mat file into two label maps, one for objects and one for parts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in
 
 @cache
 def ids() -> dict[str, int]:
-    """Return the id of each raw name in Pascal-Part, such as "cow" or "cow:lear" (a cow's left ear).
+    """Map each raw name in Pascal-Part, such as "cow" or "cow:lear" (a cow's left ear), to its id.
 
-    Names that are not used in training have ids too, because their masks may cover other masks.
+    Names that are not used in training also have ids, because their masks may overwrite other masks.
     """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def ids() -> dict[str, int]:
 def draw_maps(
     entry: Entry, size: Size, losses: Losses, labels: Container[int], id_coding: str = "rgb"
 ) -> dict[str, bytes]:
-    """Draw an image's .mat file as two label maps (parts and whole objects), and return them as members of its sample.
+    """Draw an image's .mat file as label maps of parts and whole objects, and return them as members of its sample.
 
     Args:
         entry: the entry of the image.
@@ -54,12 +54,12 @@ def draw_maps(
         whole, parts = named_masks(read_mat(read_file(path), "anno"))
         maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
-        raise SampleError("no_part_masks", f"mask {path}: none of the objects has a part that the label table contains")
+        raise SampleError("no_part_masks", f"mask {path}: no object has a part that is in the label table")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 
 def named_masks(anno: Any) -> tuple[NamedMasks, NamedMasks]:
-    """Return the object masks and the part masks in the variable `anno` of a .mat file, in the order of the file.
+    """Return the object masks and the part masks in a .mat file's variable `anno`, in file order.
 
     Raises:
         SampleError: `annotation_malformed`.
@@ -101,7 +101,7 @@ def _mask(cell: Any) -> np.ndarray:
 
 
 def _draw(masks: NamedMasks, size: Size, losses: Losses, path: Path) -> np.ndarray:
-    """Draw masks into a label map, int32 (H, W). Where masks overlap, the later mask covers the earlier one."""
+    """Draw masks into an int32 label map (H, W). Where masks overlap, later masks overwrite earlier ones."""
     canvas = np.zeros((size[1], size[0]), np.int32)
     for name, mask in masks:
         if mask.shape != canvas.shape:

@@ -1,8 +1,8 @@
 """Val splits whose masks are read from a proposal file instead of the dataset's ground truth.
 
-The proposal file is a list in COCO's results format ({image_id or file_name, segmentation}), a COCO json
-{images, annotations}, or the masks of one image in SA-1B's format ({image, annotations}). In a dataset of boxes, the
-mask of a proposal is its filled `bbox`, or the filled bounding box of its segmentation if the `bbox` is missing.
+The proposal file is a list in COCO results format ({image_id or file_name, segmentation}), a COCO JSON file {images,
+annotations}, or the masks of one image in SA-1B format ({image, annotations}). In a box dataset, a proposal's mask is
+its filled `bbox`, or the filled bounding box of its segmentation if there is no `bbox`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from osm.storage.locations import public
 
 _EXPECTED = (
     "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
-    "{image, annotations} as SA-1B has it"
+    "{image, annotations} in SA-1B format"
 )
 NumberedProposal = tuple[int, dict[str, Any]]  # the index in the file, and the proposal
 
@@ -118,11 +118,11 @@ class ProposalSplit(Split):
 def by_image(
     row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
 ) -> dict[Path, tuple[ImageFile, list[NumberedProposal]]]:
-    """Check all proposals in a proposal file, and group the valid proposals by the path of their image.
+    """Check all proposals in a proposal file and group the valid ones by image path.
 
     Args:
         row: row of the dataset table.
-        form: the row's annotation form.
+        form: the row's annotation format.
         images: all images of the dataset.
         document: the content of the proposal file.
         where: the name of the file, with which error messages begin.
@@ -170,7 +170,7 @@ def _listed(document: Any, where: str) -> list[dict[str, Any]]:
 
 
 class _ImageFinder:
-    """Finds the image to which the `image_id` or `file_name` of a proposal refers."""
+    """Finds the image that a proposal's `image_id` or `file_name` refers to."""
 
     def __init__(self, row: Dataset, images: list[ImageFile]) -> None:
         self._row, self._count = row, len(images)
@@ -192,7 +192,7 @@ class _ImageFinder:
         if found[0] != found[-1]:
             raise OsmError(
                 f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} refer to "
-                f"different images of dataset {self._row.name!r}; expected the same image"
+                f"different images in dataset {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -205,20 +205,20 @@ class _ImageFinder:
         if len(found) != 1:
             matched = str(len(found)) if found else "none"
             raise OsmError(
-                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images of dataset "
+                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images in dataset "
                 f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]
 
 
 def _id(value: Any) -> Hashable:
-    """Convert an id to an integer if possible, else to a string, so that 1 and "1" become the same key."""
+    """Convert an id to an integer if possible, or else to a string, so that 1 and "1" become the same key."""
     number = whole(value)
     return str(value) if number is None else number
 
 
 def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return a proposal's mask as bool (H, W). An empty mask is an array in which all values are False.
+    """Return a proposal's mask as bool (H, W). An empty mask is False everywhere.
 
     Args:
         proposal: the proposal.
@@ -239,7 +239,7 @@ def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where:
 
 
 def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) -> None:
-    """Check a proposal without decoding its mask. The field `bbox` is checked only in a dataset of boxes.
+    """Check a proposal without decoding its mask. The `bbox` field is checked only in a box dataset.
 
     Raises:
         OsmError: the proposal has neither a mask nor a box, or its score is not a number.

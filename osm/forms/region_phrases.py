@@ -1,12 +1,12 @@
-"""Regions: boxes or masks that have phrases instead of a category.
+"""Regions: boxes or masks with phrases instead of a category.
 
-A sample's json is {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
-The first phrase of a region is the training target, and all its other phrases also count as correct names. Evaluation
-needs classes, so it treats each distinct list of phrases as a class.
+A sample's JSON is {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
+A region's first phrase is the training target, and its other phrases also count as correct names.
+Because evaluation needs classes, each distinct list of phrases is treated as a class.
 
 Three kinds of files are supported and are recognized by their structure: region descriptions or objects of Visual
-Genome (a list of images with `regions` or `objects`), a json in COCO format whose annotations have phrases, and
-RefCOCO's instances with a second json of referring expressions.
+Genome (a list of images with `regions` or `objects`), a JSON file in COCO format whose annotations have phrases, and
+RefCOCO's instances with a second JSON file of referring expressions.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Regions(Instances):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return one class for each distinct list of phrases in the json, or no class if there is no json."""
+        """Return one class per distinct list of phrases in the JSON file, or no classes if there is no such file."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
         lists = phrase_lists(read_regions(localize_files(set_files(row), cls))[0])
@@ -128,7 +128,7 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # Evaluation needs the masks and boxes of the unchanged annotations. Converters omit them to save memory.
+            # Evaluation needs the masks and boxes of unmodified annotations. Converters omit them to save memory.
             collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
@@ -147,9 +147,10 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if the phrases in a prediction contradict its category id, else an empty string.
+        """Return an error message if a prediction's phrases contradict its category id, or an empty string otherwise.
 
-        Category ids of phrases are assigned per json file, so the same id means a different phrase in a different json.
+        Category ids of phrases are assigned per JSON file, so the same id may stand for different phrases in different
+        files.
         """
         if plain_phrases(annotation.get("phrases")) == label.names:
             return ""
@@ -170,7 +171,7 @@ def _is_box(entry: Annotation) -> bool:
 
 
 def _category(entry: Annotation) -> int:
-    """Return a region's category id, or 0 if the region was read from a shard, where regions have no classes."""
+    """Return a region's category id, or 0 if it was read from a shard, because shards store no region classes."""
     category = entry.get("category_id")
     return category if type(category) is int else 0
 
@@ -181,7 +182,7 @@ def _why_none(row: Annotation) -> str:
 
 
 def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
-    """Read a dataset's region file, and convert its content to a document {images, annotations}.
+    """Read a dataset's region file and convert its content to a document {images, annotations}.
 
     Returns:
         the document and a hash of the files that were read.
@@ -195,7 +196,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if files.extra_fields.get("refs_file") is not None:
         return _with_refs(files, document, sha256)
     if files.extra_fields.get("split") is not None:
-        raise OsmError(f"{files.where('split')}: needs --refs_file, which is not given")
+        raise OsmError(f"{files.where('split')}: requires --refs_file, which was not given")
     if isinstance(document, list):
         return _visual_genome(files, document), sha256
     _check_coco(files, document)
@@ -203,18 +204,18 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
             f"{files.where('json_file')}: none of the {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation form coco_instances or boxes"
+            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation format coco_instances or boxes"
         )
     return document, sha256
 
 
 def phrases_of(row: Annotation) -> tuple[str, ...]:
-    """Return the distinct phrases of a region in lower case. The first phrase is the training target."""
+    """Return a region's distinct phrases in lower case. The first phrase is the training target."""
     return next((found for field in PHRASE_FIELDS if (found := plain_phrases(row.get(field)))), ())
 
 
 def plain_phrases(value: Any) -> tuple[str, ...]:
-    """Return the phrases in a string or list of strings, ignoring empty, too long and non-string values."""
+    """Return the phrases in a string or list of strings, ignoring values that are empty, too long or not strings."""
     values = value[: 10 * MAX_PHRASES] if isinstance(value, list) else [value]
     texts = [text for text in values if isinstance(text, str) and len(text) <= MAX_PHRASE]
     plain = dict.fromkeys(" ".join(text.lower().split()) for text in texts)
@@ -337,8 +338,8 @@ def _key(value: Any) -> str:
 def _refuse_pickle(path: Path, where: str) -> None:
     if path.suffix.lower() in _PICKLES:
         raise OsmError(
-            f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not read; if you "
-            'trust it, convert it to a json: python -c "import json, pickle, sys; '
+            f"{where}: is a Python pickle, which can run arbitrary code when it is loaded, so it is not read; "
+            'if you trust it, convert it to JSON: python -c "import json, pickle, sys; '
             f"json.dump(pickle.load(open(sys.argv[1], 'rb')), open(sys.argv[2], 'w'))\" '{path.name}' refs.json"
         )
 

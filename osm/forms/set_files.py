@@ -1,4 +1,4 @@
-"""The files of a dataset: where they are stored, and how they are downloaded, listed, read and checked."""
+"""A dataset's files: where they are stored and how they are downloaded, listed, read and checked."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ LABEL_MAP_SUFFIXES = (".tif", ".tiff", ".png")
 
 @dataclass(frozen=True)
 class SetFiles:
-    """The locations of a dataset's files, and the settings that determine how the files are read.
+    """The locations of a dataset's files and the settings that determine how they are read.
 
     Attributes:
         name: the name of the dataset, for error messages.
         image_dir: the folder of the images.
         ann_dir: the folder of the label maps, panoptic PNGs or .mat files.
         json_file: the file of the annotations.
-        labels: the class names of the ids, as a table of the project or a json file; None = the names in `json_file`.
+        labels: the class names of the ids, as a table of the project or a JSON file; None = the names in `json_file`.
         flag: the template for a field's name in error messages; `{}` is replaced by the field.
         row: the row of the dataset table, which determines file naming, EXIF handling and ignored ids.
         filter_lvis_val: whether to skip COCO train images that are in LVIS val. It has no effect on datasets whose
             categories are not COCO's.
-        extra_fields: the values of further fields that an annotation form defines, by field.
+        extra_fields: the values of further fields that an annotation format defines, by field.
         flag_names: the user-visible name of each field whose flag or YAML key differs from the field's name.
         folders: the remote folders by field. The field itself then holds the path of the local copy.
         urls: the original URL of each field that holds a local copy.
@@ -63,22 +63,22 @@ class SetFiles:
     urls: Mapping[str, str] = field(default_factory=dict)
 
     def flag_of(self, field_name: str) -> str:
-        """Return the flag or YAML key with which the user sets a field."""
+        """Return the flag or YAML key that sets a field."""
         return self.flag.format(self.flag_names.get(field_name, field_name))
 
     def _value(self, field_name: str) -> Any:
         return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
-        """Return a field's flag and value, as the start of error messages about the field."""
+        """Return a field's flag and value, for use at the start of error messages."""
         return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
-        """Return a field's location as it is stored in metadata files: an absolute path or a URL."""
+        """Return a field's location in the form stored in metadata files: an absolute path or a URL."""
         return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
-        """Return the paths of the files in a remote folder, or None if the server does not list files."""
+        """Return the paths of the files in a remote folder, or None if the server cannot list them."""
         return self.folders[field_name].names
 
     def fetch(self, paths: Iterable[Path]) -> None:
@@ -88,7 +88,7 @@ class SetFiles:
             folder.fetch(path for path in paths if path.is_relative_to(folder.root))
 
     def folder(self, field_name: str) -> Path:
-        """Return the folder given by a field such as `image_dir`. Raises OsmError if the folder does not exist."""
+        """Return the folder specified by a field such as `image_dir`. Raises OsmError if the folder does not exist."""
         value = getattr(self, field_name)
         if value is None or not Path(value).is_dir():
             raise OsmError(f"{self.where(field_name)}: there is no such folder")
@@ -96,17 +96,17 @@ class SetFiles:
 
 
 class FetchesWholeFolders(Protocol):
-    """The interface that `localize_files` requires of an annotation form."""
+    """The interface that `localize_files` requires of an annotation format."""
 
     def whole_folders(self, files: SetFiles) -> list[str]:
-        """Return the remote folders that must be downloaded as a whole."""
+        """Return the remote folders that must be downloaded in full."""
 
 
 def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
     """Return a copy of `files` in which every location is a local path.
 
-    Files that describe the whole dataset are downloaded immediately. If a json file lists the files in a remote folder,
-    `SetFiles.fetch` downloads them one by one when they are needed.
+    Files that describe the whole dataset are downloaded immediately. If a JSON file lists the files in a remote folder,
+    `SetFiles.fetch` downloads each of them on demand.
 
     Raises:
         OsmError: a location is malformed, or a file or folder does not exist.
@@ -136,7 +136,7 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:
-    """Remove the prefix `file://` from all locations.
+    """Remove the `file://` prefix from all locations.
 
     Raises OsmError if a location is a command or has an unsupported protocol.
     """
@@ -159,7 +159,7 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Map file names without extension to paths, for all files in a folder that have one of the extensions.
+    """Map file names without extension to paths, for all files in a folder with one of the given extensions.
 
     Args:
         where: the flag and value of the folder, with which error messages begin.
@@ -185,7 +185,7 @@ def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str,
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Return a SHA-256 hash of file names, which changes if files are added, removed or renamed."""
+    """Return a SHA-256 hash of file names, which changes when files are added, removed or renamed."""
     return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -194,7 +194,7 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Add a file's kind and path to error messages, and replace the prefix `image_` of error reasons with the kind."""
+    """Add a file's kind and path to error messages, and replace the `image_` prefix of error reasons with the kind."""
     try:
         yield
     except SampleError as error:
@@ -221,7 +221,7 @@ def check_mask_size(image: Path, found: tuple[int, int], size: tuple[int, int]) 
 
 
 def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[bytes, str, set[int]]:
-    """Read a label map and check that its size matches the image's size.
+    """Read a label map and check that it has the same size as the image.
 
     Args:
         path: the file of the label map.
@@ -246,6 +246,6 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[byte
 def distinct_ids(ids: np.ndarray) -> list[int]:
     """Return the ids that occur in a label map, in ascending order."""
     flat = ids.ravel()
-    # Sort one pixel per run of equal neighboring ids, because a label map has far fewer runs than pixels.
+    # Sort only one pixel per run of equal ids, because a label map has far fewer runs than pixels.
     starts = np.concatenate([[True], flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, bool)
     return np.unique(flat[starts]).tolist()

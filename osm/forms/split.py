@@ -1,4 +1,4 @@
-"""Validation splits: for each image, they provide the masks to name and the entry in the prediction file."""
+"""Validation splits, which provide the masks to name and the prediction-file entry for each image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
-# The reasons why an image with valid files may have no mask to name.
+# Reasons why an image with valid files may have no mask to name.
 _NO_MASK_REASONS = ("nothing_labelled", "no_part_masks", "no_id_in_png")
 _UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
@@ -39,7 +39,7 @@ class Item:
         annotations: the annotations in `entry` to name. Predictions are stored in their field `open_end_pred`.
         mask: a function of k that returns the bool mask (H, W) of `annotations[k]`; an empty mask is all False.
         counts: the numbers of skipped annotations: `crowd`, `unusable` (invalid annotations), `missing_in_mask` (only
-            in the json), `unknown_in_mask` (only in the PNG; for label maps and .mat files, ids without a label).
+            in the JSON file), `unknown_in_mask` (only in the PNG; for label maps and .mat files, ids without a label).
         places: for each of `annotations`, its index among the annotations in `entry` that are not crowds.
         boxed: for each of `annotations`, whether the mask is a box and the prompt asks about a box.
     """
@@ -67,9 +67,9 @@ class ImageFile:
     """An image file of a dataset, with or without masks.
 
     Attributes:
-        id: the image id in the json; in a dataset without a json, the file name without extension.
+        id: the image id in the JSON file; in a dataset without a JSON file, the file name without extension.
         names: the names by which a proposal may refer to the image: the path relative to the image folder, and the
-            json's `file_name`.
+            JSON file's `file_name`.
         path: the path of the file.
         size: (height, width) if stated in the json.
         exif: the EXIF setting in the dataset's row.
@@ -88,11 +88,11 @@ class ImageFile:
 
 
 class Split:
-    """The images and masks of a dataset's val split. The constructor checks the json and the file names.
+    """The images and masks of a dataset's val split. The constructor checks the JSON file and the file names.
 
     Args:
         row: the row of the dataset table.
-        form: the row's annotation form.
+        form: the row's annotation format.
         max_bad_annotations: the share of annotations that may be unusable.
 
     Attributes:
@@ -124,7 +124,7 @@ class Split:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """Read an annotated image from the dataset's own files into the class that also represents samples of shards.
+        """Read an annotated image from the dataset's own files, using the same class as for shard samples.
 
         Returns:
             the sample (None if it has no mask to name), its image, the skipped annotations, and for each usable
@@ -149,7 +149,7 @@ class Split:
         return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
-        """Open an entry's image. Raises OsmError if the image is unreadable or its size differs from the json."""
+        """Open an entry's image. Raises OsmError if it is unreadable or its size differs from that in the JSON file."""
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
@@ -157,8 +157,8 @@ class Split:
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
-                f"{self.source}: image {self.form.key_of(entry)} should have {entry.stated[0]} x "
-                f"{entry.stated[1]} pixels, but {entry.image} has {width} x {height} pixels; the sizes must be equal"
+                f"{self.source}: image {self.form.key_of(entry)} is listed as {entry.stated[0]} x "
+                f"{entry.stated[1]} pixels, but {entry.image} has {width} x {height} pixels; the sizes must match"
             )
         return picture
 
@@ -167,7 +167,7 @@ class Split:
         self.files.fetch(path for index in indices for path in self.paths(index))
 
     def load(self, index: int) -> Item:
-        """Read the image at `index`, and return it with its masks as an `Item`."""
+        """Read the image at `index` and return it together with its masks as an `Item`."""
         entry = self.entries[index]
         sample, picture, losses, places = self.read(index)
         size = (picture.size[1], picture.size[0])
@@ -206,7 +206,7 @@ class Split:
         return self.entries[index].image
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
-        """Return the image key and the annotation ids of an item without reading its files.
+        """Return an item's image key and annotation ids without reading its files.
 
         Returns:
             the key of the image in a prediction file, and (id, category id) of every mask to name. The list is None if
@@ -222,7 +222,7 @@ class Split:
 
     @property
     def source_files(self) -> dict[str, str]:
-        """The locations of the files and folders that the split reads, keyed by the fields of the dataset's row."""
+        """The locations of the files and folders that the split reads, keyed by field of the dataset's row."""
         return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
@@ -247,12 +247,12 @@ class Split:
 
 
 def recorded(location: str) -> str:
-    """Return a location as it is stored in metadata files: an absolute path or a URL without credentials."""
+    """Return a location in the form stored in metadata files: an absolute path or a URL without credentials."""
     return public(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """Return the files that are needed to find a dataset's images.
+    """Return the files needed to find a dataset's images.
 
     Raises OsmError if a required path field is not set.
     """
@@ -261,11 +261,11 @@ def image_files(row: Dataset, form: type[Form]) -> SetFiles:
 
 
 def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> tuple[list[ImageFile], str]:
-    """Return every image of a dataset, and a hash that changes if the images change. Masks are not read.
+    """Return all images of a dataset and a hash that changes when the images change. Masks are not read.
 
     Args:
         row: the row of the dataset table.
-        form: the row's annotation form.
+        form: the row's annotation format.
         files: the result of `image_files`; None = call `image_files` here.
     """
     files = image_files(row, form) if files is None else files
@@ -280,14 +280,14 @@ def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> 
 
 
 def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
-    """Raise OsmError if a dataset's row does not set all path fields that are listed in `needs`."""
+    """Raise OsmError if a dataset's row does not set all the path fields in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
-        raise OsmError(f"dataset {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
+        raise OsmError(f"dataset {row.name!r}: the annotation format {row.form} needs {missing}, which is not set")
 
 
 def set_files(row: Dataset) -> SetFiles:
-    """Return the locations of the files of a dataset's val split."""
+    """Return the locations of the files in a dataset's val split."""
     return SetFiles(
         row.name,
         str(row.image_dir),
@@ -302,24 +302,24 @@ def set_files(row: Dataset) -> SetFiles:
 
 
 def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
-    """Return (width, height) of the annotated image from the json, or from a mask if the json lacks the size."""
+    """Return the annotated image's (width, height) from the JSON file, or from a mask if it is not given there."""
     if entry.stated is not None:
         return entry.stated
-    for path in entry.masks.values() if form.mask_members else ():  # masks of other annotation forms may differ in size
+    for path in entry.masks.values() if form.mask_members else ():  # masks of other formats may differ in size
         if path.suffix.lower() != ".mat" and path.exists():
             return Picture(path).size
     return None
 
 
 def check_files(split: Split, indices: range) -> None:
-    """Raise OsmError if a file of the given items is missing, so that a long run fails at its start."""
+    """Raise OsmError if any file of the given items is missing, so that a long run fails right away."""
     split.fetch(indices)
     read = [path for index in indices for path in split.paths(index)]
-    missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
+    missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError for overlong names
     if missing:
         raise OsmError(
-            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
-            f"first is {missing[0]}"
+            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing; the "
+            f"first one is {missing[0]}"
         )
     for path in read:
         check_regular_file(path, f"dataset {split.row.name!r}:")
@@ -327,7 +327,7 @@ def check_files(split: Split, indices: range) -> None:
 
 @contextmanager
 def files_stay(split: Split, indices: range) -> Iterator[None]:
-    """Convert an OsmError to RunStopped if the cause is a file that disappeared during the run.
+    """Convert an OsmError to RunStopped if it was caused by a file that disappeared during the run.
 
     Raises:
         RunStopped: a file of the given items can no longer be opened.
@@ -340,7 +340,7 @@ def files_stay(split: Split, indices: range) -> Iterator[None]:
                 path.open("rb").close()
             except OSError as error:
                 raise RunStopped(
-                    f"{path}: {error.strerror}; the file existed when the run began; restore it and rerun the same "
+                    f"{path}: {error.strerror}; the file existed when the run started; restore it and rerun the same "
                     "command to resume"
                 ) from None
         raise

@@ -1,4 +1,4 @@
-"""Read the rows of an untrusted CSV file. One line is one row, and a faulty line does not affect other lines."""
+"""Read the rows of an untrusted CSV file. Each line is one row, so an invalid line does not affect the others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MAX_LINES = 20_000_000
 
 
 def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, list[str] | None]]:
-    """Yield (line number, fields) for each line of a CSV file that is not blank. Line numbers begin at 1.
+    """Yield (line number, fields) for each non-blank line of a CSV file. Line numbers start at 1.
 
-    The fields are None if the line is not valid UTF-8 or not a valid CSV row.
+    `fields` is None if the line is not valid UTF-8 or not a valid CSV row.
 
     Args:
         path: the path of the CSV file.
@@ -76,7 +76,7 @@ def csv_records(
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
     """Yield every line of a file.
 
-    An overlong line is cut short, and made invalid by appending a byte that is not valid UTF-8.
+    A line that is too long is truncated and made invalid by appending a byte that is not valid UTF-8.
     """
     while line := file.readline(_MAX_LINE):
         if digest is not None:

@@ -1,7 +1,7 @@
-"""Estimate the memory and time for decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
+"""Estimate how much memory and time it takes to decode a WebP, GIF or JPEG, from its bytes alone.
 
-The estimate is needed because Pillow allocates memory for a WebP or GIF before the size of the image can be checked,
-and because a small JPEG can make a decoder process the whole image many times.
+The estimate is made before Pillow opens the file. Pillow allocates memory for a WebP or GIF before the image size can
+be checked, and a small JPEG can make a decoder process the whole image many times.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ READ_FIRST = 1 << 20
 """The first image of a GIF must begin within this number of bytes, because Pillow needs quadratic time to join the
 comments before the first image."""
 # The maximum number of marker segments in a JPEG: metadata (at most 64 KiB each), tables and scans.
-# Exif segments have a lower limit, because for each Exif segment, Pillow copies all earlier Exif data again.
+# Exif segments have a lower limit, because Pillow copies all earlier Exif data again for each one.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
 _READ_FIRST = 1 << 18  # The size in bytes of the first read. Few headers are longer.
 _MAX_JUNK = 1 << 16  # The maximum number of bytes between a JPEG's marker segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start a frame.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start frames.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
-_ARITHMETIC_COST = 8  # Arithmetic coding may store a coefficient in 0 bits, but decodes it slowly.
+_ARITHMETIC_COST = 8  # Arithmetic coding can store a coefficient in 0 bits, but decoding it is slow.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
 
 
 def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Return the (width, height) of the canvas of a WebP or GIF, or None for all other formats.
+    """Return the canvas size (width, height) of a WebP or GIF, or None for any other format.
 
     Raises:
         ValueError: the WebP or GIF contains no image.
@@ -43,9 +43,11 @@ def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Return the image size in the first chunk of a WebP. The chunk must have one of libwebp's three chunk types.
+    """Return the image size stored in the first chunk of a WebP.
 
-    A VP8X chunk contains the size of the canvas, into which all frames must fit.
+    The chunk type must be one of libwebp's three image chunk types.
+
+    A VP8X chunk contains the size of the canvas, which must be large enough for every frame.
     """
     kind, body = head[12:16], head[20:30]
     if kind == b"VP8X" and len(body) == 10:
@@ -59,7 +61,7 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _gif_size(head: bytes) -> tuple[int, int]:
-    """Return the size of a GIF's logical screen, enlarged if its first image exceeds the screen."""
+    """Return the size of a GIF's logical screen, enlarged if the first image extends beyond it."""
     place = 13 + _colors(head[10:11])
     while place < len(head):
         mark = head[place]
@@ -75,11 +77,11 @@ def _gif_size(head: bytes) -> tuple[int, int]:
             left, top, width, height = _pairs(head[place : place + 8])
             screen = _pairs(head[6:10])
             return max(screen[0], left + width), max(screen[1], top + height)
-    raise ValueError(f"no image begins in the first {READ_FIRST} bytes of this GIF")
+    raise ValueError(f"no image starts within the first {READ_FIRST} bytes of this GIF")
 
 
 def _colors(flags: Iterable[int]) -> int:
-    """Return the size in bytes of the color table that a GIF's flags declare."""
+    """Return the size in bytes of the color table declared by a GIF's flags."""
     return sum(3 << (flag & 7) + 1 for flag in flags if flag & 0x80)
 
 
@@ -92,7 +94,7 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Reject a JPEG that is expensive to open: Pillow reads its marker segments one by one, up to the first scan.
+    """Reject a JPEG that is slow to open. Pillow reads its marker segments one at a time until the first scan.
 
     Other formats are not checked.
 
@@ -105,7 +107,7 @@ def check_header(stream: IO[bytes]) -> None:
 
 
 def _header_ends(data: bytes) -> bool:
-    """Return whether the first scan of a JPEG begins within `data`.
+    """Return whether the first scan of a JPEG starts within `data`.
 
     Raises ValueError for the same reasons as `check_header`.
     """
@@ -128,15 +130,15 @@ def _header_ends(data: bytes) -> bool:
         if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
             raise ValueError(
                 f"the JPEG has over {MAX_SEGMENTS} marker segments, over {_MAX_EXIF_SEGMENTS} Exif segments, or over "
-                f"{_MAX_JUNK} bytes outside of segments"
+                f"{_MAX_JUNK} bytes outside its segments"
             )
     return False
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Count the JPEG samples that are decoded again by later scans, without the first decoding of each sample.
+    """Count the sample decodes in all scans of a JPEG, excluding the first decode of each sample.
 
-    Counting stops as soon as the number exceeds `most`. Data after the end of the image (a video or a second image) is
+    Counting stops as soon as the count exceeds `most`. Data after the end of the image (a video or a second image) is
     not counted.
 
     Raises:
@@ -174,7 +176,7 @@ def repeated_samples(data: bytes, most: int) -> int:
 
 
 def _samples(frame: bytes) -> dict[int, int]:
-    """Return a dict from component id to the number of samples in a frame, rounded up to whole blocks of 8 x 8."""
+    """Map each component id of a frame to its number of samples, rounded up to whole 8 x 8 blocks."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
     factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}

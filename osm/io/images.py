@@ -1,7 +1,7 @@
-"""Read images in the supported formats. The size and the cost of decoding are checked before any pixel is decoded.
+"""Read images in the supported formats. The image size and decoding cost are checked before any pixel is decoded.
 
-No other module opens images. Training, prediction and naming read an image file as 8-bit RGB with `read_rgb`. `as_rgb`
-also accepts arrays and PIL images. `read_rgb` and `as_rgb` convert images with `to_rgb`.
+No other module opens images. Training, prediction and naming use `read_rgb` to read image files as 8-bit RGB. `as_rgb`
+also accepts arrays and PIL images. `read_rgb` and `as_rgb` both use `to_rgb` for the conversion.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from osm.io.headers import check_header, claimed_size, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 # The maximum side length in pixels, which is also the maximum side length of a JPEG.
-# Sides are limited because the memory usage of resizing grows with the ratio of the sides.
+# The side length is limited because the memory needed for resizing grows with the aspect ratio.
 MAX_SIDE = 65_535
-# The maximum number of samples that the scans of a JPEG may decode repeatedly.
-# A scan of a few bytes can make the decoder process the whole image.
-# The limit allows 20 scans of a color image of MAX_PIXELS, and adds at most 1 to 2 seconds of decoding time.
+# The maximum number of samples that a JPEG's scans may decode more than once.
+# A scan of only a few bytes can make the decoder process the whole image.
+# The limit allows 20 scans of a color image with MAX_PIXELS pixels and adds at most 1 to 2 seconds of decoding time.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python.
-# If each pixel is a separate run, decoding MAX_RUN_PIXELS pixels takes 1 to 2 seconds.
+# The maximum number of pixels in a run-length-encoded BMP, which Pillow decodes in Python.
+# Even if every pixel is a separate run, decoding MAX_RUN_PIXELS pixels takes only 1 to 2 seconds.
 MAX_RUN_PIXELS = 2_000_000
-# The data of an AVIF may decode to more pixels than its header claims, up to libavif's limit of 268 million pixels.
+# An AVIF may decode to more pixels than its header claims, up to libavif's limit of 268 million pixels.
 _AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow do not support AVIF.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
 FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
@@ -45,22 +45,22 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The numbers of bits per sample that cameras and programs use.
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The bit depths that cameras and programs use.
 _COMPRESSION, _TIFF_JPEG = 259, 7
 _TIFF_JPEGS = (6, _TIFF_JPEG)  # TIFF's old-style and new-style JPEG compression.
 _INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of TIFFs in which 0 is white
-_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Names of attributes that we add to a PIL image.
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Attributes that this module adds to PIL images.
 _ORIENTATION = 0x0112
-_SWAPPED = (5, 6, 7, 8)  # The EXIF orientations that swap width and height.
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
-_PIECES = ((273, 279), (324, 325))  # TIFF tags for the offsets and lengths of strips, and of tiles.
+_PIECES = ((273, 279), (324, 325))  # TIFF tags for the offsets and lengths of strips and tiles.
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
     """Open an image without decoding its pixels.
 
-    The opened image has a size and a mode, and `decode` decodes its pixels.
+    The opened image has a size and a mode. Its pixels are decoded by `decode`.
 
     Raises:
         SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not in one of the
@@ -99,16 +99,16 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _keep_as_stored(image: Image.Image) -> None:
-    """Stop Pillow from rotating an opened TIFF, so that it keeps its stored size and pixels like all other formats.
+    """Stop Pillow from rotating an opened TIFF, so that it keeps its stored size and pixels, like every other format.
 
-    By default, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
-    decoding.
+    By default, Pillow rotates a TIFF according to its EXIF orientation when decoding it, and reports the rotated size
+    even before that.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow parses this EXIF entry only once, and rotates the image by it.
+        del image.getexif()[_ORIENTATION]  # Pillow parses EXIF only once and rotates by this entry.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -120,12 +120,12 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _told(error: Exception) -> str:
-    """Return an error's text without memory addresses, so that two runs report the same text."""
+    """Return an error's text without memory addresses, so that it is the same in every run."""
     return re.sub(r"<[^<>]* at 0x[0-9A-Fa-f]+>", "the file", str(error))
 
 
 def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
-    """Decode an opened image, and convert it to the PIL mode `mode`.
+    """Decode an opened image and convert it to the PIL mode `mode`.
 
     Raises:
         SampleError: the reason is `image_truncated` if the data has any fault, or if decoding the data takes far more
@@ -141,7 +141,7 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
 
 
 def _named(image: Image.Image) -> str:
-    """Return the beginning of an error message about an image: the file name, or an empty string without a file."""
+    """Return the start of an error message about an image: its file name, or an empty string if it has none."""
     name = getattr(image, "filename", "")
     return f"image {name}: " if name else ""
 
@@ -151,7 +151,7 @@ def _stream(source: bytes | str | Path) -> IO[bytes]:
 
 
 def _check_work(image: Image.Image) -> None:
-    """Raise ValueError if decoding an opened image would take far longer than the size of the image suggests."""
+    """Raise ValueError if decoding an opened image would take far longer than its size suggests."""
     if image.format in ("JPEG", "MPO"):
         repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
@@ -162,22 +162,22 @@ def _check_work(image: Image.Image) -> None:
         return
     if repeated > MAX_REPEATED_SAMPLES:
         raise ValueError(
-            f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples repeatedly; is it a decompression bomb?"
+            f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples more than once; is it a decompression bomb?"
         )
 
 
 def _check_runs(image: Image.Image) -> None:
-    """Raise ValueError for a run-length encoded BMP that Pillow would need several seconds to decode."""
+    """Raise ValueError for a run-length-encoded BMP that Pillow would take several seconds to decode."""
     tiles: Any = image.tile  # type: ignore[attr-defined]
     pixels = image.width * image.height
     if tiles and tiles[0][0] == "bmp_rle":
         if pixels > MAX_RUN_PIXELS:
             raise ValueError(
-                f"the run-length encoded BMP has {image.width} x {image.height} pixels; at most {MAX_RUN_PIXELS} "
+                f"the run-length-encoded BMP has {image.width} x {image.height} pixels; at most {MAX_RUN_PIXELS} "
                 "pixels are allowed"
             )
         if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
-            raise ValueError("the run-length encoded data of the BMP is far larger than its image")
+            raise ValueError("the run-length-encoded data of the BMP is far larger than its image")
 
 
 def _bytes_of(image: Image.Image) -> bytes:
@@ -190,13 +190,13 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """Check the strips and tiles of a TIFF, and count the samples that embedded JPEG data decodes repeatedly.
+    """Check a TIFF's strips and tiles, and count the samples that its embedded JPEG data decodes more than once.
 
     Raises:
         ValueError: the strips or tiles are too large or overlap.
     """
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    # A tile is decoded as a whole, even if only a small part of the tile is in the image.
+    # A tile is always decoded in full, even if only a small part of it lies inside the image.
     tile = [int(tags.get(tag, 0)) for tag in _TILE_SIDES]
     if all(tile):
         padded = [-(-side // step) * step for side, step in zip(image.size, tile, strict=True)]
@@ -225,14 +225,14 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image (1 to 8). The result is 1 if the orientation is missing or invalid.
+    """Return the EXIF orientation of an image (1 to 8). A missing or invalid orientation is returned as 1.
 
-    The orientations 5 to 8 swap the width and height of an opened image. The result is always 1 for a TIFF that was not
-    opened by `open_image`, because Pillow rotates such a TIFF during decoding.
+    Orientations 5 to 8 swap the width and height of the opened image. The result is always 1 for a TIFF that was not
+    opened with `open_image`, because Pillow rotates it when decoding.
     """
     if image.format == "TIFF":
         return int(getattr(image, _TURN, 1))
-    _raw_mode(image)  # Store the raw mode first: for a PNG, getexif() may decode the pixels.
+    _raw_mode(image)  # Save the raw mode first, because getexif() may decode the pixels of a PNG.
     return _stated_turn(image)
 
 
@@ -247,7 +247,7 @@ def _stated_turn(image: Image.Image) -> int:
 
 
 def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
-    """Read an image as 8-bit RGB. A truncated file raises an error instead of returning a partly gray image.
+    """Read an image as 8-bit RGB. A truncated file raises an error instead of yielding a partly gray image.
 
     Args:
         source: the content of the file as bytes, or the path of the file.
@@ -269,7 +269,7 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
 
 
 def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Return an image as 8-bit RGB, rotated by its EXIF orientation.
+    """Return an image as 8-bit RGB, rotated according to its EXIF orientation.
 
     Args:
         image: a path, a PIL image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4).
@@ -282,7 +282,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise OsmError(
-                f"image is an array of shape {image.shape} and type {image.dtype}; expected uint8 of shape (H, W), "
+                f"image is an array of shape {image.shape} and dtype {image.dtype}; expected uint8 and shape (H, W), "
                 "(H, W, 3) or (H, W, 4)"
             )
         image = Image.fromarray(image)
@@ -294,15 +294,15 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
-    """Return a decoded image rotated upright. `turn` is the EXIF orientation that `orientation` returns."""
+    """Rotate a decoded image upright. `turn` is the EXIF orientation returned by `orientation`."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _settled(image: Image.Image) -> Image.Image:
-    """Return the image without its EXIF orientation, so that no later code rotates the image without its masks."""
+    """Remove an image's EXIF orientation, so that no later code rotates the image without its masks."""
     if orientation(image) == 1:
         return image
-    image = image.copy()  # Pillow also stores the parsed EXIF outside of `info`.
+    image = image.copy()  # Pillow also stores the parsed EXIF data outside `info`.
     image.info = {}
     return image
 
@@ -310,11 +310,12 @@ def _settled(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL image to 8-bit RGB, without applying its EXIF orientation.
 
-    An RGB image without transparency is returned unchanged. A transparent image is composited on white.
+    An RGB image without transparency is returned unchanged. A transparent image is composited onto white.
 
-    Integers of more than 8 bits are reduced to their upper 8 bits. The assumed depth is the smallest of 8, 10, 12, 14,
-    16, 24 and 32 bits that can represent the maximum of the image, because cameras store 12-bit values in 16-bit files.
-    Floats from 0 to 1 are scaled by 255, floats up to 255 keep their values, and larger floats are treated as integers.
+    Integers with more than 8 bits are reduced to their upper 8 bits. The bit depth is assumed to be the smallest of 8,
+    10, 12, 14, 16, 24 and 32 that can represent the image's maximum value, because cameras store 12-bit values in
+    16-bit files. Floats from 0 to 1 are multiplied by 255, floats up to 255 are kept, and larger floats are treated as
+    integers.
 
     Raises:
         SampleError: the reason is `image_values` if a value is negative, NaN or infinite, and `image_truncated` if the
@@ -341,7 +342,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _of_depth(image: Image.Image) -> Image.Image:
-    """Convert an image with one channel of integers or floats to RGB. See `to_rgb`."""
+    """Convert a single-channel image of integers or floats to RGB. See `to_rgb`."""
     values = np.asarray(image)
     low, high = values.min(), values.max()  # Both are NaN if a value is NaN.
     told = f"{_named(image)}values {low:g} to {high:g}"
@@ -368,7 +369,7 @@ def _of_depth(image: Image.Image) -> Image.Image:
 
 
 def read_ids(source: bytes | str | Path) -> np.ndarray:
-    """Read a label map, in which each pixel is an id, as an array (H, W). See `as_ids`.
+    """Read a label map, in which each pixel is an id, into an array (H, W). See `as_ids`.
 
     Raises:
         SampleError: the label map cannot be opened or converted. See `open_image` and `as_ids` for the reasons.
@@ -377,12 +378,12 @@ def read_ids(source: bytes | str | Path) -> np.ndarray:
 
 
 def as_ids(image: Image.Image) -> np.ndarray:
-    """Return the ids that are stored in an opened label map, without rotating the label map.
+    """Return the ids stored in an opened label map, without rotating it.
 
-    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. A label map with several
-    equal channels is accepted if no pixel is transparent. Pillow scales values of 2 and 4 bits to 0..255, and inverts
-    values of up to 8 bits if a TIFF declares that 0 is white. This function undoes Pillow's scaling and inversion,
-    unless the image was decoded before the call.
+    The label map has either one channel of 1 to 32 bits or a palette, whose indices are returned. A label map with
+    several identical channels is accepted if no pixel is transparent. Pillow scales 2-bit and 4-bit values to 0..255,
+    and inverts values of up to 8 bits if a TIFF declares that 0 is white. This function undoes Pillow's scaling and
+    inversion, unless the image has already been decoded.
 
     Returns:
         uint8 or uint16 (H, W), or int32 (H, W) for 32 bits and signed 16 bits.
@@ -392,7 +393,7 @@ def as_ids(image: Image.Image) -> np.ndarray:
             changed ids. If the image cannot be decoded, the reason is that of `decode`.
     """
     if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
-        raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
+        raise SampleError("mask_not_ids", f"the label map is compressed as JPEG, which changes ids: {_NEEDED}")
     raw = _raw_mode(image)
     image = decode(image)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "LA", "RGB", "RGBA"):
@@ -420,7 +421,7 @@ def _holds_jpegs(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of an image, such as `L;4`, or an empty string if the image is already decoded."""
+    """Return an image's raw mode in Pillow, such as `L;4`, or an empty string if it was already decoded."""
     tiles: Any = getattr(image, "tile", None)
     if tiles:
         args = tiles[0][3]
@@ -430,7 +431,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the mask of one object from an image of 1 or 8 bits, as bool (H, W). Nonzero pixels are in the object.
+    """Read the mask of one object from a 1-bit or 8-bit image as a bool array (H, W). Nonzero pixels are inside.
 
     Args:
         source: the content of the file as bytes, or the path of the file.
@@ -443,7 +444,7 @@ def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -
     """
     image = decode(open_image(source))
     if image.mode not in ("1", "L", "P"):
-        raise SampleError("mask_not_ids", f"mask has mode {image.mode}; expected one channel of 1 or 8 bits")
+        raise SampleError("mask_not_ids", f"the mask has mode {image.mode}; expected a single channel of 1 or 8 bits")
     if size is not None and size != image.size:
         image = image.resize(size, Image.Resampling.NEAREST)
     return np.asarray(image) != 0
@@ -461,12 +462,12 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
         raise SampleError(
             "mask_not_rgb", f"panoptic PNG has mode {image.mode}; expected RGB (id = R + 256 G + 65536 B)"
         )
-    # Read the four bytes of each pixel (red first) as a little-endian integer. The highest byte is not part of the id.
+    # Read each pixel's four bytes (red first) as a little-endian integer. The highest byte is not part of the id.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
     return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
-    """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3). `read_panoptic` is the inverse."""
-    ids = ids.astype(np.int64)  # Dtypes of 8 or 16 bits cannot represent the divisor 65536.
+    """Encode integer ids (H, W) as panoptic PNG pixels, uint8 (H, W, 3). `read_panoptic` is the inverse."""
+    ids = ids.astype(np.int64)  # 8-bit and 16-bit dtypes cannot represent the divisor 65536.
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

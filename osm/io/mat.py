@@ -1,4 +1,4 @@
-"""Read variables of MATLAB files (version 5). The decompressed size is checked before scipy reads a file."""
+"""Read variables from MATLAB files (version 5). The decompressed size is checked before SciPy reads a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 2**20
 
 
 def read_mat(data: bytes, variable: str) -> Any:
-    """Return a variable of a .mat file as scipy represents it: arrays, and structures as arrays of records.
+    """Return a variable from a .mat file as represented by SciPy: an array, or an array of records for a structure.
 
     Raises:
         SampleError: the reason is `image_unreadable`, `image_too_large` or `mask_without_variable`. Callers that read
@@ -30,7 +30,7 @@ def read_mat(data: bytes, variable: str) -> Any:
     _check_size(data)
     try:
         found = loadmat(io.BytesIO(data), variable_names=[variable])
-    except Exception as error:  # Corrupt data can make scipy raise any exception.
+    except Exception as error:  # Corrupt data can make SciPy raise any exception.
         raise SampleError("image_unreadable", f"is not a readable .mat file ({error})") from None
     if variable not in found:
         raise SampleError("mask_without_variable", f"has no variable {variable!r}")
@@ -38,7 +38,7 @@ def read_mat(data: bytes, variable: str) -> Any:
 
 
 def _check_size(data: bytes) -> None:
-    """Check the size of a .mat file after decompression. The data is decompressed in chunks, which are discarded."""
+    """Check a .mat file's decompressed size. The data is decompressed in chunks, each of which is discarded."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise SampleError("image_unreadable", "is not a .mat file of version 5")
@@ -50,7 +50,7 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            for start in range(0, len(body), _CHUNK):  # Each call to zlib copies the input that is not consumed yet.
+            for start in range(0, len(body), _CHUNK):  # Each call to zlib copies any input not yet consumed.
                 rest: bytes | memoryview = body[start : start + _CHUNK]
                 while rest and total <= MAX_BYTES:
                     total += len(expander.decompress(rest, _CHUNK))

@@ -1,4 +1,4 @@
-"""Read lists of names in the text formats that people and tools write.
+"""Read lists of names in the text formats commonly written by people and tools.
 
 The supported formats are one name per line, an id and a name per line, comma-separated names, YAML, and CVAT's label
 map. Text in any other format raises an error, so that its lines are not mistaken for names.
@@ -16,7 +16,8 @@ from osm.errors import OsmError, shown
 from osm.io.values import whole
 
 ALLOWED = (
-    "a name a line, an id and a name a line (1: cat), a list with commas, `names:` as YAML has it, or CVAT's label map"
+    "one name per line, an id and a name per line (1: cat), comma-separated names, a YAML `names:` key, or CVAT's "
+    "label map"
 )
 _NUMBERED = re.compile(r"(\d+)\s*(?:\t|:|,|;)\s*(\S.*)")
 _HEADER = re.compile(r"(id|index|class_?id|label_?id)\s*[\t:,;]\s*(class_?)?(name|label)", re.IGNORECASE)
@@ -41,7 +42,7 @@ class ListedName:
 
 @dataclass(frozen=True)
 class NameList:
-    """A list of class names that was read from a file.
+    """A list of class names read from a file.
 
     Attributes:
         kind: the detected format. Empty if the list has one name per line.
@@ -88,7 +89,7 @@ def read_name_list(text: str, where: str) -> NameList:
 
 
 def _of_lines(lines: list[tuple[int, str]], numbered: list[tuple[int, str]], where: str) -> NameList:
-    """Parse one name per line. If every line has a comma or a name is quoted, parse the lines as a CSV instead."""
+    """Parse one name per line. If every line has a comma or any name is quoted, parse the lines as CSV instead."""
     quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
     if quoted or all("," in line for _, line in lines):
         return _of_cells(lines, where)
@@ -118,14 +119,14 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse a list of names in YAML, as in the dataset files of training programs.
+    """Parse a list of names in YAML, as found in the dataset files of training frameworks.
 
     The key `names` contains a list, or a mapping from ids to names.
     """
     try:
         document = parse_yaml(text)
     except ValueError as error:
-        raise OsmError(f"{where}: looks like YAML, but is not valid ({error}); expected {ALLOWED}") from None
+        raise OsmError(f"{where}: looks like YAML but is not valid ({error}); expected {ALLOWED}") from None
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict) and names and all(whole(key) is not None for key in names):
         found = [ListedName(f"names, id {shown(key)}", whole(key), name) for key, name in names.items()]
@@ -133,6 +134,7 @@ def _of_yaml(text: str, where: str) -> NameList:
         found = [ListedName(f"names, entry {number}", number, name) for number, name in enumerate(names)]
     else:
         raise OsmError(
-            f"{where}: names {shown(names)} is neither a list nor a mapping from ids to names; expected {ALLOWED}"
+            f"{where}: the value of names, {shown(names)}, is neither a list nor a mapping from ids to names; "
+            f"expected {ALLOWED}"
         )
     return NameList("the names of a YAML file", found)

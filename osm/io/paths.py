@@ -1,4 +1,4 @@
-"""Build paths from the untrusted file names in annotation files."""
+"""Build paths from untrusted file names in annotation files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_local(path: str, where: str) -> None:
 
 
 def safe_join(root: Path, name: str) -> Path:
-    """Join a file name from a JSON file to its folder. The file name may contain subfolders.
+    """Append a file name from a JSON file to a folder. The file name may include subfolders.
 
     Raises:
         OsmError: the name is empty or absolute, or leaves the folder with `..`.
@@ -43,7 +43,7 @@ def safe_join(root: Path, name: str) -> Path:
 
 
 def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
-    """Return an image's path relative to the image folder, as given in the JSON. The value may have any JSON type.
+    """Return an image's path relative to the image folder, as given in the JSON file. It may have any JSON type.
 
     Args:
         naming: the rule for the file name, one of `IMAGE_NAMES`.
@@ -80,7 +80,7 @@ def name_by_url(image: dict[str, Any], where: str) -> str:
 
 
 def name_by_frame(mask_name: Any, where: str) -> str:
-    """Return the file name of the image that belongs to the panoptic PNG of a Cityscapes frame.
+    """Return the image file name that corresponds to a Cityscapes frame's panoptic PNG.
 
     For example, the image of `aachen_000000_000019_gtFine_panoptic.png` is
     `aachen/aachen_000000_000019_leftImg8bit.png`.

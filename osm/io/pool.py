@@ -1,4 +1,4 @@
-"""Apply a function to many items in several processes, and return the results in the order of the items."""
+"""Apply a function to many items in parallel processes and return the results in the original order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from osm.errors import OsmError
 
-_AHEAD = 4  # The maximum number of unread results per worker, which bounds the memory usage.
+_AHEAD = 4  # The maximum number of unread results per worker, which limits memory usage.
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,7 +39,7 @@ def _start_worker() -> None:
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """Yield the function's results in the order of the items.
+    """Yield the function's results in the same order as the items.
 
     Args:
         function: a function that can be pickled.
@@ -62,8 +62,6 @@ def in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> It
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise OsmError(
-                "a worker process was killed (out of memory?): run again with a lower --num_workers"
-            ) from None
+            raise OsmError("a worker process was killed (out of memory?); rerun with a lower --num_workers") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

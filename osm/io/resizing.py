@@ -1,4 +1,4 @@
-"""Compute the size of a resized image as in the published model, and source indices for nearest-neighbor resizing."""
+"""Compute the size of a resized image and the source indices for nearest-neighbor resizing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from PIL import Image
 
 
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return the (width, height) to which an image is resized to fit into a square, as in the published model.
+    """Return the (width, height) of an image resized to fit into a square, computed as in the published model.
 
-    A square image is resized to `target` x `target`. If an image is not square, its short side becomes `target` - 1,
-    unless the long side would then exceed `target`. A long side that would exceed `target` becomes `target`, and the
-    short side shrinks in proportion.
+    A square image is resized to `target` x `target`. For any other image, the short side becomes `target` - 1, unless
+    the long side would then exceed `target`. A long side that would exceed `target` is set to `target`, and the short
+    side is scaled down in proportion.
     """
     if width == height:
         return target, target
@@ -26,7 +26,7 @@ def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
 
 
 def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Return the source indices of resized pixels, as in Pillow's nearest-neighbor resizing.
+    """Return the source index of each resized pixel, as used by Pillow's nearest-neighbor resizing.
 
     Args:
         size: the number of source pixels along the axis.
@@ -39,6 +39,6 @@ def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = No
 
 @lru_cache(maxsize=1024)
 def _nearest(size: int, resized: int) -> np.ndarray:
-    # Pillow computes the indices, because its running sum rounds some exact ties differently than a closed formula.
+    # Let Pillow compute the indices, because its running sum rounds some exact ties differently from a closed formula.
     line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

@@ -1,9 +1,9 @@
 """Convert COCO's `segmentation` field (polygons, or compressed or uncompressed RLE) from untrusted files to masks.
 
-The format of the `segmentation` field differs between annotation tools. `read_segmentation` accepts many variants of
-the field, checks the field against the size of the image, and converts it to a standard form. `draw_segmentation` draws
-a mask from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a
-`SampleError` with a reason, so that callers can count the faults by reason.
+The format of the `segmentation` field varies between annotation tools. `read_segmentation` accepts many variants of the
+field, checks it against the image size, and converts it to a standard form. `draw_segmentation` draws a mask from the
+standard form, and `decode_segmentation` does both. Every error is a `SampleError` with a
+reason, so that callers can count the errors by reason.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# A polygon's coordinates may be at most _MAX_OUTSIDE times the longer side of the image.
-# Without a limit, pycocotools would allocate memory in proportion to the length of the outline.
+# A polygon's coordinates may be at most _MAX_OUTSIDE times the image's longer side.
+# Without this limit, a long outline could make pycocotools allocate a huge amount of memory.
 _MAX_OUTSIDE = 10
 # The maximum length of a polygon outline in pixels. pycocotools allocates 80 bytes per pixel of the outline.
-# For comparison, the outline of an image of 10,000 x 10,000 pixels has 40,000 pixels.
+# For comparison, the outline of a 10,000 x 10,000 image has 40,000 pixels.
 _MAX_OUTLINE = 4_000_000
 _MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs per mask, and of characters per compressed run.
-_MERGED = 16  # The number of polygons that are merged per call. Merging polygons one by one would take quadratic time.
+_MERGED = 16  # The number of polygons merged per call. Merging polygons one by one would take quadratic time.
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Segmentation:
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmentation:
     """Convert a segmentation field in any supported variant to the standard form.
 
-    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be strings. An
-    RLE may be in a list. The `counts` of an RLE may be a string, bytes, a string with a bytes literal (`b'...'`), or a
-    list or array of integers or strings. The last run of an RLE may be missing if it is a run of zeros.
+    Polygons may be given as a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be
+    strings. An RLE may be in a list. The `counts` of an RLE may be a string, bytes, a string with a bytes literal
+    (`b'...'`), or a list or array of integers or strings. The last run of an RLE may be omitted if it is a run of
+    zeros.
 
     Args:
         value: the value of the `segmentation` field.
@@ -64,7 +65,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store segmentations as JSON strings.
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # JSON strings, as stored in data frames
         try:
             inner = parse_json(value)
         except ValueError:
@@ -86,7 +87,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """Convert a segmentation field in any supported variant to a mask, bool (H, W), for an image of size (H, W).
+    """Convert a segmentation field in any supported variant to a bool mask (H, W), where (H, W) is the image size.
 
     Raises:
         SampleError: the field is invalid. See `read_segmentation` for the reasons.
@@ -95,7 +96,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
 
 
 def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """Draw the `value` of a `Segmentation` as a mask, bool (H, W), where (H, W) is the size of its image."""
+    """Draw the `value` of a `Segmentation` as a bool mask (H, W), where (H, W) is the image size."""
     if isinstance(value, Mapping):
         counts = value["counts"]
         return _draw_runs(_parse_counts(counts, "") if isinstance(counts, str) else counts, size)
@@ -109,16 +110,16 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
-    """Draw the mask (H, W) that alternating runs of 0 and 1 describe, column by column.
+    """Draw a mask (H, W) from alternating runs of 0 and 1 in column-major order.
 
-    We do not use pycocotools' decoder, because it checks neither the end of the string nor the sum of the runs.
+    The decoder in pycocotools is not used, because it checks neither the end of the string nor the sum of the runs.
     """
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a list that contains an RLE to the standard form. The result is the union of the masks in the list."""
+    """Convert a list that contains an RLE to the standard form by merging all masks in the list."""
     if len(parts) == 1:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
@@ -167,7 +168,7 @@ def _read_polygons(value: Any, size: tuple[int, int], where: str) -> Segmentatio
 
 
 def _is_plain(polygon: Any, limit: float) -> bool:
-    """Return whether a polygon has the standard form and can be drawn."""
+    """Return whether a polygon is in the standard form and can be drawn."""
     return (
         type(polygon) is list
         and len(polygon) >= 6
@@ -178,10 +179,13 @@ def _is_plain(polygon: Any, limit: float) -> bool:
 
 
 def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
-    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Polygons with fewer points cannot exceed the outline limit.
+    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Fewer points cannot exceed the outline limit.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
-            message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels, which is too much"
+            message = (
+                f"{where}: {len(polygons)} polygons have a total outline of {outline} pixels, which exceeds the "
+                f"maximum of {_MAX_OUTLINE}"
+            )
             raise SampleError("polygon_outline", message)
 
 
@@ -190,7 +194,7 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def _as_polygons(value: Any) -> Any:
-    """Return a list of polygons. The argument may also be a single polygon, given as coordinates or as points."""
+    """Return a list of polygons. The argument may also be a single polygon of coordinates or points."""
     if all(not isinstance(part, (list, tuple)) for part in value):
         return [value]
     if len(value) >= 3 and all(_is_point(part) for part in value):
@@ -203,7 +207,7 @@ def _is_point(value: Any) -> bool:
 
 
 def _coordinates(polygon: Any) -> list[int | float | None]:
-    """Return the coordinates [x, y, x, y, ...] of a polygon, with None for values that are not finite numbers."""
+    """Return a polygon's coordinates [x, y, x, y, ...], with None in place of values that are not finite numbers."""
     if not isinstance(polygon, (list, tuple)):
         return [None]
     if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # A polygon may be nested in an additional list.
@@ -214,21 +218,21 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
 
 
 def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str, str] | None:
-    """Return why a polygon cannot be drawn, as (reason, end of the error message), or None if it can be drawn.
+    """Return (reason, end of the error message) if a polygon cannot be drawn, or None if it can.
 
-    Polygons of two points are rejected, because pycocotools interprets two points as a box.
+    Polygons with only two points are rejected, because pycocotools interprets two points as a box.
     """
     if None in polygon:
         return "polygon_not_numbers", "has a coordinate that is not a finite number"
     if len(polygon) < 6 or len(polygon) % 2:
         return "polygon_too_short", "is not [x, y, x, y, ...] with three points or more"
     if not all(abs(number) <= limit for number in polygon):
-        return "polygon_outside", f"is far outside of its image, {size[1]} x {size[0]}"
+        return "polygon_outside", f"lies far outside its image, which is {size[1]} x {size[0]} pixels"
     return None
 
 
 def _outline(polygon: list[float]) -> int:
-    """Return an upper bound for the number of pixels of a polygon's outline."""
+    """Return an upper bound on the number of pixels in a polygon's outline."""
     points = np.asarray(polygon, np.float64).reshape(-1, 2)
     return int(np.abs(np.roll(points, -1, 0) - points).max(1).sum()) + len(points)
 
@@ -237,7 +241,7 @@ def _outline(polygon: list[float]) -> int:
 
 
 def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapping[str, Any]:
-    """Convert an RLE to the standard form, in which the runs add up to the number of pixels of the image."""
+    """Convert an RLE to the standard form, in which the runs add up to the number of pixels in the image."""
     height, width = size
     _check_rle_size(rle.get("size"), size, where)
     counts = _counts(rle.get("counts"), where)
@@ -245,7 +249,7 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its RLE has no counts")
     most = min(_MAX_RUNS, height * width + 1)
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
-        message = f"{where}: RLE counts of length {len(counts)} is too long for {height} x {width} pixels"
+        message = f"{where}: RLE counts of length {len(counts)} are too long for {height} x {width} pixels"
         raise SampleError("rle_malformed", message)
     numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
     total = sum(numbers)
@@ -272,7 +276,10 @@ def _check_rle_size(given: Any, size: tuple[int, int], where: str) -> None:
 
 
 def _counts(given: Any, where: str) -> Any:
-    """Return the counts of an RLE as a string or a list of integers. Counts of these types stay unchanged."""
+    """Return the counts of an RLE as a string or a list of integers.
+
+    Counts that already have one of these types are not changed.
+    """
     if isinstance(given, (bytes, bytearray)):
         return bytes(given).decode("ascii", "replace")
     if isinstance(given, str):
@@ -281,7 +288,7 @@ def _counts(given: Any, where: str) -> Any:
                 literal = ast.literal_eval(given)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 literal = None
-            if isinstance(literal, bytes):  # The program that wrote the file converted bytes with str().
+            if isinstance(literal, bytes):  # The file was written by a program that called str() on bytes.
                 return literal.decode("ascii", "replace")
         return given.strip() if given[-1:].isspace() else given
     if isinstance(given, np.ndarray):
@@ -296,9 +303,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits belong to a
-    number, and the sixth bit tells whether the number continues in the next character. From the fourth number on, each
-    number is stored as its difference from the number two positions earlier.
+    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits encode part of
+    a number, and the sixth indicates whether the number continues in the next character. Starting with the fourth
+    number, each number is stored as its difference from the number two positions earlier.
     """
     counts: list[int] = []
     value = shift = 0

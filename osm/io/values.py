@@ -11,11 +11,11 @@ import numbers
 import sys
 from typing import Any
 
-_DIGITS = 38  # The maximum number of digits of an integer. Longer integers can be parsed, but are not ids.
+_DIGITS = 38  # The maximum number of digits of an integer. No id is longer.
 
 
 def whole(value: Any) -> int | None:
-    """Convert an integer, a float without a fraction, or a string with such a number to an integer.
+    """Convert an integer, a float with an integer value, or a string containing such a number to an integer.
 
     Returns:
         The integer, or None for all other values, including True and False.
@@ -36,7 +36,7 @@ def whole(value: Any) -> int | None:
 
 
 def finite(value: Any) -> int | float | None:
-    """Convert a number, or a string with a number, to a finite number. Return None for any other value."""
+    """Convert a number, or a string containing a number, to a finite number. Return None for any other value."""
     if type(value) in (int, float):
         return value if abs(value) <= sys.float_info.max else None  # The comparison is also false for NaN.
     if isinstance(value, bool):
@@ -53,9 +53,9 @@ def finite(value: Any) -> int | float | None:
 
 
 def truth(value: Any) -> bool | None:
-    """Return the value of a flag such as `iscrowd`, or None if it is invalid.
+    """Convert a flag such as `iscrowd` to a bool, or return None if the value is invalid.
 
-    Valid values are True, False, 0, 1, a string with one of these values, and null, which means False.
+    Valid values are True, False, 0, 1, a string containing one of these, and null, which means False.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -66,9 +66,9 @@ def truth(value: Any) -> bool | None:
 
 
 def storable(value: Any) -> bool:
-    """Return whether a value can be stored in the JSON of a sample.
+    """Return whether a value can be stored in a sample's JSON.
 
-    NaN, infinity, and lists that contain themselves cannot be stored.
+    NaN, infinity and lists that contain themselves cannot be stored.
     """
     if isinstance(value, (int, str)) or value is None:
         return True
@@ -80,6 +80,6 @@ def storable(value: Any) -> bool:
 
 
 def side(value: Any) -> int | None:
-    """Return a width or height from a JSON as an integer, or None if the value is not a positive integer."""
+    """Convert a width or height from a JSON file to an integer, or return None if it is not a positive integer."""
     number = whole(value)
     return number if number is not None and number > 0 else None

@@ -1,6 +1,6 @@
-"""Views of an image. A view is a crop of the resized and possibly flipped image, and of its masks and label maps.
+"""Views of an image. A view is a crop of the resized and possibly flipped image, its masks and its label maps.
 
-A mask is cropped at the original size of its image, and only the crop is resized. Shapes: (H, W) is the original size
+Masks are cropped at the original image size, and only the crop is resized. Shapes: (H, W) is the original size
 of an image.
 """
 
@@ -23,7 +23,10 @@ _SPARE = 2
 
 @dataclass(frozen=True)
 class View:
-    """A crop of the resized and possibly flipped image. Sizes and positions are in pixels of the resized image."""
+    """A crop of the resized and possibly flipped image.
+
+    Sizes and positions are given in pixels of the resized image.
+    """
 
     width: int
     height: int
@@ -37,15 +40,15 @@ class View:
     def enough(self) -> tuple[int, int]:
         """The smallest (width, height) at which an image may be decoded for this view.
 
-        An image that is decoded at a reduced size is resampled bicubically. If the reduced image is at least twice as
-        large as the resized image, each resampled pixel averages several pixels of the reduced image, and each of these
-        is an average of pixels of the full image. On photos, resampling the reduced image and resampling the full image
-        give results that differ by about one gray level.
+        An image that was decoded at a reduced size is then resized with bicubic resampling. If the reduced image is at
+        least twice as large as the resized image, each resized pixel averages several pixels of the reduced image, each
+        of which is itself an average of full-size pixels. On photos, the result differs from resampling the full-size
+        image by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
     def image(self, picture: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the crop of an image, (crop_height, crop_width, 3).
+        """Return the crop of an image as an array (crop_height, crop_width, 3).
 
         Args:
             picture: the image, uint8 (H, W, 3), possibly decoded at a reduced size.
@@ -70,21 +73,21 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The bicubic kernel of torch is more than three times as fast as Pillow's kernel. Even if torch also resizes
-        pixels outside of the crop, it is faster than Pillow on the crop alone. The kernels of torch and Pillow both
-        clip to 0..255 between the horizontal and the vertical pass, but the order of the passes may differ. On photos,
-        the results of torch and Pillow differ by at most two gray levels, and few pixels differ by two. On pure noise,
-        the results of torch and Pillow may differ by more than two gray levels.
+        The bicubic kernel in torch is more than three times as fast as Pillow's. Even if torch also has to resize
+        pixels outside the crop, it is faster than Pillow on the crop alone. The torch and Pillow kernels both clip to
+        0..255 between the horizontal and vertical passes, but the order of the passes may differ. On photos, torch and
+        Pillow results differ by at most two gray levels, and few pixels differ by two. On pure noise, torch and Pillow
+        results may differ by more than two gray levels.
         """
         array = torch.from_numpy(picture)
-        # The image is flipped before it is resized, so the position of the crop is mirrored too.
+        # The image is flipped before it is resized, so the crop position is mirrored too.
         array = array.flip(1) if self.flip else array
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height
         # These strides make torch detect the channels-last layout, which is twice as fast as separate planes.
         pixels = array[None].permute(0, 3, 1, 2)
         factors = (self.height / pixels.shape[2], self.width / pixels.shape[3])
-        # Pixels below and to the right of the crop that do not contribute to the crop are omitted.
+        # Pixels below and to the right of the crop are left out if they do not contribute to it.
         part = pixels[:, :, : _reach(bottom, factors[0]), : _reach(right, factors[1])]
         found = (int(part.shape[2] * factors[0]), int(part.shape[3] * factors[1]))
         if part.numel() < pixels.numel() and found[0] >= bottom and found[1] >= right:
@@ -95,7 +98,7 @@ class View:
         return resized[0, :, self.top : bottom, left:right].permute(1, 2, 0).numpy()
 
     def labels(self, array: np.ndarray) -> np.ndarray:
-        """Return the nearest-neighbor crop of a label map or mask (H, W) that has the image's original size."""
+        """Return the nearest-neighbor crop of a label map or mask (H, W) at the image's original size."""
         return self.cut(array).enlarge()
 
     def cut(self, array: np.ndarray) -> Cut:
@@ -106,7 +109,7 @@ class View:
         return Cut(cut, row_of, column_of[::-1] if self.flip else column_of)
 
     def patch(self, mask: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
-        """Return the crop of a mask that is given only for a rectangular part of the image.
+        """Return the crop of a mask that is given for only a rectangular part of the image.
 
         Args:
             mask: the part of the mask, bool (h, w). The mask is False outside of this part.
@@ -122,7 +125,7 @@ class View:
         return out[:, ::-1] if self.flip else out
 
     def box(self, box: tuple[int, int, int, int], shape: tuple[int, int]) -> tuple[slice, slice]:
-        """Return the rows and columns of the crop that a box of the image covers.
+        """Return the rows and columns of the crop that are covered by a box in the image.
 
         Args:
             box: (left, top, right, bottom) in pixels of the image, with right and bottom excluded.
@@ -158,13 +161,13 @@ class Cut:
     column_of: np.ndarray
 
     def enlarge(self, where: np.ndarray | None = None) -> np.ndarray:
-        """Enlarge the labels, or an array (h, w) that was computed from the labels, to the size of the crop."""
+        """Enlarge the labels, or an array (h, w) computed from them, to the size of the crop."""
         return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
 
     def areas(self) -> dict[int, int]:
-        """Return a dict from each id in the crop to its number of pixels.
+        """Map each id in the crop to its number of pixels.
 
-        Runs of equal ids are counted instead of single pixels, because label maps have few runs.
+        Runs of equal ids are counted instead of individual pixels, because label maps have few runs.
         """
         height, width = self.labels.shape
         labels = self.labels.ravel()
@@ -182,15 +185,15 @@ class Cut:
 
 
 def _reach(end: int, factor: float) -> int:
-    """Return an upper bound for the number of source pixels that contribute to the first `end` resized pixels."""
+    """Return an upper bound on the number of source pixels that contribute to the first `end` resized pixels."""
     support = 2 * max(1.0, 1 / factor)
     return math.ceil(end / factor + support) + 1
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an array's rows (or columns) at `indices` without duplicates, and each index's position in the result."""
+    """Return an array's distinct rows (or columns) at `indices`, and the position of each index in the result."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # If an image is not shrunk, a contiguous slice has few unneeded rows.
+    if last - first < len(indices):  # If the image is not shrunk, a slice has few unneeded rows.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
     # When Pillow shrinks an image, its nearest-neighbor resize uses each index at most once.

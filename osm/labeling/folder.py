@@ -56,7 +56,7 @@ class ImageTask:
     name: str
 
     def file(self, ending: str) -> Path:
-        """Return the path of the output file whose name ends in `ending`, such as `_vis.png`."""
+        """Return the path of the output file whose name ends with `ending`, such as `_vis.png`."""
         return self.folder / f"{self.name}{ending}"
 
 
@@ -94,8 +94,8 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
 def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
     """Choose a unique output name for each image.
 
-    The output name is the stem of the image's file name. If several images have the same stem, the output name is the
-    full file name. If the output name is already in use, a number is appended.
+    The output name is the stem of the image's file name. If several images have the same stem, their full file names
+    are used as output names. If the output name is already in use, a number is appended.
     """
     stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the segments of each image in a folder. If naming fails for one image, the next image is processed.
+    """Names the segments of each image in a folder. An image that fails does not stop the run.
 
     Args:
         recognizer: names the segments.
@@ -173,7 +173,10 @@ class FolderDemo:
         return made == (self.settings, _file_identity(task.image)) and all(task.file(end).is_file() for end in endings)
 
     def _write(self, task: ImageTask, named: NamedImage) -> None:
-        """Write the output files of an image. The JSON file is written last, because it marks complete results."""
+        """Write the output files of an image.
+
+        The JSON file is written last, because its existence marks the results as complete.
+        """
         task.file(".json").unlink(missing_ok=True)
         names = [segment_label(named, k) for k in named.merged.segments]
         _save(draw_ids(named.scene, named.merged.ids, names, self.alpha), task.file("_vis.png"))
@@ -212,12 +215,12 @@ def record(named: NamedImage) -> dict[str, Any]:
 
 
 def segment_label(named: NamedImage, k: int) -> str:
-    """Return the text that is drawn on segment `k`."""
+    """Return the text to draw on segment `k`."""
     return named.answers[k].text or "(nothing)"
 
 
 def summary(named: NamedImage) -> str:
-    """Return a line that states how many segments were found, named, and included in the label map."""
+    """Return a line stating how many segments were found, named, and included in the label map."""
     skipped = sum(bool(answer.skipped) for answer in named.answers)
     total = len(named.segments) + named.small
     parts = [f"{total} segments", f"{named.small} too small", f"{len(named.answers) - skipped} named"]
@@ -226,7 +229,7 @@ def summary(named: NamedImage) -> str:
 
 
 def _file_identity(image: Path) -> dict[str, int]:
-    """Return the size and modification time of an image file, to detect later changes of the file."""
+    """Return the size and modification time of an image file, so that later changes to the file can be detected."""
     facts = os.stat(image)
     return {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 

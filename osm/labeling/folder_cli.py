@@ -69,7 +69,7 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
 
 
 def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
-    """Load the segmenter that is selected by the command-line flags added by `add_segmenter_flags`."""
+    """Load the segmenter selected by the flags that `add_segmenter_flags` adds."""
     from osm.recognition.segmenters import load_segmenter
 
     checkpoint = args.sam_checkpoint
@@ -86,9 +86,9 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
-    """Run the command `osm folder`, and return the exit code.
+    """Run `osm folder` and return the exit code.
 
-    The exit code is 0 if no image failed, 1 if an image failed, or 2 after a user error.
+    The exit code is 0 if no image failed, 1 if at least one image failed, or 2 after a user error.
     """
     args = parser(prog).parse_args(argv)
     try:
@@ -153,7 +153,7 @@ _SETTINGS = (
 
 
 def _setting_value(value: Any) -> Any:
-    """Convert the value of a flag to the value that is recorded in the JSON file of an image."""
+    """Convert a flag's value to the value recorded in an image's JSON file."""
     return public(value) if isinstance(value, str) else value
 
 

@@ -122,7 +122,10 @@ def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """Find all segments of an image. Masks are returned as RLEs, because many decoded masks need too much memory."""
+    """Find all segments of an image.
+
+    Masks are returned as RLEs, because many decoded masks would take too much memory.
+    """
     from osm.io.images import as_rgb
     from osm.labeling.naming import encode_rle, rle_box
 

@@ -45,7 +45,7 @@ class NamingRequest:
 
 @dataclass(frozen=True)
 class MapRequest(NamingRequest):
-    """Options for naming all segments of an image and merging the segments into a label map.
+    """Options for naming all segments of an image and merging them into a label map.
 
     All areas are measured in pixels after the image is resized to the model's input size.
 
@@ -124,7 +124,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a bool mask (H, W) as a compressed COCO RLE, in which `counts` is a string."""
+    """Encode a bool mask (H, W) as a compressed COCO RLE, whose `counts` field is a string."""
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -132,7 +132,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def rle_box(rle: dict[str, Any]) -> list[float]:
-    """Return the bounding box [x, y, width, height] of an RLE in pixels."""
+    """Return an RLE's bounding box [x, y, width, height] in pixels."""
     from pycocotools import mask as coco_mask
 
     return [float(value) for value in coco_mask.toBbox(rle)]

@@ -1,4 +1,4 @@
-"""Reads and writes the trained parameters of a model, in published `.pt` checkpoints or folders with safetensors."""
+"""Reads and writes a model's trained parameters, as published `.pt` checkpoints or as safetensors folders."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from osm.storage.locations import check_location, is_remote, join, public, suffi
 
 FORMAT = 1
 FILES = (".pt", ".pth")
-"""The suffixes of checkpoints that are a single file."""
+"""The file suffixes of single-file checkpoints."""
 _LISTED = 100  # a message lists at most this many entries, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Buffers that old versions of transformers saved in checkpoints are ignored, because they are not trained.
+# Ignore buffers that old versions of transformers saved in checkpoints, because they are not trained.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # published files store this tensor under both names
 
 
 class CheckpointedModel(Protocol):
-    """The attributes that a model needs so that its checkpoints can be saved and loaded.
+    """The attributes that a model must have so that its checkpoints can be saved and loaded.
 
     Attributes:
         window_pos_embed: the trained window position embedding.
@@ -63,13 +63,13 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
-    """Return a model's trained tensors under their names in checkpoints. The names depend on the bridge."""
+    """Return a model's trained tensors, keyed by their checkpoint names. The names depend on the bridge."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """Return the entries of `published_state_dict` except those of LoRA, without needing a complete model."""
+    """Return the non-LoRA entries of `published_state_dict`, which do not require a complete model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 
@@ -80,7 +80,7 @@ def load_published_state_dict(
     where: str,
     laid_out: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
 ) -> None:
-    """Copy published entries into the model.
+    """Copy the entries of a published state dict into a model.
 
     Args:
         where: the name of the file, for messages.
@@ -103,11 +103,11 @@ def load_published_state_dict(
 def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Check that a state dict has the expected entries, and return it with the prefix `module.` removed from its keys.
 
-    A shape may differ from the expected shape in leading axes of size 1.
+    Tensors may have extra or missing leading dimensions of size 1.
 
     Raises:
-        OsmError: entries are missing, unexpected or have a different shape (the message lists these entries), or have
-            values that are nan or infinite (the message names the first entry).
+        OsmError: entries are missing, unexpected or have a different shape (the message lists these entries), or
+            contain NaN or infinite values (the message names the first entry).
     """
     given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     twice = Counter(str(key).replace("module.", "") for key in state)
@@ -117,7 +117,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     for key in wanted.keys() & given.keys():
         value = given[key]
         if not _plain(value):
-            problems.append(f"{key} is no dense tensor of real numbers: {_kind(value)}")
+            problems.append(f"{key} is not a dense tensor of real numbers: {_kind(value)}")
         elif not _fits(value.shape, wanted[key].shape):
             shape = tuple(value.shape)
             problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
@@ -132,7 +132,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
 
 
 def localized(location: str | Path, what: str) -> str | Path:
-    """Return the local path of a checkpoint. A remote `.pt` file or `save_folder` output is downloaded first.
+    """Return the local path of a checkpoint. A remote `.pt` file or model folder is downloaded first.
 
     Args:
         what: the beginning of error messages, such as "checkpoint".
@@ -152,7 +152,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
-    """Return a checkpoint's config document (None if missing), its tensors, and its file name for messages."""
+    """Return a checkpoint's config document (None if missing), its tensors, and its file name for use in messages."""
     path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
@@ -161,7 +161,7 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """Return the model config that was saved with trained weights (None if missing), and the names of their modes."""
+    """Return a checkpoint's model config (None if missing) and the names of its modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
@@ -171,8 +171,8 @@ def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
 def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     """Load trained weights (a `.pt` file or a folder written by `save_folder`) into a model for further training.
 
-    A mode that is missing from the file is initialized with the file's mode `any`. If the file has no LoRA weights,
-    LoRA starts at zero.
+    Modes that are missing from the checkpoint are initialized with the checkpoint's embedding of the mode `any`. If the
+    checkpoint has no LoRA weights, LoRA's updates start at zero.
 
     Returns:
         the modes that the file lacks.
@@ -213,7 +213,7 @@ def _kind(value: Any) -> str:
 
 
 def _fits(given: torch.Size, wanted: torch.Size) -> bool:
-    """Return whether two shapes are equal, apart from leading axes of size 1."""
+    """Return whether two shapes are equal, ignoring leading dimensions of size 1."""
 
     def strip(shape: torch.Size) -> tuple[int, ...]:
         sizes = tuple(shape)
@@ -225,7 +225,7 @@ def _fits(given: torch.Size, wanted: torch.Size) -> bool:
 
 
 def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """Read a `.pt` checkpoint without executing code in the file. On the device `meta`, tensor values are not read.
+    """Read a `.pt` checkpoint without executing any code in it. If `device` is `meta`, no tensor values are read.
 
     Raises:
         OsmError: the file is missing, is broken, is an unsafe pickle, or has no `model_state_dict`.
@@ -257,14 +257,14 @@ def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
 
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
-    """Return the content of config.json, which `train.py` also stores in its checkpoints as the entry `config`."""
+    """Return the contents of config.json, which `train.py` also stores in its checkpoints under the key `config`."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
 
 def model_config(document: Any, where: str) -> ModelConfig:
-    """Return the model config that a config document contains. Raises OsmError if the document is invalid."""
+    """Return the model config from a config document, or raise OsmError if the document is invalid."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
-        raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
+        raise OsmError(f"{where}: not an OmniScientModel config (expected format {FORMAT})")
     try:
         return stored_model_config(document["model"], f"{where}: model")
     except OsmError as error:  # the checks of config sections do not know the file name
@@ -272,28 +272,28 @@ def model_config(document: Any, where: str) -> ModelConfig:
 
 
 def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
-    """Raise OsmError if the tower or the LLM is not the one that the bridge was trained with."""
+    """Raise OsmError if the tower or the LLM differs from the one that the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
-        raise OsmError(f"{where}: 'frozen' must contain the hashes of {', '.join(_FROZEN)}, found {shown(hashes)}")
+        raise OsmError(f"{where}: 'frozen' may only contain hashes of {', '.join(_FROZEN)}; found {shown(hashes)}")
     for part, expected in hashes.items():
         if not isinstance(expected, str):
-            raise OsmError(f"{where}: the hash of {part!r} must be a string, found {shown(expected)}")
+            raise OsmError(f"{where}: the hash of {part!r} must be a string; found {shown(expected)}")
         if part not in found:
             quantization = model.config.llm.quantization
             warnings.warn(
-                f"{where}: with model.llm.quantization {quantization!r} it is not checked that the LLM is the one that "
-                "the bridge was trained with",
+                f"{where}: because of model.llm.quantization {quantization!r}, the LLM is not checked against the one "
+                "that the bridge was trained with",
                 stacklevel=2,
             )
             continue
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
-                f"{where}: the bridge was trained with the {part} {name!r} of hash {expected[:12]}..., but the {part} "
-                f"found here has the hash {str(found.get(part))[:12]}...; provide the {part} that the bridge was "
-                f"trained with (source {getattr(model.config, part).source!r})"
+                f"{where}: the {part} ({name!r}) is not the one that the bridge was trained with "
+                f"(expected hash {expected[:12]}..., found {str(found.get(part))[:12]}...); provide the original "
+                f"weights (source: {getattr(model.config, part).source!r})"
             )
 
 
@@ -318,12 +318,12 @@ def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
 
 
 def save_folder(model: CheckpointedModel, folder: Path) -> None:
-    """Write config.json and model.safetensors of a model into a folder."""
+    """Write a model's config.json and model.safetensors to a folder."""
     write_folder(folder, config_document(model), published_state_dict(model))
 
 
 def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors, first under temporary names, so that a crash leaves no partial file."""
+    """Write config.json and model.safetensors via temporary files, so that a crash leaves no partial files behind."""
     folder.mkdir(parents=True, exist_ok=True)
     apart = {key: value.cpu().contiguous().clone() for key, value in state.items()}
     save_file(apart, folder / "model.safetensors.tmp", metadata={"format": "pt"})

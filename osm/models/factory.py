@@ -50,7 +50,7 @@ def create_model_and_transforms(
     llm_channel: int | None = None,
     **overrides: Any,
 ) -> tuple[OmniScientModel, Processor]:
-    """Build an untrained model and the processor that prepares its input.
+    """Build an untrained model and the processor that prepares its inputs.
 
     Args:
         base_model_name: an InstructBLIP (hub id or folder), a config of this package (`osm_small`), or a YAML file.
@@ -99,7 +99,10 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if a width flag of the published code differs from the model's width (None = flag not given)."""
+    """Raise OsmError if a width flag of the published code does not match the model.
+
+    Flags that are None were not given, so they are not checked.
+    """
     llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
@@ -109,11 +112,11 @@ def check_widths(
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
-            raise OsmError(f"{flag} {given} does not fit the base model, which has {found}")
+            raise OsmError(f"{flag} is {given}, but the base model's value is {found}")
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    """Build an untrained model and its processor from a config. Torch's seed determines the bridge's initial values.
+    """Build an untrained model and its processor from a config. The torch seed determines the bridge's initial weights.
 
     Raises:
         OsmError: weights are not found; sizes do not fit together or do not fit the weights; the model does not fit
@@ -145,7 +148,7 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
-    """Build the tower of a config without an InstructBLIP base model, and test the tower on one window of zeros.
+    """Build the tower for a config without an InstructBLIP base model, and test it on one window of zeros.
 
     Returns:
         (tower, its config with `source` filled in).
@@ -158,7 +161,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
     kind: type[Tower] = TOWERS.get(section.kind)
     tower = kind.of(section, window)
     if not any(True for _ in tower.parameters()):
-        raise OsmError(f"model.tower.kind {section.kind!r}: expected a tower with parameters, found none")
+        raise OsmError(f"model.tower.kind {section.kind!r}: this tower has no parameters, but at least one is required")
     check_tokens(tower, window, f"model.tower {section.name or section.kind!r} with windows of {window} pixels")
     return tower, replace(section, source=tower.source) if tower.source else section
 
@@ -226,19 +229,19 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
     if settings:
         raise OsmError(
             f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config, which --set cannot "
-            "change; --set only changes the file of --config"
+            "change; --set only changes settings in the --config file"
         )
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a model included in this package, or None if there is none or a local file has its name."""
+    """Return the folder of a model shipped with this package, or None if the name is unknown or also a local path."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Load a model from a folder written by `save_pretrained`, or from a hub repository with such a folder.
+    """Load a model saved with `save_pretrained` from a local folder or a hub repository.
 
     Args:
         name: the folder, its URL, or the hub id.
@@ -278,7 +281,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device with the given name. `auto` selects the first available device of cuda, mps and cpu.
+    """Return the torch device with a given name. `auto` selects the first available of cuda, mps and cpu.
 
     Raises:
         OsmError: the device is not available.

@@ -19,7 +19,7 @@ from osm.models.towers.tower import Tower
 
 @dataclass(frozen=True)
 class InstructBlipTowerConfig(TowerConfig):
-    """The config of the tower `instructblip`, which is the ViT of `model.base_model_name` and has no other settings."""
+    """Config of the `instructblip` tower, which is the ViT of `model.base_model_name` and has no other settings."""
 
     kind: str = field(default="instructblip", kw_only=True)
 
@@ -43,7 +43,7 @@ class InstructBlipTower(Tower):
     @classmethod
     def of(cls, config: TowerConfig, window: int) -> Tower:
         raise OsmError(
-            "model.tower.kind 'instructblip' is built together with its base model; set model.base_model_name"
+            "model.tower.kind 'instructblip' can only be built as part of a base model; set model.base_model_name"
         )
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,10 +77,11 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
-    """Raise OsmError if weights lack entries. transformers would only warn, and initialize these entries randomly."""
+    """Raise OsmError if weights are missing. transformers would only warn and initialize these weights randomly."""
     if info["missing_keys"]:
         raise OsmError(
-            f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
+            f"the weights at {location} are missing {len(info['missing_keys'])} entries, beginning with "
+            f"{sorted(info['missing_keys'])[0]}"
         )
 
 
@@ -116,7 +117,7 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
     """Return logits (R, t, V) and targets (R, t) at the t positions where at least one row is supervised."""
     targets_RT = labels_RT[:, 1:]
     # The LM head is the most expensive layer of a small LLM, so it runs at supervised positions only.
-    # If there are none, one position is used.
+    # If no position is supervised, the LM head runs at a single position.
     columns_t = (targets_RT != -100).any(0).nonzero().flatten()
     if len(columns_t) == 0:
         columns_t = columns_t.new_zeros(1)
@@ -135,7 +136,7 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
 def stop_ids(llm: nn.Module) -> list[int]:
     """Return the token ids that end a name: the LLM's EOS tokens and, as in the published model, token id 0.
 
-    Token id 0 is excluded if it is an ordinary token of the tokenizer (see `use_tokenizer`).
+    Token id 0 does not end a name if it is an ordinary token of the tokenizer (see `use_tokenizer`).
     """
     generation_config: Any = llm.generation_config
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -162,9 +163,9 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
             continue
         if which != "pad":
             raise OsmError(
-                f"model.llm.name {name!r}: its tokenizer's {which} token {token!r} has the id {number}, but the LLM "
-                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
-                "was trained with"
+                f"model.llm.name {name!r}: the tokenizer's {which} token {token!r} has the id {number}, but the LLM "
+                f"has {known} embeddings (ids 0 to {known - 1}); resize the LLM's embeddings, or use the tokenizer "
+                "that the LLM was trained with"
             )
         # No token attends to padding, so any token can serve as the padding token.
         tokenizer.pad_token = tokenizer.eos_token
@@ -186,7 +187,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
     """Generate token ids from embeddings, with greedy search by default.
 
-    Padding may be anywhere in a row. All padding is moved to the left, because transformers' `generate` requires this.
+    Rows may be padded anywhere. All padding is moved to the left, because transformers' `generate` requires it.
 
     Args:
         options: fields of transformers' `GenerationConfig`.
@@ -237,9 +238,9 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
     for name, value in options.items():
         if name not in _GREEDY or value != _GREEDY[name]:
             raise OsmError(
-                f"generate: {name}={value!r} is not supported: it needs transformers' generate(), which gives wrong "
-                f"results for {type(llm).__name__} with inputs_embeds; only greedy search (max_new_tokens, "
-                "eos_token_id) is available"
+                f"generate: {name}={value!r} is not supported: this option needs transformers' generate(), which "
+                f"returns wrong results for {type(llm).__name__} with inputs_embeds; only greedy search "
+                "(max_new_tokens, eos_token_id) is available"
             )
     lengths_R = inputs.mask_RT.sum(1)
     groups, states, rows = [], [], len(inputs)

@@ -1,8 +1,8 @@
 """Runs an LLM on embeddings: first on the whole prefix, then token by token, with the LLM's cache if possible.
 
-A cache holds attention keys and values, recurrent states of a state-space model, or both. The cache argument of
-`forward` has different names in different models and versions of transformers, so the name is looked up in the
-signature. An LLM without a usable cache (see `osm.models.self_check`) recomputes all earlier positions at every step.
+A cache holds attention keys and values, recurrent states of a state-space model, or both. The name of the cache
+argument of `forward` depends on the model and on the version of transformers, so it is looked up in the signature. For
+an LLM without a usable cache (see `osm.models.self_check`), all earlier positions are recomputed at every step.
 
 Shapes: R rows, K selected rows, T positions, W width, V vocabulary.
 """
@@ -50,11 +50,11 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager inside which the LLM's gated layers attend to `gated_kv`."""
+        """Return a context manager that makes the LLM's gated layers attend to `gated_kv`."""
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows_K: Tensor) -> LlmInputs:
-        """Return the inputs of the given row indices, in this order. Indices may repeat."""
+        """Return the inputs of the rows with the given indices, in that order. Indices may repeat."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows_K)
         return LlmInputs(
             self.embeds_RTW[rows_K.to(self.embeds_RTW.device)], self.mask_RT[rows_K.to(self.mask_RT.device)], gated_kv
@@ -66,7 +66,7 @@ class LlmInputs:
 
 @dataclass(frozen=True)
 class LlmSupport:
-    """Which optimizations of an LLM are correct, i.e. equal to the plain computation (see `osm.models.self_check`).
+    """Records which optimizations give the same results as plain computation for an LLM (see `osm.models.self_check`).
 
     Attributes:
         cache: whether the LLM's cache is correct. If False, each step recomputes all earlier positions, which is
@@ -83,12 +83,12 @@ class LlmSupport:
 
 
 def llm_support(llm: nn.Module) -> LlmSupport:
-    """Return the `LlmSupport` of an LLM. An LLM that was not checked is assumed to support all optimizations."""
+    """Return the `LlmSupport` of an LLM. An unchecked LLM is assumed to support all optimizations."""
     return getattr(llm, "osm_support", LlmSupport())
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Store on the LLM module which optimizations it supports."""
+    """Record an LLM's supported optimizations as an attribute of the LLM."""
     vars(llm)["osm_support"] = support
 
 
@@ -98,19 +98,19 @@ def word_embeddings(llm: nn.Module) -> nn.Embedding:
 
 
 def llm_config(llm: nn.Module) -> Any:
-    """Return the Hugging Face config of an LLM. The fields of the config depend on the class of the LLM."""
+    """Return an LLM's Hugging Face config, whose fields depend on the class of the LLM."""
     return llm.config
 
 
 def cache_argument(llm: nn.Module) -> str | None:
-    """Return the name of the cache argument in the LLM's `forward`, or None if `forward` has no cache argument."""
+    """Return the name of the cache argument of the LLM's `forward`, or None if there is no such argument."""
     accepted = inspect.signature(llm.forward).parameters
     return next((name for name in CACHE_NAMES if name in accepted), None)
 
 
 @dataclass(frozen=True)
 class DecodingState:
-    """The decoding state after all positions that the LLM has processed so far.
+    """The decoding state after all positions that the LLM has processed.
 
     Attributes:
         cache: the LLM's cache, or None if each step recomputes all positions.
@@ -127,7 +127,7 @@ class DecodingState:
     length: int
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows (indices may repeat). The old state becomes invalid, because its cache is changed in place."""
+        """Select rows (indices may repeat). The old state becomes invalid, because its cache is modified in place."""
         rows_K = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
             select_rows(self.cache, rows_K)
@@ -135,7 +135,7 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds_KTW, gated_kv=self.gated_kv and self.gated_kv.select(rows_K))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows of a copy (indices may repeat), so that the old state stays valid."""
+        """Return a copy of the state with the selected rows. The old state remains valid, and indices may repeat."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
@@ -202,28 +202,31 @@ def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
 def _cache_of(out: Any, name: str) -> Any:
     """Return the cache in an LLM's output.
 
-    The cache is looked up by key, because accessing deprecated attributes emits a warning.
+    The cache is looked up in the output's `__dict__`, because accessing a deprecated attribute emits a warning.
     """
     found = next((vars(out)[key] for key in (name, *CACHE_NAMES) if vars(out).get(key) is not None), None)
     if found is None:
-        raise OsmError(f"{type(out).__name__}: the LLM's output contains no cache (none of {', '.join(CACHE_NAMES)})")
+        raise OsmError(
+            f"{type(out).__name__}: the LLM's output contains no cache; expected one of the attributes "
+            f"{', '.join(CACHE_NAMES)}"
+        )
     return found
 
 
 def select_rows(cache: Any, rows_K: Tensor) -> None:
-    """Select rows of a cache in place. The layers of the cache may be on different devices.
+    """Select rows of a cache in place. The cache's layers may be on different devices.
 
-    A row index may be repeated or omitted, so the batch may grow or shrink. `reorder_cache` is used because no other
-    method exists for both key-value caches and recurrent-state caches. `reorder_cache` also accepts an index that is
-    longer or shorter than the batch.
+    A row index may be repeated or omitted, so the batch may grow or shrink. `reorder_cache` is used because it is the
+    only method that both key-value caches and recurrent-state caches have. `reorder_cache` also accepts index tensors
+    that are longer or shorter than the batch.
 
     Raises:
         OsmError: the cache has no `reorder_cache`.
     """
     if not hasattr(cache, "reorder_cache"):
         raise OsmError(
-            f"the LLM's cache ({type(cache).__name__}) cannot select rows; set model.llm.self_check to true "
-            "to decode without the cache"
+            f"the LLM's cache ({type(cache).__name__}) does not support row selection; set model.llm.self_check to "
+            "true to decode without the cache"
         )
     cache.reorder_cache(rows_K)
 
@@ -231,7 +234,7 @@ def select_rows(cache: Any, rows_K: Tensor) -> None:
 def copied_cache(cache: Any) -> Any:
     """Copy a cache, so that `select_rows` can change the copy without affecting the original.
 
-    Only the containers (dicts, lists, sets) are copied and not the tensors, because selecting rows creates new tensors.
+    Only the containers (dicts, lists, sets) are copied, not the tensors, because selecting rows creates new tensors.
     """
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)

@@ -1,6 +1,6 @@
-"""Adds LoRA to the frozen LLM in place, with the package peft (`pip install 'osm-recognition[lora]'`).
+"""Adds LoRA to the frozen LLM in place, using the peft package (`pip install 'osm-recognition[lora]'`).
 
-LoRA's parameters are separate from the LLM's weights, stay in float32, and are stored in checkpoints as `lora.*`.
+LoRA's parameters are separate from the LLM's weights, stay in float32, and are stored as `lora.*` in checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARK = ".lora_"
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Add trainable low-rank updates, initially zero, to the linear layers of the LLM listed in `config.targets`.
+    """Add trainable low-rank updates, initially zero, to those linear layers of the LLM that `config.targets` lists.
 
     Raises:
         OsmError: peft is not installed, or a target is not a linear layer of the LLM.
@@ -30,7 +30,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         import peft
     except ImportError:
         raise OsmError(
-            "model.lora.rank: LoRA requires the package peft: pip install 'osm-recognition[lora]', or set the rank to 0"
+            "model.lora.rank: LoRA requires the peft package: pip install 'osm-recognition[lora]', or set the rank to 0"
         ) from None
     linear = {
         name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
@@ -59,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warn if LoRA on all linear layers leaves out much of the LLM, e.g. because its experts are not linear layers."""
+    """Warn if LoRA on all linear layers misses many of the LLM's weights, e.g. because experts are not linear."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -74,7 +74,7 @@ def _report_left_out(llm: nn.Module) -> None:
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
-    """Return LoRA's parameters by name. Without LoRA, the dict is empty."""
+    """Return LoRA's parameters by name, or an empty dict if there is no LoRA."""
     return {name: parameter for name, parameter in llm.named_parameters() if _MARK in name}
 
 
@@ -85,28 +85,28 @@ def keep_precise(llm: nn.Module) -> None:
 
 
 def train_dropout(llm: nn.Module, mode: bool) -> None:
-    """Set LoRA's dropout to training mode or eval mode. The rest of the LLM always stays in eval mode."""
+    """Set LoRA's dropout to training mode or eval mode. All other LLM modules stay in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith("lora_dropout"):
             module.train(mode)
 
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the entries of an LLM's state dict except those of LoRA, under the names that they have without LoRA."""
+    """Return an LLM's state dict as it would be without LoRA: with the original names, and without LoRA's entries."""
     # peft wraps fused experts once per tensor, so a name may contain `.base_layer` several times in a row.
     return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
 
 
 def _fits_rank(size: int, rank: int, name: str) -> bool:
-    """Return whether an axis of a LoRA matrix has the size `rank`.
+    """Return whether a dimension of a LoRA matrix has size `rank`.
 
-    For fused experts, a multiple of `rank` is accepted too, because the updates of all experts are concatenated.
+    For fused experts, multiples of `rank` are also accepted, because the updates of all experts are concatenated.
     """
     return size == rank or (".experts." in name and size > 0 and size % rank == 0)
 
 
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
-    """Check a checkpoint's LoRA entries (`lora.*`) without the LLM, and return them as meta tensors.
+    """Check a checkpoint's LoRA entries (`lora.*`) without loading the LLM, and return them as meta tensors.
 
     Raises:
         OsmError: an entry has a different rank or lacks the second matrix of its pair, or there are no entries
@@ -114,7 +114,7 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
     if bool(found) != bool(rank):
-        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config has model.lora.rank {rank}")
+        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config sets model.lora.rank to {rank}")
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")

@@ -1,7 +1,7 @@
 """Reduces per-row losses to the scalar loss that is minimized.
 
-`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` computes every scalar loss from
-these per-row losses, both in training and in `OmniScientModel.forward`.
+`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` computes the scalar
+loss from per-row losses, both in training and in `OmniScientModel.forward`.
 
 Shapes: R rows, G groups of rows.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def group_weights(index_R: Tensor, counts_G: Tensor, scale_G: Tensor) -> Tensor:
-    """Return per-row weights (R,) that make `reduce_losses` compute the scaled sum of the groups' mean losses.
+    """Return per-row weights (R,) with which `reduce_losses` computes the scaled sum of the groups' mean losses.
 
-    A group's loss is its summed cross entropy divided by its number of supervised tokens, times its scale.
+    A group's loss is the group's scale times its summed cross entropy, divided by its number of supervised tokens.
 
     Args:
         index_R: the group of each row.

@@ -1,4 +1,4 @@
-"""Converts masks to the inputs of a bridge: bounding boxes, context masks, grid cells and visible keys.
+"""Converts masks to bridge inputs: bounding boxes, context masks, grid cells and visible keys.
 
 Shapes: R masks (rows), S input size, p patch size, g = S / p grid cells per side, G = g^2 grid cells,
 L = prefix + G keys.
@@ -22,7 +22,7 @@ L = TypeVar("L", bound="MaskFeatures")
 def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
     """Return a context mask for each mask: the mask's bounding box, enlarged and filled.
 
-    The argument `ratio` is the config field `context_enlarge_ratio`.
+    The value of `ratio` comes from the config field `context_enlarge_ratio`.
 
     Args:
         mask_R1SS: nonzero inside the mask.
@@ -44,9 +44,9 @@ def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
 
 
 def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
-    """Return each mask's (top, left, bottom, right) in pixels, ends inclusive, as int64 (R, 4) on the masks' device.
+    """Return each mask's bounding box (top, left, bottom, right) in pixels, ends inclusive, as an int64 tensor (R, 4).
 
-    The host synchronizes with the device once, regardless of the number of masks.
+    The boxes are on the masks' device. The host synchronizes with the device once, regardless of the number of masks.
 
     Raises:
         SampleError: a mask is empty (`empty_mask`).
@@ -74,14 +74,14 @@ def _check_present(present_R: Tensor, what: str) -> None:
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Extend a box side at both ends by `ratio` times its length, and round the ends toward 0."""
+    """Extend each interval at both ends by `ratio` times its length, and round the ends toward 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
     reach_R = ratio * (high_R - low_R + 1).to(exact)
     return (low_R - reach_R).long(), (high_R + reach_R).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return, as bool (R, size), whether each position lies between the two inclusive ends."""
+    """Return a bool tensor (R, size) that is true from the first end to the second, inclusive."""
     places_S = torch.arange(size, device=ends[0].device)
     return (places_S >= ends[0][:, None]) & (places_S <= ends[1][:, None])
 
@@ -92,14 +92,14 @@ def _inside(mask_R1SS: Tensor) -> Tensor:
 
 
 def _any_of_row(inside: Tensor) -> Tensor:
-    """Reduce bool (..., S) to (...) with `any`, first in groups of 8, because one long reduction is slow on CPUs."""
+    """Compute `any` over the last axis, first in groups of 8, because one long reduction is slow on CPUs."""
     if inside.shape[-1] % 8 == 0:
         inside = inside.unflatten(-1, (-1, 8)).any(-1)
     return inside.any(-1)
 
 
 def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
-    """Return which grid cells each mask covers, as bool (R, G).
+    """Return a bool tensor (R, G) that marks the grid cells covered by each mask.
 
     Args:
         method: `nearest` tests whether the top-left pixel of a cell is inside the mask; `area` tests whether any pixel
@@ -113,7 +113,7 @@ def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
 
 @dataclass
 class MaskFeatures:
-    """Base class of the features that a bridge computes from R masks. Every tensor field has shape (R, ...).
+    """Base class for the features that a bridge computes from R masks. Every tensor field has shape (R, ...).
 
     Attributes:
         fallbacks: number of rows whose mask covered no cell of the grid, so that a different cell was used.
@@ -135,7 +135,7 @@ class MaskFeatures:
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Split the features into one object per row, each with `fallbacks` = 0."""
+        """Split the features into one object per row. In each object, `fallbacks` is 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:
@@ -155,7 +155,7 @@ class MaskFeatures:
 
 @dataclass
 class VisibleKeys(MaskFeatures):
-    """The image keys that the queries of each mask may attend to.
+    """The image keys that each mask's queries may attend to.
 
     Attributes:
         mask_RL: bool, the keys that are visible to the mask queries.
@@ -174,11 +174,11 @@ def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
 
 
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
-    """Compute which keys each mask can attend to.
+    """Compute which image keys each mask's queries may attend to.
 
-    The order of the keys is [class token of each window | grid cells, row-major]. Class tokens are always visible. If
-    there are no class tokens and a mask covers no grid cell, the cell at the mask's centroid is visible instead, and
-    the row is counted in `fallbacks`.
+    The keys are ordered as [class token of each window | grid cells, row-major]. Class tokens are always visible. If
+    there are no class tokens and a mask covers no grid cell, its queries attend to the cell at the mask's centroid
+    instead, and the row is counted in `fallbacks`.
 
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
@@ -189,7 +189,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
         grid_RG = mask_to_grid(pixels_R1SS, patch, method)
         if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
             lost_R = ~grid_RG.any(1)
-            # Centroids are computed for all rows, because selecting only the uncovered rows would synchronize the GPU.
+            # Centroids are computed for all rows, because selecting some rows would make the CPU wait for the GPU.
             centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
             grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
             fallbacks_R |= lost_R
@@ -198,7 +198,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
 
 
 def _centroid_cells(pixels_R1SS: Tensor, patch: int) -> Tensor:
-    """Return the row-major index of the cell at the centroid of each mask, int64 (R,)."""
+    """Return the row-major index of the cell at each mask's centroid, as an int64 tensor (R,)."""
     inside_RSS = _inside(pixels_R1SS)[:, 0]
     count_R = inside_RSS.sum((1, 2))
     places_S = torch.arange(inside_RSS.shape[-1], device=inside_RSS.device)

@@ -1,8 +1,8 @@
-"""The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes that they share.
+"""Model config: the frozen tower and LLM, the trained bridge and LoRA, and the sizes that they share.
 
-The config section of a tower or a bridge specifies its `kind`. `TOWERS` or `BRIDGES` maps the kind to a class, and the
-attribute `Config` of the class is the dataclass of its settings. Therefore, this module does not depend on any
-particular tower or bridge.
+The config section of each tower or bridge has the key `kind`. `TOWERS` and `BRIDGES` map kinds to classes, and each
+class's `Config` attribute is the dataclass for its settings. Because classes are looked up by kind,
+`osm.models.model_config` does not import any specific tower or bridge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from osm.models.towers import TOWERS
 from osm.registry import Registry, is_import_path
 
 LARGEST = 1 << 16
-"""The largest size that a config may have. Sizes are limited because a checkpoint's config is not trusted."""
+"""The largest size allowed in a config. Sizes are limited because a checkpoint's config is not trusted."""
 _LARGEST_WINDOW = 1 << 13  # in pixels; a ViT's attention is quadratic in the number of patches of a window
 _MOST_LAYERS = 1024
 QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
@@ -38,9 +38,9 @@ def check_sizes(config: Any, names: str) -> None:
 
 
 def check_layers(config: Any) -> None:
-    """Raise FieldError for more than 1024 layers, because building even tiny layers takes time."""
+    """Raise FieldError if there are more than 1024 layers, because building even tiny layers takes time."""
     if config.layers > _MOST_LAYERS:
-        raise FieldError(f"layers {config.layers} is over {_MOST_LAYERS}")
+        raise FieldError(f"layers {config.layers} exceeds the maximum of {_MOST_LAYERS}")
 
 
 def check_dropout(config: Any) -> None:
@@ -50,14 +50,14 @@ def check_dropout(config: Any) -> None:
 
 
 def check_heads(config: Any, width: str, heads: str) -> None:
-    """Raise FieldError unless the value of the field `width` is a multiple of the value of the field `heads`."""
+    """Raise FieldError unless the field named by `width` is a multiple of the field named by `heads`."""
     if getattr(config, width) % getattr(config, heads):
         raise FieldError(f"{width} {getattr(config, width)} is not a multiple of {heads} {getattr(config, heads)}")
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Settings of the frozen vision tower. Each kind of tower has a subclass with its own settings.
+    """Settings for the frozen vision tower. Each kind of tower has its own subclass of `TowerConfig`.
 
     Attributes:
         kind: the name of the tower's class in `TOWERS`, or `module:Class`.
@@ -96,7 +96,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass with its own settings.
+    """Settings for the trained bridge between tower and LLM. Each kind of bridge has its own `BridgeConfig` subclass.
 
     Attributes:
         kind: the name of the bridge's class in `BRIDGES`, or `module:Class`.
@@ -124,7 +124,7 @@ class BridgeConfig:
 def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
     """Return the config class for a section's kind (or for the default kind), and the section with the kind filled in.
 
-    A section that is not a mapping is returned unchanged, because `from_dict` reports the error later.
+    A section that is not a mapping is returned unchanged, because `from_dict` will report the error.
     """
     kind = values.get("kind", registry.default) if isinstance(values, Mapping) else registry.default
     if not isinstance(kind, str):
@@ -138,7 +138,7 @@ def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, An
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """Settings of the frozen decoder-only LLM.
+    """Settings for the frozen decoder-only LLM.
 
     Attributes:
         name: a folder, a hub id or a GGUF file.
@@ -163,7 +163,7 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of LoRA (https://arxiv.org/abs/2106.09685): low-rank LLM updates that are trained with the bridge.
+    """Settings for LoRA (https://arxiv.org/abs/2106.09685): low-rank LLM updates that are trained with the bridge.
 
     Attributes:
         rank: the rank of the updates. 0 = no LoRA, so the LLM stays unchanged.
@@ -182,7 +182,7 @@ class LoraConfig:
         if not 0 <= self.rank <= 4096:
             raise OsmError(f"model.lora.rank {shown(self.rank)} is not between 0 and 4096")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise OsmError(f"model.lora.alpha {self.alpha} must be over 0")
+            raise OsmError(f"model.lora.alpha {self.alpha} must be greater than 0")
         if not 0 <= self.dropout < 1:
             raise OsmError(f"model.lora.dropout {self.dropout} is not between 0 and 1")
         if not self.rank and (self.alpha, self.dropout, self.targets) != (16.0, 0.0, ()):
@@ -227,7 +227,7 @@ class ModelConfig:
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
-        """Return the config class and the values with old keys renamed (see `osm.config.from_dict`)."""
+        """Return the model's config class, and the config values with old keys renamed (see `osm.config.from_dict`)."""
         return cls, *old_keys.renamed(values, where)
 
     def stored(self) -> dict[str, Any]:
@@ -239,28 +239,32 @@ class ModelConfig:
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} must be nearest or area")
         if self.llm.quantization and self.base_model_name:
             raise OsmError(
-                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
-                f"{self.base_model_name!r}) cannot be quantized; set model.tower and model.llm instead"
+                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP model "
+                f"(model.base_model_name {self.base_model_name!r}) cannot be quantized; set model.tower and model.llm "
+                "instead"
             )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
-            raise OsmError(f"--input_size {shown(self.input_size)} is over {LARGEST}")
+            raise OsmError(f"--input_size {shown(self.input_size)} exceeds the maximum of {LARGEST}")
         if not math.isfinite(self.context_enlarge_ratio):
             raise OsmError(f"--context_enlarge_ratio {self.context_enlarge_ratio} is not a finite number")
         if not 1 <= self.sliding_window_size <= self.input_size:
             raise OsmError(
-                f"--sliding_window_size {self.sliding_window_size} must be between 1 and --input_size {self.input_size}"
+                f"--sliding_window_size {self.sliding_window_size} must be between 1 and the --input_size "
+                f"({self.input_size})"
             )
         if self.sliding_window_size > _LARGEST_WINDOW:
-            raise OsmError(f"--sliding_window_size {self.sliding_window_size} is over {_LARGEST_WINDOW}")
+            raise OsmError(f"--sliding_window_size {self.sliding_window_size} exceeds the maximum of {_LARGEST_WINDOW}")
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
-                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and --sliding_window_size "
-                f"{self.sliding_window_size}, otherwise no window would cover some parts of the image"
+                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and the --sliding_window_size "
+                f"({self.sliding_window_size}); with a larger stride, some parts of the image would not be covered"
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
-            raise OsmError(f"model.modes must contain '{ANY_MODE}' and no duplicates; found {list(self.modes)}")
+            raise OsmError(
+                f"model.modes must contain '{ANY_MODE}' and must not contain duplicates; found {list(self.modes)}"
+            )
 
     def with_modes(self, names: Iterable[str]) -> ModelConfig:
         """Return a copy of the config with the modes `names` added. Existing modes keep their positions."""
@@ -287,7 +291,7 @@ def load_model_config(name: str, settings: Sequence[str] = (), **overrides: Any)
 
 
 def stored_model_config(section: Any, where: str) -> ModelConfig:
-    """Build the model config from the config section that is stored in a checkpoint.
+    """Build the model config from the config section stored in a checkpoint.
 
     Earlier versions stored the same fields for every kind of tower, so fields that do not apply to the config's tower
     are ignored.

@@ -1,9 +1,9 @@
-"""The older layout of a model config, which is used in checkpoints and is still supported in config files.
+"""The older layout of model configs, which checkpoints use and config files may still use.
 
-In the older layout, the key `variant` replaces `bridge.kind`, the sections `qformer` and `flamingo` contain the
-bridge's settings, and one section contains the settings of every kind of tower. Checkpoints are still written in the
-older layout, so that their format does not change and earlier versions of the code can read them. The settings of
-towers and bridges that are not built into this package are stored unchanged.
+In the older layout, the key `variant` is used instead of `bridge.kind`, and the bridge's settings are in the section
+`qformer` or `flamingo`. The older layout has a single section for the settings of all kinds of towers. Checkpoints are
+still written in the older layout, so that their format does not change and earlier versions of the code can read them.
+The settings of towers and bridges that are not built into this package are stored unchanged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOWER_FIELDS: dict[str, Any] = {
 
 
 def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
-    """Rename the old keys of a model section, and return the key in the file for each renamed field.
+    """Rename the old keys in a model section, and also return the original key of each renamed field.
 
     Raises:
         OsmError: old and new keys are mixed, the variant is unknown, or there are settings for a different bridge than
@@ -53,11 +53,11 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
         return values, {}
     if "bridge" in values:
         old = "variant" if "variant" in values else sections[0]
-        raise OsmError(f"{where}.{old} is an older key for {where}.bridge, and both are given; remove {where}.{old}")
+        raise OsmError(f"{where}.{old} was replaced by {where}.bridge, but both are given; remove {where}.{old}")
     kind = values.get("variant", BRIDGES.default)
     if not isinstance(kind, str) or kind not in BRIDGE_SECTIONS:
         raise OsmError(
-            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; other bridges are selected with "
+            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; to use another bridge, set "
             f"{where}.bridge.kind"
         )
     own = BRIDGE_SECTIONS[kind]
@@ -72,7 +72,7 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def report(section: Any, where: str) -> None:
-    """Log once that a config file has old keys, and which new key replaces them."""
+    """Log once that a config file contains old keys, and which new key to use instead."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
         _report_once(
@@ -86,7 +86,7 @@ def _report_once(line: str) -> None:
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """Override fields of a model section. Both the model section and `overrides` may have old or new keys."""
+    """Override fields of a model section. Both `section` and `overrides` may contain old or new keys."""
     if not isinstance(section, Mapping):
         return section
     old = {"variant", *BRIDGE_SECTIONS.values()}
@@ -102,7 +102,7 @@ def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def tower_fields(config: type, values: Any, where: str) -> Any:
-    """Drop the old fields of a tower section that do not apply to its kind of tower.
+    """Drop the old fields in a tower section that do not apply to the selected kind of tower.
 
     Raises:
         OsmError: a field to be dropped does not have its default value, so it was meant to have an effect.
@@ -120,7 +120,7 @@ def tower_fields(config: type, values: Any, where: str) -> Any:
 
 
 def without_unused(section: Any) -> Any:
-    """Drop the tower fields of a checkpoint's model section that do not apply to its kind of tower."""
+    """Drop the fields in a checkpoint's tower section that do not apply to the checkpoint's kind of tower."""
     tower = section.get("tower") if isinstance(section, Mapping) else None
     if not isinstance(tower, Mapping) or tower.get("kind") not in TOWER_KINDS:
         return section
@@ -129,7 +129,7 @@ def without_unused(section: Any) -> Any:
 
 
 def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a tower's config values in the layout of a checkpoint."""
+    """Return a tower's config values in the layout used in checkpoints."""
     if values["kind"] not in TOWER_KINDS:
         return values
     return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
@@ -141,7 +141,7 @@ def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config values in the layout of a checkpoint.
+    """Return a model's config values in the layout used in checkpoints.
 
     The argument `tower` is the tower section, which is already in the checkpoint layout.
     """

@@ -1,4 +1,4 @@
-"""OmniScientModel: the model that names the object inside a mask of an image (arXiv 2311.08400).
+"""OmniScientModel, which names the object inside a mask of an image (arXiv 2311.08400).
 
 Shapes: N images, R rows (masks to name), S input size, G windows, L = G * class tokens + (S/p)^2 image tokens,
 C tower width, P prefix embeddings before BOS, T text tokens, W LLM width. B = N * G windows of side w, with D = 1 or 0
@@ -70,11 +70,11 @@ class OmniScientModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the trained parts and of the model's outputs."""
+        """The device of the trained parameters and of the model's outputs."""
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
-        """Set training mode or eval mode for the bridge and LoRA's dropout. The tower and the LLM stay in eval mode."""
+        """Set the bridge and LoRA's dropout to training mode or eval mode. The tower and the LLM stay in eval mode."""
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
@@ -82,9 +82,9 @@ class OmniScientModel(nn.Module):
         return self
 
     def hold_frozen(self, dtype: torch.dtype) -> None:
-        """Cast the tower and the LLM to a dtype, except a quantized LLM, LoRA's parameters and rotary frequencies.
+        """Cast the tower and the LLM to a dtype, except for a quantized LLM, LoRA's parameters and rotary frequencies.
 
-        The frequencies of rotary embeddings stay in float32, because bfloat16 is too coarse for the angles of late
+        The frequencies of rotary embeddings stay in float32, because bfloat16 is too coarse for the angles at late
         positions.
         """
         self.tower.to(dtype)
@@ -117,13 +117,13 @@ class OmniScientModel(nn.Module):
         return self.add_positions(self.tower_tokens(pixel_values))
 
     def add_positions(self, tokens_NLC: Tensor) -> Tensor:
-        """Add the learned window position embedding to image tokens, in the dtype of the embedding."""
+        """Add the learned window position embedding to image tokens, using the dtype of the embedding."""
         return tokens_NLC.to(self.window_pos_embed.dtype) + self.window_pos_embed
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
     def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
-        """Return the bridge's features for masks and context masks, both (R, 1, S, S) with values 0 and 1.
+        """Compute the bridge's features from binary masks and binary context masks, both of shape (R, 1, S, S).
 
         Raises:
             OsmError: a mask has a different shape.
@@ -160,7 +160,10 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
+        """Return the result of `llm.token_losses` for each row.
+
+        The image tokens must already include the window position embedding.
+        """
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -183,8 +186,8 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        In training, `osm.training.task.MixLoss` also weights each dataset, with the same two functions of
-        `osm.models.losses`.
+        In training, the loss is computed by the same functions, `group_weights` and `reduce_losses`, but
+        `osm.training.task.MixLoss` also weights each dataset.
 
         Args:
             pixel_values: (N, 3, S, S), the normalized images.
@@ -229,7 +232,7 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate the names of masks. The arguments are those of `forward`, except `labels`.
+        """Generate a name for each mask. The arguments are the same as for `forward`, without `labels`.
 
         Args:
             options: fields of `transformers.GenerationConfig`.
@@ -246,7 +249,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate names from the bridge's output, so that an image can be encoded once for several calls."""
+        """Generate names from the bridge's output, so that several calls can share one image encoding."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -264,8 +267,8 @@ class OmniScientModel(nn.Module):
     ) -> OmniScientModel:
         """Build the published model from a `transformers.InstructBlipForConditionalGeneration` of any size.
 
-        The Q-Former, `language_projection` and the query tokens are copied from the base model. With the bridge
-        `flamingo`, only the ViT and the LLM of the base model are used. As in the published code, `window_pos_embed` is
+        The Q-Former, `language_projection` and the query tokens are copied from the base model. With the `flamingo`
+        bridge, only the ViT and the LLM of the base model are used. As in the published code, `window_pos_embed` is
         initialized from N(0, 1). `config` sets the fields that the base model does not determine (modes, mask_to_grid,
         dropout). The model is returned in eval mode.
 
@@ -286,7 +289,7 @@ class OmniScientModel(nn.Module):
         return model.to(base.query_tokens.device).eval()
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return the trained parameters only, under the published names (see `osm.models.checkpoint`)."""
+        """Return only the trained parameters, under their published names (see `osm.models.checkpoint`)."""
         return checkpoint.published_state_dict(self)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
@@ -302,16 +305,17 @@ class OmniScientModel(nn.Module):
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json (with hashes of the frozen parts) and model.safetensors (trained parameters only).
+        """Write the model to a folder that `osm.load_model` can load.
 
-        You can load the folder with `osm.load_model`.
+        `config.json` contains the config and the hashes of the frozen tower and LLM. `model.safetensors` contains only
+        the trained parameters.
         """
         checkpoint.save_folder(self, Path(folder))
 
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Keep LoRA's parameters and the rotary frequencies unchanged while the LLM is cast to a dtype in this context."""
+    """Keep LoRA's parameters and the rotary frequencies unchanged while the LLM is cast to another dtype."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)
@@ -329,7 +333,7 @@ def _kept_precise(llm: nn.Module) -> Iterator[None]:
 def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
     modes = [dataset_type] * rows if isinstance(dataset_type, str) else list(dataset_type)
     if len(modes) != rows:
-        raise OsmError(f"dataset_type lists {len(modes)} modes, but there are {rows} masks")
+        raise OsmError(f"dataset_type contains {len(modes)} modes, but there are {rows} masks")
     return modes
 
 
@@ -341,7 +345,7 @@ def _rows(
     mask_RT: Tensor,
     dataset_type: str | Sequence[str],
 ) -> tuple[Tensor, MaskFeatures, Instruction, list[str]]:
-    """Return the arguments of the bridge after the image state, from the arguments of the published interface."""
+    """Convert the arguments of `forward` to those of the bridge, except for the image state."""
     instruction = Instruction(ids_RT, mask_RT)
     return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
 
@@ -350,7 +354,7 @@ def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) ->
     if image_index is None:
         if images != len(keys):
             raise OsmError(
-                f"{len(keys)} masks for {images} images: image_index must list the index of each mask's image"
+                f"there are {len(keys)} masks for {images} images; pass image_index, which gives each mask's image"
             )
         return torch.arange(images, device=keys.device)
     return image_index.to(keys.device)

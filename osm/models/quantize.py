@@ -1,4 +1,4 @@
-"""Quantizes frozen LLMs to 8 or 4 bits, and reports missing packages and unsupported hardware clearly."""
+"""Quantizes frozen LLMs to 8 or 4 bits, with clear errors for missing packages and unsupported hardware."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = {"bnb": "bitsandbytes", "torchao": "torchao"}
 
 
 def quantization_config(name: str) -> Any:
-    """Return the `quantization_config` argument of `from_pretrained`, or None if the name is empty.
+    """Return the `quantization_config` argument for `from_pretrained`, or None if `name` is empty.
 
     Raises:
         OsmError: the package that implements the quantization is not installed, or the quantization needs a GPU.
@@ -35,7 +35,7 @@ def quantization_config(name: str) -> Any:
         )
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    # Otherwise, bitsandbytes would log for every layer of a float32 model that it computes in half precision.
+    # Hide bitsandbytes' message that a float32 model is computed in half precision, which is logged for every layer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -67,7 +67,7 @@ def loading_options(bits: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def told_plainly(name: str) -> Iterator[None]:
-    """Convert a quantization error, which transformers would log for every matrix, to a single OsmError.
+    """Convert quantization errors, which transformers would log for every matrix, to a single OsmError.
 
     Raises:
         OsmError: the weights cannot be quantized.
@@ -90,8 +90,8 @@ def told_plainly(name: str) -> Iterator[None]:
 def keep_gradients(llm: nn.Module) -> None:
     """Prevent bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
 
-    bitsandbytes packs every layer that is in eval mode, as the layers of a frozen LLM are, but its kernel for packed
-    weights has no gradient.
+    bitsandbytes packs every layer in eval mode, including the layers of a frozen LLM, but its kernel for packed weights
+    does not compute gradients.
     """
     for module in llm.modules():
         if hasattr(module, _PACKING_FLAG):
@@ -114,10 +114,11 @@ def check_works(llm: nn.Module, name: str) -> None:
 
 
 def _check_share(llm: nn.Module, name: str, where: str) -> None:
-    """Warn if less than 90 % of the decoder layers' values are quantized, and raise OsmError if less than half are.
+    """Warn if less than 90% of the decoder layers' values are quantized, and raise OsmError if less than half are.
 
-    The LM head and the word embeddings are not counted. In the decoder layers, the quantization libraries skip linear
-    layers of unsupported sizes, and mixture-of-experts layers whose experts are fused into one tensor.
+    The LM head and the word embeddings do not count as decoder layers. In the decoder layers, the quantization
+    libraries skip linear layers with unsupported sizes, and mixture-of-experts layers whose experts are fused into one
+    tensor.
     """
     layers = nn.ModuleList(decoder_layers(llm))
     plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}
@@ -135,7 +136,7 @@ def _check_share(llm: nn.Module, name: str, where: str) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a weight is an ordinary floating-point tensor, and therefore not quantized."""
+    """Return whether a weight is an ordinary floating-point tensor and therefore not quantized."""
     return type(value) is nn.Parameter and type(value.data) is Tensor and value.is_floating_point()
 
 
@@ -144,8 +145,8 @@ def check_device(llm: nn.Module, name: str, device: torch.device) -> None:
     there = next(llm.parameters()).device
     if name and there.type != device.type:
         raise OsmError(
-            f"--device {device}: with model.llm.quantization {name!r} the LLM was quantized on {there.type} and cannot "
-            f"be moved; use --device {there.type}, or hide the GPUs (CUDA_VISIBLE_DEVICES='')"
+            f"--device {device}: with model.llm.quantization {name!r}, the LLM was quantized on {there.type} and "
+            f"cannot be moved; use --device {there.type}, or hide the GPUs (CUDA_VISIBLE_DEVICES='')"
         )
 
 

@@ -1,11 +1,11 @@
 """Tests the LLM and the bridge of a new model on a few tokens: gradients, padding, caching and generation.
 
 LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
-LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is missing or wrong,
-the package does not use it (`LlmSupport`), so decoding is correct but slow.
+LLM that computes wrong results is rejected. If the only problem is that the LLM's cache or transformers' `generate` is
+missing or wrong, decoding runs without it, which is correct but slow (see `LlmSupport`).
 
-The result of a check is stored in the cache folder, so that a large LLM is checked once instead of at every start. Only
-the results of accepted LLMs are stored.
+The result of a check is stored in the cache folder, so that a large LLM is checked only once and not at every start.
+Only the results of accepted LLMs are stored.
 
 Shapes: R rows, T positions (prefix and text), P prefix embeddings, W LLM width, V vocabulary,
 K selected rows, N = 1 image, L image tokens, C tower width, S input size.
@@ -53,7 +53,7 @@ from osm.models.weights import cache_folder
 
 ROWS, TEXT, PREFIX = 3, 6, 3
 _LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # the text lengths of the rows in the padding checks
-# The largest accepted RMS difference of logits, relative to the standard deviation of the logits.
+# The largest accepted RMS difference between logits, relative to the standard deviation of the logits.
 _TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3
 _SLOPE = 0.2  # relative tolerance between a gradient and the finite difference of the loss
 _STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # relative finite-difference steps; one of them is small but above rounding errors
@@ -62,10 +62,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 
 
 def check_model(model: OmniScientModel) -> None:
-    """Check a newly built model, and store which optimizations the model's LLM supports (`llm_support`).
+    """Check a newly built model, and record which optimizations its LLM supports (`llm_support`).
 
-    The check runs once for each combination of an LLM and bridge sizes. Later, the stored result is reused. The check
-    changes neither the state of torch's random generator nor any weight.
+    The check runs once for each combination of LLM and bridge sizes. After that, the stored result is reused. The check
+    changes neither torch's random state nor any weights.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
@@ -88,7 +88,7 @@ def check_key(model: OmniScientModel) -> str:
     """Return a hash of everything that affects the result of a check.
 
     The hash covers the LLM's config; the name, shape and 1024 evenly spaced values of each LLM tensor; the bridge's
-    sizes; LoRA; the versions of the libraries; and the code of the check. Only a few MB of a 7B model are read.
+    sizes; LoRA; the library versions; and the code of the check. Only a few MB of a 7B model are read.
     """
     config = model.config
     sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
@@ -106,7 +106,7 @@ def check_key(model: OmniScientModel) -> str:
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Run the check of a model without using stored results.
+    """Check a model without using any stored results.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
@@ -123,7 +123,7 @@ def examine(model: OmniScientModel) -> LlmSupport:
 
 
 def name_of_llm(model: OmniScientModel) -> str:
-    """Return a description of a model's LLM for messages: the config field, its value, and the class of the LLM."""
+    """Return a description of a model's LLM for use in messages: the config field, its value, and the LLM's class."""
     config = model.config
     field, name = (
         ("base_model_name", config.base_model_name) if config.base_model_name else ("llm.name", config.llm.name)
@@ -170,13 +170,13 @@ class _Examination:
             embeds_RTW = self.words(self.ids)
             by_embeds_RTV = self.llm(inputs_embeds=embeds_RTW, use_cache=False).logits
         if not torch.equal(embeds_RTW, self.words(self.ids)):
-            raise self._error("it modifies its input embeddings in place")
+            raise self._error("the LLM modifies its input embeddings in place")
         if not torch.isfinite(by_ids_RTV).all():
-            raise self._error("its logits are not finite")
+            raise self._error("the LLM's logits are not finite")
         if not self._close(by_embeds_RTV, by_ids_RTV):
             raise self._error(
-                "its logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
-                "embeddings, for example, need ids), so a mask's embeddings cannot be placed before the text"
+                "the LLM's logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
+                "embeddings, for example, need token ids), so a mask's embeddings cannot be placed before the text"
             )
 
     def _inputs(self) -> LlmInputs:
@@ -210,7 +210,7 @@ class _Examination:
         with self._refused("does not run on embeddings that are no token's"), inputs.conditioned():
             logits_RTV = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
         if not torch.isfinite(logits_RTV).all():
-            raise self._error("its logits are not finite")
+            raise self._error("the LLM's logits are not finite")
         return logits_RTV
 
     def _is_causal(self, inputs: LlmInputs, plain_RTV: Tensor) -> None:
@@ -218,10 +218,10 @@ class _Examination:
         with inputs.conditioned():
             logits_RTV = self.llm(inputs_embeds=cut_RTW, use_cache=False).logits
         if not self._close(logits_RTV, plain_RTV[:, :-2]):
-            raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
+            raise self._error("the LLM attends to later tokens (it is an encoder or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
-        """Check that padding on the right, which training uses, does not change the loss of a row."""
+        """Check that padding on the right, which training uses, does not change a row's loss."""
         padded, labels_RT = self._padded(inputs)
         together_R = token_losses(self.llm, padded, labels_RT)[0]
         for row in range(ROWS):
@@ -230,7 +230,7 @@ class _Examination:
             alone = LlmInputs(alone.embeds_RTW[:, real_T], alone.mask_RT[:, real_T], alone.gated_kv)
             loss = token_losses(self.llm, alone, labels_RT[row : row + 1, real_T])[0]
             if (loss - together_R[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
-                raise self._error("padding after a row changes the loss of the row")
+                raise self._error("padding on the right of a row changes the loss of that row")
 
     def _padded(self, inputs: LlmInputs) -> tuple[LlmInputs, Tensor]:
         mask_RT = inputs.mask_RT.clone()
@@ -242,7 +242,7 @@ class _Examination:
         return LlmInputs(inputs.embeds_RTW, mask_RT, inputs.gated_kv), labels_RT.masked_fill(mask_RT == 0, -100)
 
     def _has_gradients(self, inputs: LlmInputs) -> None:
-        """Check that gradients pass through all layers and, at the bridge's output, match finite differences."""
+        """Check that gradients flow through all layers and, at the bridge's output, match finite differences."""
         padded, labels_RT = self._padded(inputs)
         prefix = padded.embeds_RTW.shape[1] - TEXT
         if padded.gated_kv is None:
@@ -263,8 +263,8 @@ class _Examination:
             gradients = torch.autograd.grad(loss(leaves), leaves)
         if names:
             raise self._error(
-                f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, and without "
-                "these gradients the bridge cannot be trained well"
+                f"gradients do not flow through {len(names)} of the LLM's linear layers (the first is {names[0]}), so "
+                "the bridge cannot be trained well"
             )
         if self.quantised:
             return  # finite differences are useless, because rounded activations make the loss a step function
@@ -281,10 +281,10 @@ class _Examination:
             slope = float(ahead - behind) / (2 * step)
             if abs(slope - expected) <= _SLOPE * max(abs(slope), expected) + 1e-4:
                 return
-        raise self._error(f"the gradient of its loss is {expected:.3g}, but its finite difference is {slope:.3g}")
+        raise self._error(f"the gradient of the LLM's loss is {expected:.3g}, but the finite difference is {slope:.3g}")
 
     def _trains(self) -> None:
-        """Check that gradients reach every layer of the bridge, and the LoRA weights of every kind of matrix."""
+        """Check that gradients reach every layer of the bridge, and LoRA's weights for each kind of linear layer."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
             padded, labels_RT = self._padded(self._inputs())
@@ -306,7 +306,7 @@ class _Examination:
     # -- optional optimizations ---------------------------------------------------------------------------------------
 
     def _caches(self, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
-        """Check that the cache is correct token by token, also after rows are selected, repeated and copied."""
+        """Check that decoding with the cache is correct, even after cache rows are selected, repeated or copied."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits_KV, state = read_prefix(self.llm, cut)
@@ -357,7 +357,7 @@ class _Examination:
             return False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
-        """Return whether logits of any shape are equal up to the tolerance."""
+        """Return whether logits of any shape are equal within the tolerance."""
         found, expected = found.double(), expected.double()
         if found.shape != expected.shape:
             return False
@@ -384,7 +384,7 @@ class _Examination:
 
 @contextmanager
 def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of linear layers that run in this context and do not propagate a gradient to their input."""
+    """Collect the names of linear layers that run in this context without propagating a gradient to their input."""
     names: list[str] = []
 
     def hook(name: str) -> Any:
@@ -414,7 +414,7 @@ def _version(package: str) -> str:
 
 
 def _sampled(value: Any) -> bytes:
-    """Return evenly spaced values of a tensor as bytes."""
+    """Return evenly spaced values from a tensor as bytes."""
     if type(value) not in (Tensor, nn.Parameter):
         return b""  # a library quantized the tensor; the key contains its shape and the LLM's config instead
     flat = value.detach().reshape(-1)

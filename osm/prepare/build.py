@@ -1,4 +1,4 @@
-"""Builds the samples of shards from the entries in a dataset's listing, and assigns a key to each sample."""
+"""Builds shard samples from the entries in a dataset's listing, and assigns a key to each sample."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HASH = 12  # the number of characters in a key's hash
 
 @dataclass
 class BuiltSample:
-    """A sample, or the reason why the sample could not be built.
+    """A sample, or the reason why it could not be built.
 
     Attributes:
         members: (extension, bytes) of each member.
@@ -45,7 +45,7 @@ class BuiltSample:
 
 
 def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: str) -> BuiltSample:
-    """Check an entry's files and build its sample. The argument `item` is (key, entry)."""
+    """Check an entry's files and build its sample. The argument `item` is the pair (key, entry)."""
     built, entry = BuiltSample(), item[1]
     try:
         image, extension, picture = _image(form, files, entry, built.losses)
@@ -73,7 +73,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
 def _nothing_usable(form: type[Form], entry: Entry, losses: Losses) -> None:
     raise SampleError(
         form.nothing_usable,
-        f"image {entry.image}: none of its annotations is usable; the first error: {losses.first}",
+        f"image {entry.image}: none of its annotations are usable; the first error: {losses.first}",
     )
 
 
@@ -114,15 +114,15 @@ def _check_stated(entry: Entry, picture: Picture) -> None:
     size: Size = picture.size
     if entry.stated is not None and entry.stated != size:
         stated = " x ".join(map(shown, entry.stated))
-        raise SampleError("size_mismatch", f"is {size[0]} x {size[1]}, in the json {stated}")
+        raise SampleError("size_mismatch", f"is {size[0]} x {size[1]}, but the JSON file states {stated}")
 
 
 def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
     """Assign a unique key to each entry, and return (key, entry) pairs in the order in which shards store them.
 
     The result is deterministic. The key is the image's file name. If several images have the same file name, the key is
-    the path relative to `root`. If several entries have the same image, the image id is appended to the key. If a key
-    is too long for a tar member, the key is truncated and a hash is appended.
+    the image's path relative to `root`. If several entries have the same image, the image id is appended to the key. A
+    key that is too long for a tar member name is truncated, and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,
@@ -167,7 +167,7 @@ def _hashed(text: str) -> str:
 
 
 def _fitting(key: str) -> str:
-    """Shorten a key so that it fits into the name of a tar member."""
+    """Shorten a key so that it can be used as a tar member name."""
     room = MAX_NAME_BYTES - len(_LONGEST_EXTENSION)
     data = key.encode(errors="replace")
     if len(data) <= room:

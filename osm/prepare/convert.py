@@ -1,6 +1,6 @@
 """The command `osm prepare SET` and the scripts `convert_*_to_wds.py`, which convert datasets to WebDataset shards.
 
-Every sample is checked before it is written, because otherwise an invalid sample would only be found during training.
+Samples are checked before they are written, because otherwise invalid samples would only be found during training.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _ROWS = {row.name: row for row in BUILTIN}
 
 @dataclass(frozen=True)
 class ConvertibleSet:
-    """A built-in dataset that can be converted, or an annotation form for converting other datasets.
+    """A built-in dataset that can be converted, or an annotation format for converting other datasets.
 
     Attributes:
         row: the row of the dataset table, which determines how files are named and read.
         what: the description in the help text.
-        reads: the class that reads the original files; None = the class of the row's annotation form.
+        reads: the class that reads the original files; None = the class of the row's annotation format.
         defaults: the default values of arguments.
-        fine: reasons for skipping a sample that are not errors, in addition to the reasons in the annotation form.
+        fine: reasons for skipping a sample that are not errors, in addition to the reasons in the annotation format.
         of_coco: whether the images may be COCO's, so that images in LVIS val can be skipped.
     """
 
@@ -72,14 +72,14 @@ SETS = {
     "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
     "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
     "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
-    # Some images of V3Det are no longer available.
+    # Some V3Det images are no longer available, so missing images are not errors.
     "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
     "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
     "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
     "partimagenet": ConvertibleSet(_ROWS["partimagenet"], "PartImageNet"),
     "pascal_part": ConvertibleSet(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
     "visual_genome": ConvertibleSet(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
-    # Objects365 and Open Images are often downloaded only in part.
+    # Objects365 and Open Images are often downloaded only partially, so missing images are not errors.
     "objects365": ConvertibleSet(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
     "openimages": ConvertibleSet(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
     "paco": ConvertibleSet(_ROWS["paco"], "PACO: objects and their parts"),
@@ -92,16 +92,16 @@ SETS = {
 
 
 def convertible_set(name: str) -> ConvertibleSet:
-    """Return the dataset called `name`, or a generic dataset in the annotation form called `name`.
+    """Return the dataset called `name`, or a generic dataset that uses the annotation format called `name`.
 
     Raises:
-        OsmError: neither a dataset nor an annotation form has this name.
+        OsmError: neither a dataset nor an annotation format has this name.
     """
     return SETS[name] if name in SETS else _own(name)
 
 
 def is_added_form(name: str) -> bool:
-    """Return whether `name` is an annotation form that is not built in, or the path of a class (`module:Class`)."""
+    """Return whether `name` is an annotation format that is not built in, or a class path such as `module:Class`."""
     return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
@@ -132,7 +132,7 @@ class ConvertOptions:
 
     @property
     def where(self) -> str:
-        """The output folder as it is shown in messages."""
+        """The output folder as shown in messages."""
         return public(self.output_dir)
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class ConvertOptions:
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
-    """Return an error message if too many samples were bad or none was written, else an empty string."""
+    """Return an error message if too many samples were bad or none were written, else an empty string."""
     allowed = max(1, int(share * (bad + written))) if share > 0 else 0
     if bad > allowed:
         return f"{bad} of {bad + written} samples are bad, --max_bad_samples {share:g} allows {allowed}; {first}"
@@ -160,7 +160,7 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 def _fill(
     writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
-    """Build and write all samples that an earlier run has not written yet."""
+    """Build and write all samples that an earlier, interrupted conversion did not write."""
     start = writer.next_item
     if start:
         logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
@@ -265,7 +265,7 @@ def convert_coco_panoptic(
     options: ConvertOptions,
     filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-panoptic format; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
+    """Convert a dataset in COCO panoptic format; see `convert_set`. `ann_dir` is the folder with the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -274,7 +274,7 @@ def convert_coco_panoptic(
 def convert_coco_instances(
     json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-instances format; see `convert_set`."""
+    """Convert a dataset in COCO instance format; see `convert_set`."""
     chosen = SETS["coco_instances"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -287,7 +287,7 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a dataset's converter: the arguments of its annotation form and of all converters."""
+    """Add the command-line arguments for a dataset's annotation format, and the arguments that all converters share."""
     chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
@@ -318,7 +318,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _files(args: argparse.Namespace) -> SetFiles:
-    """Return the `SetFiles` of a dataset from the parsed arguments."""
+    """Create a dataset's `SetFiles` object from the parsed arguments."""
     chosen = convertible_set(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
@@ -327,7 +327,7 @@ def _files(args: argparse.Namespace) -> SetFiles:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the argument parser of a dataset's script, or of `osm prepare` if `name` is None."""
+    """Return the argument parser for a dataset's script, or for `osm prepare` if `name` is None."""
     if name is not None:
         prog = f"osm prepare {name}" if is_added_form(name) else None
         own = CommandParser(prog=prog, description=f"Converts {convertible_set(name).what} to WebDataset shards.")
@@ -371,12 +371,12 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """Run `osm prepare SET ...` and return its exit code. SET is a dataset or an annotation form."""
+    """Run `osm prepare SET ...` and return its exit code. SET is a dataset or an annotation format."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given and is_added_form(given[0]):
             return main(given[0], given[1:])
-    except OsmError as error:  # the annotation form cannot be imported
+    except OsmError as error:  # the annotation format cannot be imported
         logger.error(" ".join(str(error).split()))
         return exit_code(error)
     return main(None, given)

@@ -1,4 +1,4 @@
-"""Chooses the LLM's batch size: as many rows as fit into memory. On GPUs, memory usage is measured."""
+"""Chooses the largest LLM batch size that fits in memory. On GPUs, memory usage is measured."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Memory(Protocol):
         """Return the peak memory usage since `begin`."""
 
     def free(self) -> int:
-        """Return how much memory can still be allocated."""
+        """Return the amount of memory that can still be allocated."""
 
     def release(self) -> None:
-        """Release the allocator's cached memory to the system."""
+        """Release the allocator's cached memory back to the system."""
 
 
 class CudaMemory:
@@ -55,7 +55,7 @@ class CudaMemory:
 
 
 class RowBudget:
-    """Limits the LLM's batch size, so that each batch fits into memory.
+    """Limits the LLM's batch size so that each batch fits in memory.
 
     Args:
         max_batch_tokens: maximum number of LLM positions per batch. None means 4096 on a CPU; on a GPU, the limit is
@@ -63,7 +63,7 @@ class RowBudget:
         memory: the memory of the device; None if memory cannot be measured.
 
     Attributes:
-        out_of_memory: number of batches that did not fit into memory. After each, the limit is half of that batch.
+        out_of_memory: number of batches that did not fit in memory. After each, the limit is half of that batch.
         largest: number of rows in the largest batch so far.
     """
 
@@ -77,11 +77,11 @@ class RowBudget:
         self.out_of_memory = self.largest = 0
 
     def rows(self, length: int) -> int:
-        """Return how many rows of `length` positions fit into one LLM batch."""
+        """Return how many rows of `length` positions fit in one LLM batch."""
         return max(1, self.positions // length)
 
     def run(self, jobs: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> list[Any]:
-        """Process jobs in batches that fit into memory, and return one result per job.
+        """Process jobs in batches that fit in memory and return one result per job.
 
         Args:
             jobs: the jobs, each of which needs one row of the LLM.
@@ -89,7 +89,7 @@ class RowBudget:
             work: function that processes a batch and returns one result per job.
 
         Raises:
-            OsmError: not even one row fits into memory.
+            OsmError: not even one row fits in memory.
         """
         done: list[Any] = []
         while len(done) < len(jobs):
@@ -104,7 +104,7 @@ class RowBudget:
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
         """Return the results of `work`, or None if the device ran out of memory.
 
-        An out-of-memory exception keeps the tensors of its stack frames alive. `_attempt` is a separate function, so
+        An out-of-memory exception keeps the tensors in its stack frames alive. `_attempt` is a separate function so
         that these tensors are freed when it returns.
         """
         if self._measures:
@@ -123,7 +123,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # The batch size grows by at most the factor _GROWTH, because small batches predict memory usage poorly.
+        # The batch size grows by at most a factor of _GROWTH, because small batches do not predict memory usage well.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 
@@ -132,10 +132,10 @@ class RowBudget:
         if self.memory is not None:
             self.memory.release()
         if rows == 1:
-            raise OsmError("the LLM runs out of memory even with a single mask: use --device_map auto or a smaller LLM")
+            raise OsmError("the LLM ran out of memory even with a single mask: use --device_map auto or a smaller LLM")
         self.positions = self._ceiling = rows * length // 2
 
 
 def memory_of(device: torch.device) -> Memory | None:
-    """Return the `Memory` of a GPU, or None for a device whose memory is not measured."""
+    """Return the `Memory` of a GPU, or None for any other device, whose memory is not measured."""
     return CudaMemory(device) if device.type == "cuda" else None

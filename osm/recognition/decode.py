@@ -1,9 +1,9 @@
-"""Decodes names with an LLM (greedy or beam search, free or limited to a list of names), or scores a list of names.
+"""Decodes names with an LLM (greedy or beam search, free or restricted to a list of names), or scores a list of names.
 
-All rows of an LLM batch have prefixes of equal length, so that no padding is needed. A row leaves the batch when its
-name is complete.
+All rows in an LLM batch have prefixes of the same length, so no padding is needed. A row is removed from the batch once
+its name is complete.
 
-Shapes: R rows, K candidates, P pairs of a row and a candidate, T token positions, V LLM vocabulary.
+Shapes: R rows, K candidates, P (row, candidate) pairs, T token positions, V entries in the LLM's vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """The product of the probabilities of the name's tokens without the end token, as in the published code.
+        """The product of the name's token probabilities, excluding the end token, as in the published code.
 
         For an empty name, the result is the probability of the end token.
         """
@@ -45,7 +45,7 @@ class Decoded:
 
     @property
     def sequence_prob(self) -> float:
-        """The name's probability including the end token. Alternative names are ranked by `sequence_prob`."""
+        """The probability of the name, including the end token. Alternative names are ranked by `sequence_prob`."""
         return math.prod(self.token_probs)
 
 
@@ -66,12 +66,12 @@ class Decoder:
         self.compiled = compiled and support.cache and support.generate
 
     def steps(self, trie: Trie | None) -> int:
-        """Return the maximum number of tokens that are decoded per name, including the end token."""
+        """Return the maximum number of tokens decoded per name, including the end token."""
         return self.max_new_tokens if trie is None else trie.depth  # a truncated name would not be in the list
 
     @torch.no_grad()
     def greedy(self, inputs: LlmInputs, trie: Trie | None = None) -> list[Decoded]:
-        """Decode the most likely token at each step, until an end token or the maximum number of tokens is reached.
+        """Decode the most likely token at each step until an end token or the maximum number of tokens is reached.
 
         Args:
             inputs: rows of equal length, without padding.
@@ -109,7 +109,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of its first row, to limit the number of compiled sizes.
+        # Copies of the first row pad the batch to a power of two, which limits the number of batch sizes to compile.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -129,9 +129,9 @@ class Decoder:
 
     @torch.no_grad()
     def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
-        """Return each row's `count` most likely names, most likely first, found by a beam search of width `count`.
+        """Return each row's `count` most likely names, most likely first, using a beam search of width `count`.
 
-        The beam search for a row stops when no unfinished beam can become more likely than the finished names.
+        The beam search for a row stops once no unfinished beam can become more likely than the finished names.
         """
         logits_RV, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
@@ -183,7 +183,7 @@ class Decoder:
         logits_RV, state = read_prefix(self.llm, inputs)
         first_RV = logits_RV.log_softmax(-1)
         found_RK = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
-        # Candidate names are sorted by their number of tokens, which minimizes padding.
+        # Candidate names are sorted by token count to minimize padding.
         order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
         pairs = [(row, i) for i in order for row in range(len(inputs))]
         for start in range(0, len(pairs), at_once):
@@ -224,7 +224,7 @@ class _Beam:
     ended: bool = False
 
     def grown(self, log_prob: float, token: int | None) -> _Beam:
-        """Return a copy of the beam, extended by `token`, or finished if `token` is None."""
+        """Return a copy of the beam that is extended by `token`, or marked as finished if `token` is None."""
         ids = self.ids if token is None else (*self.ids, token)
         return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
 
@@ -233,7 +233,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the `count` best beams with distinct names: finished beams by score, then truncated beams by score."""
+    """Return the `count` best beams with distinct names, sorted by score, with finished beams before truncated ones."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

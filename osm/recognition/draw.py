@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osm.io.images import to_rgb
 
-# The palette of Okabe and Ito, whose colors can be distinguished by color-blind people.
+# The Okabe-Ito palette, whose colors can be distinguished by color-blind people.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _DARK, _LIGHT = (20, 20, 20), (235, 235, 235)
 
@@ -49,7 +49,7 @@ def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
-    """Color the segments of a label map and write each segment's name at the median of its pixels.
+    """Color the segments of a label map and write each segment's name at the median position of its pixels.
 
     Adjacent segments get different colors where possible. Adjacent segments are separated by a border line that is
     visible on both light and dark areas.
@@ -89,7 +89,7 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
 
 
 def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return the flat pixel indices of each segment id from 1 to `count`."""
+    """Return the flat indices of each segment's pixels, for the segment ids 1 to `count`."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
     ends = np.searchsorted(flat[order], np.arange(1, count + 2))
@@ -97,7 +97,7 @@ def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
-    """Return a palette index for each segment id, shape (count,), so that few adjacent segments have the same color."""
+    """Return a palette index for each segment id, shape (count,), so that few adjacent segments share a color."""
     near: list[set[int]] = [set() for _ in range(count + 1)]
     for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbors
         pairs = np.stack([one.ravel(), other.ravel()], 1)
@@ -114,20 +114,20 @@ def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) 
 
 
 def _font_size(size: tuple[int, int], labels: int) -> int:
-    """Return a font size that decreases with the number of labels, but stays legible."""
+    """Return a font size that decreases with the number of labels but stays legible."""
     return max(12, round(min(size) / (28 if labels <= 20 else 40 if labels <= 60 else 56)))
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
-    """Outline each mask and write its number on it with a tick or a cross.
+    """Outline each mask and label it with its number and a check mark or a cross.
 
-    Numbers start at 1, and the largest mask is drawn first. Wrongly named masks are hatched and have a dashed outline,
-    so that they can be recognized without color.
+    Numbers start at 1, and the largest mask is drawn first. Incorrectly named masks are hatched and have a dashed
+    outline, so that they can be identified without relying on color.
 
     Args:
         image: an RGB image.
         masks: bool (K, H, W), with the image's height and width.
-        right: for each mask, whether its name is correct; None for a mask without a name, which gets no tick or cross.
+        right: for each mask, whether its name is correct; None for a mask without a name, which gets neither mark.
 
     Returns:
         a new RGB image of the same size.
@@ -147,7 +147,7 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Outline one mask in an image array (H, W, 3).
+    """Outline a mask in an image array (H, W, 3).
 
     The pixels inside the outline keep their colors, because a name may refer to a color.
     """
@@ -163,7 +163,7 @@ def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the mask's pixels that are adjacent to pixels outside the mask."""
+    """Return the mask's boundary, that is, its pixels that are adjacent to pixels outside the mask."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
@@ -178,7 +178,7 @@ def _write(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[int, ...] | None = None,
 ) -> None:
-    """Write a label at the median of a mask's pixels (xs, ys), or nearby if the label would overlap earlier labels."""
+    """Write a label at the median of a mask's pixels (xs, ys), or nearby if it would overlap earlier labels there."""
     xs, ys = places
     text = _shortened(draw, font, text, size[0] - 8)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -197,7 +197,7 @@ def _write_number(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Write a mask's number, with a tick or a cross, at the mask pixel closest to the median of the mask's pixels."""
+    """Write a mask's number, with a check mark or a cross, at the mask pixel closest to the mask's median position."""
     ys, xs = np.nonzero(mask)
     nearest = int(np.argmin((xs - np.median(xs)) ** 2 + (ys - np.median(ys)) ** 2))
     left, top, right, bottom = draw.textbbox((0, 0), str(number), font=font)
@@ -207,7 +207,7 @@ def _write_number(
     x, y = _place(float(xs[nearest]), float(ys[nearest]), width, height, size, taken)
     draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK)
     draw.text((x + 4 - left, y + 3 - top), str(number), font=font, fill=(255, 255, 255))
-    # The tick and the cross are drawn as lines, because Pillow's default font has no such characters.
+    # The check mark and the cross are drawn as lines, because Pillow's default font lacks these characters.
     a, b = x + 8 + digits, y + 3
     if is_right:
         draw.line([(a, b + side * 0.55), (a + side * 0.35, b + side), (a + side, b)], (150, 255, 170), 2)
@@ -219,14 +219,14 @@ def _write_number(
 def _shortened(
     draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: float
 ) -> str:
-    """Return the text, shortened with "..." if it is wider than `width` pixels."""
+    """Return the text, truncated with "..." if it is wider than `width` pixels."""
     whole = text = " ".join(text.split())
     while text and draw.textlength(text if text == whole else text + "...", font=font) > width:
         text = text[:-1]
     return text if text == whole else text + "..."
 
 
-# Candidate offsets of a label from its preferred position, in multiples of the label's width and height, closest first.
+# Candidate label offsets from the preferred position, in multiples of the label's width and height, closest first.
 _OFFSETS = sorted(
     ((x / 2, y) for y in range(-6, 7) for x in range(-6, 7)), key=lambda xy: (4 * xy[0] ** 2 + xy[1] ** 2, -xy[1])
 )
@@ -240,14 +240,14 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Place a label as close to a point as possible without overlap, and return the label's top-left corner.
+    """Place a label as close to a point as possible without overlap, and return its top-left corner.
 
     The label is always inside the image. If every candidate position overlaps a box in `taken`, the position with the
     smallest overlap is used. The label's box is added to `taken`.
     """
     best = (np.inf, 0.0, 0.0)
     for across, down in _OFFSETS:
-        # Positions are whole pixels, because Pillow clips letters at fractional positions near the image border.
+        # Positions are rounded to whole pixels, because Pillow clips letters at fractional positions near the border.
         x = min(max(round(middle_x - width / 2 + across * (width + 1)), 0), max(int(size[0] - width - 1), 0))
         y = min(max(round(middle_y - height / 2 + down * (height + 1)), 0), max(int(size[1] - height - 1), 0))
         covered = sum(_common((x, y, x + width, y + height), other) for other in taken)
@@ -261,6 +261,6 @@ def _place(
 
 
 def _common(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """Return the area of the intersection of two boxes (left, top, right, bottom)."""
+    """Return the intersection area of two boxes (left, top, right, bottom)."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     return max(0.0, width) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))

@@ -1,4 +1,4 @@
-"""Encodes images and masks for the bridge. An image is encoded once, and a mask once for all vocabulary modes.
+"""Encodes images and masks for the bridge. Each image is encoded once, and each mask once for all vocabulary modes.
 
 Shapes: N images, G windows, S input size, L tokens per image, P patches per window, C tower width, K masks per image.
 """
@@ -27,14 +27,14 @@ _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image: its size (width, height), and the bridge's state, whose tensors have a batch size of 1."""
+    """An encoded image: its (width, height) and the bridge state, whose tensors have a batch size of 1."""
 
     size: tuple[int, int]
     state: ImageState
 
 
 def stack_images(images: Sequence[EncodedImage]) -> ImageState:
-    """Concatenate the bridge's states for several images, in the order of the images."""
+    """Concatenate the bridge states of several images, in the order of the images."""
     return [
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)
@@ -68,7 +68,7 @@ class ImageEncoder:
         ]
 
     def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens`, but encode padding-only windows only once.
+        """Return the same tokens (N, L, C) as `OmniScientModel.tower_tokens`, but encode padding-only windows once.
 
         Args:
             pixels_N3SS: the padded images.
@@ -90,12 +90,12 @@ class ImageEncoder:
         return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 
     def _run_tower(self, windows_B3ww: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Run the tower on image windows in batches that fit into memory.
+        """Run the tower on image windows in batches that fit in memory.
 
-        Return the class and patch tokens of each batch.
+        Return the class and patch tokens for each batch.
 
         Raises:
-            OsmError: not even one window fits into memory.
+            OsmError: not even one window fits in memory.
         """
         while True:
             try:
@@ -103,8 +103,8 @@ class ImageEncoder:
             except torch.OutOfMemoryError:
                 if self.windows_at_once == 1:
                     raise OsmError(
-                        "the vision tower runs out of memory with a single image window: use the CPU (--device cpu), "
-                        "or free memory on the device"
+                        "the vision tower ran out of memory on a single image window: use the CPU (--device cpu), "
+                        "or free up memory on the device"
                     ) from None
             # Memory is released outside the exception handler, because the exception keeps the batch's tensors alive.
             self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1
@@ -113,9 +113,9 @@ class ImageEncoder:
                 memory.release()
 
     def _has_image(self, size: tuple[int, int]) -> np.ndarray:
-        """Return which windows (G,) overlap an image of the given (width, height).
+        """Return a boolean array (G,) that marks the windows overlapping an image of the given (width, height).
 
-        The other windows are only padding.
+        The other windows contain only padding.
         """
         width, height = fitted_size(*size, self.processor.input_size)
         starts = np.array(self.model.windows.starts)
@@ -134,9 +134,9 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class EncodedMask:
-    """The bridge's features of one mask (one row), or the reason why the mask is skipped.
+    """The bridge features of one mask (a single row), or the reason why the mask was skipped.
 
-    The mask itself is not stored, because it needs about a hundred times as much memory as its features.
+    The mask itself is not stored, because it takes up about 100 times as much memory as its features.
     """
 
     features: MaskFeatures | None = None
@@ -144,7 +144,7 @@ class EncodedMask:
 
 
 class MaskEncoder:
-    """Computes the bridge's features of image regions.
+    """Computes the bridge features of image regions.
 
     Attributes:
         fallbacks: number of masks so far that covered no token-grid cell, so the cell at their centroid was used.
@@ -175,7 +175,7 @@ class MaskEncoder:
         return [skipped or next(encoded) for skipped in found]
 
     def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
-        """Encode masks that each contain at least one pixel."""
+        """Encode non-empty masks, each of which contains at least one pixel."""
         masks_K1SS = masks_K1SS.to(self.model.device)
         context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
         features = self.model.mask_features(masks_K1SS, context_K1SS)
@@ -184,5 +184,5 @@ class MaskEncoder:
 
 
 def stack_masks(masks: Sequence[EncodedMask]) -> MaskFeatures:
-    """Concatenate the features of several masks, one row per mask. Skipped masks are left out."""
+    """Concatenate the features of several masks, one row per mask. Skipped masks are omitted."""
     return MaskFeatures.stack([mask.features for mask in masks if mask.features is not None])

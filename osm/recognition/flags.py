@@ -1,4 +1,4 @@
-"""Command-line flags that several commands share. This module does not import torch, so that `--help` is fast."""
+"""Command-line flags shared by several commands. This module does not import torch, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from osm.config import add_settings
 from osm.errors import OsmError
 
 SHIPPED = "osm_small"
-"""The name of the trained model that is included in the package."""
+"""The name of the trained model that ships with the package."""
 METHOD_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add `--checkpoint`, which defaults to the model in the package, and the flags that set the model config."""
+    """Add `--checkpoint`, which defaults to the model that ships with the package, and the model-config flags."""
     what = "a trained model: a folder `final`, a hub id or a .pt file [%(default)s, which comes with the package]"
     parser.add_argument("--checkpoint", default=SHIPPED, help=what)
     parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
@@ -22,12 +22,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def config_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `load_recognizer` that are set by the flags `--config` and `--set`."""
+    """Return the `load_recognizer` arguments that correspond to the flags `--config` and `--set`."""
     return {"config": args.config, **({"settings": args.settings} if args.settings else {})}
 
 
 def method_of(args: argparse.Namespace) -> str:
     """Return the naming method (`--way`). Raises OsmError if `--way` is given without `--vocabulary`."""
     if args.way is not None and args.vocabulary is None:
-        raise OsmError(f"--way {args.way} selects how a vocabulary is used; give --vocabulary as well")
+        raise OsmError(f"--way {args.way} has no effect without --vocabulary; give --vocabulary as well")
     return args.way or "constrained"

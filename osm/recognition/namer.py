@@ -1,4 +1,4 @@
-"""Names masks with the benchmark's prompt, for prediction files. Each image is encoded only once."""
+"""Names masks with the benchmark prompt, for prediction files. Each image is encoded only once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from osm.recognition.recognizer import Recognizer, load_recognizer
 
 @dataclass(frozen=True)
 class Name:
-    """A predicted name of a mask, with its probability.
+    """The predicted name of a mask, with its probability.
 
-    `prob` is the product of the probabilities of the name's tokens, without the end token. For an empty name, `prob` is
-    the probability of the end token.
+    `prob` is the product of the name's token probabilities, excluding the end token. For an empty name, `prob` is the
+    probability of the end token.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
+        """The number of masks that cover no token-grid cell, so that the cell at their centroid is used instead."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(
@@ -79,9 +79,9 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
-        """Name each mask in each vocabulary mode with the benchmark's prompt.
+        """Name each mask in each vocabulary mode with the benchmark prompt.
 
-        A batch may contain masks of several images.
+        A batch may contain masks from several images.
 
         Args:
             images: RGB images.
@@ -116,7 +116,7 @@ class Namer:
 
 def _checked(image: Image.Image, masks: np.ndarray) -> np.ndarray:
     if not isinstance(image, Image.Image):
-        raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
+        raise OsmError(f"image is a {type(image).__name__}; expected a PIL image (use Image.open or Image.fromarray)")
     shape = tuple(masks.shape if hasattr(masks, "shape") else np.shape(masks))
     if len(shape) != 3 or shape[1:] != (image.height, image.width):
         raise OsmError(f"masks have shape {shape}; expected (K, {image.height}, {image.width}) for this image")

@@ -59,7 +59,7 @@ def merge(
         raise OsmError("no masks to merge: without a mask, the size of the label map is unknown")
     shapes = {np.shape(mask) for mask in masks}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected the same shape (H, W) for all")
+        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected all masks to have the same shape (H, W)")
     ids = np.zeros(next(iter(shapes)), np.int32)
     segments: list[int] = []
     dropped: dict[int, str] = {}
@@ -81,13 +81,13 @@ def merge(
 
 
 def as_png(ids: np.ndarray) -> Image.Image:
-    """Encode a label map (H, W) as an RGB image in COCO's panoptic format, with id = R + 256 G + 65536 B.
+    """Encode a label map (H, W) as an RGB image in the COCO panoptic format, with id = R + 256 G + 65536 B.
 
     Raises:
         OsmError: an id is negative, or does not fit into three bytes.
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
         raise OsmError(
-            f"ids range from {ids.min()} to {ids.max()}, but only ids from 0 to {(1 << 24) - 1} fit an RGB pixel"
+            f"segment ids range from {ids.min()} to {ids.max()}, but only 0 to {(1 << 24) - 1} fit in an RGB pixel"
         )
     return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))

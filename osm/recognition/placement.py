@@ -1,4 +1,4 @@
-"""Splits an LLM too large for one device across GPUs, CPU memory and disk."""
+"""Splits an LLM that is too large for one device across GPUs, CPU memory and disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Convert the flags added by `add_flags` to arguments of `load_recognizer`, omitting flags that were not given.
+    """Convert the flags added by `add_flags` to `load_recognizer` arguments, omitting flags that were not given.
 
     Raises:
         OsmError: --max_memory or --offload_folder is given without --device_map.
@@ -66,7 +66,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 def _bytes(place: int | str, size: int | str) -> int:
     """Convert a size such as `20GiB` to bytes.
 
-    Accelerate's own parser is not used, because it interprets a lower-case unit such as `gb` as gigabits.
+    Accelerate's own parser is not used, because it interprets a lowercase unit such as `gb` as gigabits.
     """
     if isinstance(size, int):
         return size
@@ -87,7 +87,7 @@ def spread(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
 ) -> nn.Module:
-    """Distribute an LLM over devices with accelerate. The LLM's inputs and outputs can stay on the caller's device.
+    """Distribute an LLM across devices with accelerate. The LLM's inputs and outputs can stay on the caller's device.
 
     Args:
         llm: the LLM, whose modules are moved.
@@ -130,7 +130,7 @@ def spread(
     if "disk" in placed.values():
         try:
             Path(str(offload_folder)).mkdir(parents=True, exist_ok=True)
-            # Each model is offloaded to a new subfolder, because accelerate would load an older model's existing files.
+            # Each model is offloaded to a new subfolder; otherwise, accelerate would load the files of an older model.
             folder = tempfile.TemporaryDirectory(prefix="llm_", dir=offload_folder)
         except OSError as error:
             raise OsmError(f"--offload_folder {offload_folder}: {error.strerror}; expected a writable folder") from None

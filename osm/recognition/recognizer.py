@@ -1,4 +1,4 @@
-"""The recognition engine: encodes each image once, then names all masks in all modes, in batches that fit into memory.
+"""The recognition engine: encodes each image once, then names all masks in all modes, in batches that fit in memory.
 
 Shapes: R rows (one region in one mode), K candidates, T token positions, W LLM width.
 """
@@ -41,7 +41,7 @@ METHODS = ("constrained", "scored", "mapped")
 
 @dataclass(frozen=True)
 class Alternative:
-    """A candidate name of a region, with the probability of the whole name including its end token."""
+    """A candidate name for a region, with the probability of the whole name, including its end token."""
 
     text: str
     prob: float
@@ -73,7 +73,7 @@ class Recognition:
 
 @dataclass
 class _Job:
-    """A region to be named in one mode: its image, its (region, mode) position in the result, and its encoded mask."""
+    """A region to name in one mode: its image, its (region, mode) position in the results, and its encoded mask."""
 
     image: int
     place: tuple[int, int]
@@ -91,7 +91,7 @@ class _Request:
 
 
 class Recognizer:
-    """Names regions of images with a trained model.
+    """Names image regions with a trained model.
 
     Example:
 
@@ -147,7 +147,7 @@ class Recognizer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
+        """The number of masks that cover no token-grid cell, so that the cell at their centroid is used instead."""
         return self.mask_encoder.fallbacks
 
     @property
@@ -213,7 +213,7 @@ class Recognizer:
         label_id: int | None = None,
         boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
-        """Name the masks of several images. A batch may contain masks of different images.
+        """Name the masks of several images. A batch may contain masks from different images.
 
         Args:
             images: PIL images, arrays or file paths.
@@ -291,7 +291,7 @@ class Recognizer:
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
     def _trie(self, request: _Request, prompt: str) -> Trie | None:
-        """Return the trie of names to which decoding is limited, or None if any name may be decoded."""
+        """Return the trie of names that decoding is restricted to, or None if any name may be decoded."""
         constrained = request.vocabulary is not None and request.method == "constrained"
         return self._vocabulary(request, prompt).trie if constrained else None
 
@@ -312,7 +312,7 @@ class Recognizer:
         return [self._said(mode, names, request, trie) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
-        """Return the LLM's input for a batch of regions."""
+        """Return the LLM inputs for a batch of regions."""
         model = self.model
         used = sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
@@ -365,7 +365,7 @@ class Recognizer:
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Load an 8-bit RGB image. An image that is given as a URL is downloaded first."""
+    """Load an 8-bit RGB image. An image given as a URL is downloaded first."""
     return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 

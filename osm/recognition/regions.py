@@ -1,4 +1,4 @@
-"""Converts regions given as masks, RLEs, boxes or points to boolean masks with the height and width of the image."""
+"""Converts regions given as masks, RLEs, boxes or points to boolean masks of the same size as the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image. Masks are created on demand, so that hundreds of masks need not be in memory at once.
+    """A region of an image. Masks are created on demand, so that hundreds of masks need not fit in memory at once.
 
     Attributes:
         draw: function that returns the mask, bool (H, W).
@@ -42,7 +42,7 @@ def regions_of(
     logits: bool = False,
     label_id: int | None = None,
 ) -> list[Region]:
-    """Convert masks, boxes and points to regions of an image, in this order.
+    """Convert masks, boxes and points to regions of an image, in that order.
 
     Args:
         size: (width, height) of the image.
@@ -68,7 +68,7 @@ def regions_of(
 
 
 def _masks(masks: Any, size_hw: tuple[int, int]) -> list[Any]:
-    """Return the masks as a list; a single mask becomes a list with one element."""
+    """Return the masks as a list; a single mask becomes a one-element list."""
     shape = tuple(getattr(masks, "shape", ()))  # of an array or tensor
     alone = len(shape) == 2 or (shape == (*size_hw, 1) and shape[1:] != size_hw)
     return [masks] if alone or isinstance(masks, (Mapping, Image.Image)) else _listed(masks, "masks")
@@ -82,7 +82,7 @@ def _listed(values: Any, what: str) -> list[Any]:
 
 
 def _some(values: Any, count: int, what: str) -> list[Any]:
-    """Return boxes or points as a list; a single box or point (`count` numbers) becomes a list with one element."""
+    """Return boxes or points as a list; a single box or point (`count` numbers) becomes a one-element list."""
     found = _listed(values, what)
     return [found] if len(found) == count and all(np.ndim(value) == 0 for value in found) else found
 

@@ -20,7 +20,7 @@ _KEPT = 100_000
 
 
 class SentenceEncoder:
-    """Encodes texts as unit vectors with all-MiniLM-L6-v2, and caches the vectors.
+    """Encodes texts as unit vectors with all-MiniLM-L6-v2 and caches the vectors.
 
     Raises:
         OsmError: the model is found neither in a folder, nor in the hub's cache, nor in a pip package.
@@ -34,7 +34,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return the normalized mean token vector of each text, float32 (texts, C) on the CPU."""
+        """Return the normalized mean token vector of each text, as a float32 tensor (texts, C) on the CPU."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > _KEPT:
             self._known, new = {}, list(dict.fromkeys(texts))
@@ -59,7 +59,7 @@ class SentenceEncoder:
 
 
 def _load(found: Found) -> tuple[Any, Any]:
-    # For a pip package, `location` is a file, but transformers expects the folder that contains this file.
+    # For a pip package, `location` is a file, but transformers expects the folder that contains it.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
     model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))

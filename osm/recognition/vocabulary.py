@@ -40,7 +40,7 @@ class Trie:
                 node = node.setdefault(token, {})
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the token ids that may follow a sequence of token ids."""
+        """Return the token ids that may follow the given sequence of token ids."""
         node = self._root
         for token in ids:
             node = node[token]
@@ -48,7 +48,7 @@ class Trie:
 
 
 class Vocabulary:
-    """The names that may be decoded, with their token ids.
+    """The names that decoding may produce, with their token ids.
 
     Args:
         names: the names. They are converted to lower case, surrounding blanks are removed, and duplicates are dropped.
@@ -76,11 +76,11 @@ def _is_name(name: Any) -> bool:
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """Return the names in lower case, without duplicates. Raises OsmError if a name is invalid."""
+    """Return the names in lowercase, without duplicates. Raises OsmError if a name is invalid."""
     if isinstance(names, str):
-        raise OsmError(f"vocabulary is the string {shown(names)}; a list of names is needed")
+        raise OsmError(f"vocabulary is the string {shown(names)}; expected a list of names")
     if not isinstance(names, Iterable):
-        raise OsmError(f"vocabulary is a {type(names).__name__}; a list of names is needed")
+        raise OsmError(f"vocabulary is a {type(names).__name__}; expected a list of names")
     found: dict[str, None] = {}
     for name in names:
         if not _is_name(name):
@@ -96,7 +96,7 @@ def check_names(names: Iterable[str]) -> list[str]:
 def read_names(path: str | Path) -> list[str]:
     """Read names from a file with one name per line, comma-separated names, or JSON.
 
-    Blank lines and lines that begin with # are skipped; `read_name_list` describes further list formats. JSON may be a
+    Blank lines and lines that begin with # are skipped; see `read_name_list` for other list formats. The JSON may be a
     list of names, an object that maps ids to names or names to ids, or an object with `categories`. If the file does
     not have one name per line, the detected format is reported on standard error.
 
@@ -130,7 +130,7 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise OsmError(f"{where} begins like JSON, but is not valid JSON ({error})") from None
+        raise OsmError(f"{where} looks like JSON, but is not valid JSON ({error})") from None
     kind = "a json list"
     if isinstance(document, dict) and "categories" in document:
         kind, document = "the categories of a json", document["categories"]

@@ -1,8 +1,8 @@
 """Patches for gradio that limit the size of painted masks and report malformed calls without a traceback.
 
-Without the patches, gradio would decode painted masks as images of any format and size. This module replaces methods of
-gradio's class `ImageEditor` instead of subclassing it, because gradio writes a file next to the source file of each
-component class. Patching one `ImageEditor` instance is not enough, because gradio creates one instance per visitor.
+Without the patches, gradio would decode painted masks as images of any format and size. This module patches gradio's
+`ImageEditor` class instead of subclassing it, because gradio writes a file next to each component class's source file.
+Patching one `ImageEditor` instance is not enough, because gradio creates one instance per visitor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
     """Patch gradio's ImageEditor to decode only the layers of a painting, and only up to a size limit.
 
     Gradio's storage keeps only the most recently painted masks. An uploaded painting is read in place, because a copy
-    made by gradio would not count toward the size limit for uploads.
+    made by gradio would not count toward the upload size limit.
 
     Args:
         max_pixels: maximum number of pixels per painting.
@@ -55,7 +55,9 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
         try:
             image = open_image(bytes(file) if isinstance(file, (bytes, bytearray, memoryview)) else Path(file.path))
             if image.width * image.height > max_pixels:
-                raise OsmError(f"the painting has {image.width} x {image.height} pixels; at most {max_pixels} allowed")
+                raise OsmError(
+                    f"the painting has {image.width} x {image.height} pixels, but the maximum is {max_pixels}"
+                )
             return np.asarray(decode(image, "RGBA"))
         except OsmError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -68,7 +70,7 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
 def read_in_place(button: Any, uploads: Uploads) -> None:
     """Patch an upload button to use the uploaded file in place instead of copying it.
 
-    Gradio would store uploads with equal content as one shared copy.
+    Gradio would store uploads with identical content as one shared copy.
     """
 
     async def in_place(path: str) -> str:
@@ -80,7 +82,7 @@ def read_in_place(button: Any, uploads: Uploads) -> None:
 
 
 def without_tracebacks(blocks: Any) -> None:
-    """Patch gradio to log each malformed call as one line.
+    """Patch gradio to log each malformed call as a single line.
 
     Tracebacks are logged only for exceptions from this package.
     """
@@ -108,7 +110,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether an exception was raised within a function of this package, outside the patches for gradio."""
+    """Return whether an exception was raised by a function in this package, other than the gradio patches."""
     package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

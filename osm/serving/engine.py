@@ -1,4 +1,4 @@
-"""The engine of the interactive demos, which converts points, boxes and paintings to masks and names the masks.
+"""The engine behind the interactive demos, which converts points, boxes and paintings to masks and names them.
 
 All users of the demo share one model and one segmenter.
 """
@@ -48,9 +48,9 @@ class NamedRegion:
 
 @dataclass(eq=False)  # images are compared by identity
 class DemoPicture:
-    """An RGB image that a user selected in a demo, and the regions that were named in the image.
+    """An RGB image that a user selected in a demo, and the regions named in the image.
 
-    Two `DemoPicture` objects are compared by identity, so equal pixels do not make them equal.
+    `DemoPicture` objects are compared by identity, so two images with equal pixels are not equal.
     """
 
     image: Image.Image
@@ -69,8 +69,8 @@ class DemoPicture:
 class Engine:
     """Names regions of images. The engine is thread-safe.
 
-    The recognizer and the segmenter hold one image at a time. Each naming call locks the recognizer and the segmenter,
-    and passes its image to them if they hold a different image.
+    The recognizer and the segmenter each hold one image at a time. Each naming call locks both of them, and passes them
+    its image if they hold a different one.
 
     Args:
         recognizer: names the masks.
@@ -96,23 +96,27 @@ class Engine:
             return self._name(picture, [(f"point {x:g}, {y:g}", mask)], request)[0]
 
     def box(self, picture: DemoPicture, box: Sequence[float], request: NamingRequest) -> NamedRegion:
-        """Name the object in a box (x, y, width, height) in pixels.
+        """Name the object in a box, given as (x, y, width, height) in pixels.
 
         Raises:
             OsmError: the box has no area or starts outside the image, or the request is invalid.
         """
         x, y, width, height = box
         if not all(map(math.isfinite, box)):
-            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} contains NaN or infinity; expected finite numbers")
+            raise OsmError(
+                f"box {x:g}, {y:g}, {width:g}, {height:g} contains NaN or infinite values; expected finite numbers"
+            )
         if width <= 0 or height <= 0:
-            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has no area: its corners must differ in x and y")
+            raise OsmError(
+                f"box {x:g}, {y:g}, {width:g}, {height:g} has no area: its width and height must be positive"
+            )
         self._check_inside(picture, x, y)
         with self._lock:
             mask = self._ready(picture).in_box(box).mask
             return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], request)[0]
 
     def painted(self, picture: DemoPicture, mask: np.ndarray, request: NamingRequest) -> NamedRegion:
-        """Name the object under a painted mask, which is a bool array (H, W) of the same size as the image.
+        """Name the object under a painted mask, given as a bool array (H, W) of the same size as the image.
 
         Raises:
             OsmError: the mask is empty, the mask's size differs from the image's, or the request is invalid.
@@ -139,7 +143,7 @@ class Engine:
         with self._lock:
             segments = self._ready(picture).everything()
             if not segments:
-                raise OsmError("the segmenter found no object in this picture: point at an object, or paint over it")
+                raise OsmError("the segmenter found no objects in this picture: point at an object, or paint over it")
             chosen = [(f"segment {k}", segment.mask) for k, segment in enumerate(segments[:max_segments], 1)]
             return self._name(picture, chosen, request), len(segments) - len(chosen)
 
@@ -192,7 +196,7 @@ def load_engine(
         segmenter: name of the segmenter; see `osm.recognition.segmenters.load_segmenter`.
         sam_checkpoint: checkpoint of the segmenter; see `osm.recognition.segmenters.load_segmenter`.
         device: device of the model and the segmenter.
-        config: the model config, for a checkpoint that does not contain its own.
+        config: the model config, for a checkpoint that does not contain one.
         settings: changes of single config values, as given to `--set`.
     """
     from osm.recognition.recognizer import load_recognizer

@@ -1,7 +1,7 @@
 """ASGI middleware in front of gradio, which checks the origin, type and size of every request to the demo page.
 
-Any web site that the user visits can send requests to a server on this machine. A malicious site can also read the
-responses if its host name is made to resolve to this machine (DNS rebinding). To block requests from other web sites,
+Any website that the user visits can send requests to a server on this machine. A malicious site can also read the
+responses if its host name is made to resolve to this machine (DNS rebinding). To block requests from other websites,
 the middleware checks the host names in the Host and Origin headers.
 """
 
@@ -30,7 +30,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 JOIN, UPLOAD, PAINT = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
-# The demo page itself sends POST requests to these endpoints only, so POST requests to any other endpoint are blocked.
+# The demo page sends POST requests only to these endpoints, so POST requests to any other endpoint are blocked.
 _POSTS = (JOIN, UPLOAD, PAINT, "/gradio_api/reset", "/gradio_api/cancel")
 _JSON_BYTES = 1 << 20
 _FORM_BYTES = 1 << 16  # maximum size of a form without its file
@@ -41,7 +41,7 @@ _MAX_CONCURRENT_UPLOADS = 16
 
 
 class RequestRefused(Exception):
-    """Raised to reject a request with an HTTP error status and a sentence that states the reason."""
+    """Raised to reject a request with an HTTP error status and a sentence that gives the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -49,9 +49,9 @@ class RequestRefused(Exception):
 
 
 class HostNames:
-    """The host names that are allowed in the Host header of requests to the page.
+    """The host names allowed in the Host header of requests to the page.
 
-    The port in a Host header is ignored, because a tunnel or a container may change the port.
+    The port in a Host header is ignored, because a tunnel or container may change it.
 
     Args:
         host: the address on which the page listens.
@@ -68,15 +68,15 @@ class HostNames:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # A public page may be requested by its IP address, because a DNS rebinding attack always uses a host name.
+        # A public page may be accessed by IP address, because a DNS rebinding attack always uses a host name.
         return not self.is_local and _is_address(name)
 
 
 class Guard:
     """ASGI middleware that checks each request before passing it on to gradio's application.
 
-    The middleware stores uploads itself, because gradio would store uploads with equal content as one file that several
-    visitors share.
+    The middleware stores uploads itself, because gradio would store uploads with identical content as one file shared
+    by several visitors.
 
     Args:
         app: gradio's application.
@@ -107,11 +107,13 @@ class Guard:
         method, path = scope["method"], scope["path"].rstrip("/")
         if method == "POST":
             if path not in _POSTS:
-                raise RequestRefused(404, f"the page has no call {path[:80]!r}")
+                raise RequestRefused(404, f"the page has no endpoint {path[:80]!r}")
             length = _content_length(scope)
             max_bytes = self.file_bytes + _FORM_BYTES if path in (UPLOAD, PAINT) else _JSON_BYTES
             if length > max_bytes:
-                raise RequestRefused(413, f"{length} bytes exceed the maximum allowed size of {max_bytes}")
+                raise RequestRefused(
+                    413, f"the request body of {length} bytes exceeds the maximum allowed size of {max_bytes} bytes"
+                )
             if path == UPLOAD:
                 await self._upload(scope, receive, send)
                 return
@@ -136,10 +138,10 @@ class Guard:
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)
             if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
-                raise RequestRefused(403, f"Origin {origin[:80]!r} differs from this page's host {hosts[0]!r}")
+                raise RequestRefused(403, f"Origin {origin[:80]!r} does not match this page's host {hosts[0]!r}")
 
     def _check_json(self, path: str, body: bytes) -> None:
-        """Raise RequestRefused unless a JSON call names a function of the page and has the correct number of values."""
+        """Raise RequestRefused unless a JSON call refers to a page function and has the right number of values."""
         try:
             call = parse_json(body)
         except ValueError:
@@ -150,9 +152,9 @@ class Guard:
             return
         number, values = call.get("fn_index"), call.get("data")
         if type(number) is not int or number not in self.inputs:
-            raise RequestRefused(422, f"fn_index {str(number)[:40]} is not a function of the page")
+            raise RequestRefused(422, f"fn_index {str(number)[:40]} does not refer to a function of the page")
         if not isinstance(values, list) or len(values) != self.inputs[number]:
-            raise RequestRefused(422, f"data of function {number} must be a list of {self.inputs[number]} values")
+            raise RequestRefused(422, f"the data for function {number} must be a list of {self.inputs[number]} values")
         if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
             raise RequestRefused(422, "session_hash must be a string of 1 to 64 characters")
         event = call.get("event_data")
@@ -160,9 +162,9 @@ class Guard:
             raise RequestRefused(422, "event_data must be an object or null")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Store each file of an upload form in its own folder, and respond with the file paths, as gradio does."""
+        """Store each file in an upload form in its own folder, and respond with the file paths, as gradio does."""
         if self._uploading >= _MAX_CONCURRENT_UPLOADS:
-            raise RequestRefused(503, "too many uploads at the same time; try again")
+            raise RequestRefused(503, "too many simultaneous uploads; try again later")
         self._uploading += 1
         try:
             with self.uploads.arriving() as count:
@@ -191,7 +193,7 @@ class Guard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on to gradio. If gradio fails, log one line and respond with status 400.
 
-        If a request is malformed, gradio responds with status 500 or raises an exception.
+        Gradio responds to a malformed request with status 500 or raises an exception.
         """
         started = failed = False
 
@@ -218,12 +220,12 @@ class Guard:
 
 
 async def _check_painting(scope: Scope, body: bytes) -> None:
-    """Check an uploaded painting. The layer number is bounded, because gradio allocates a list of that length."""
+    """Validate an uploaded painting. The layer number is bounded, because gradio allocates a list of that length."""
     form = await _form(scope, _replayed(body, None))
     await form.close()
     index = str(form.get("index") or "0")
     if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
-        raise RequestRefused(422, f"layer index {index[:40]!r} is not a number from 0 to {_MAX_LAYERS - 1}")
+        raise RequestRefused(422, f"layer index {index[:40]!r} must be an integer from 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
         raise RequestRefused(422, "the form field 'type' must be layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
@@ -231,7 +233,7 @@ async def _check_painting(scope: Scope, body: bytes) -> None:
 
 
 async def _form(scope: Scope, receive: Receive) -> Any:
-    """Parse a multipart form with starlette, which stores the form's files as unnamed temporary files."""
+    """Parse a multipart form with starlette, which stores the files in the form as unnamed temporary files."""
     from starlette.datastructures import Headers
     from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -255,7 +257,7 @@ async def _form(scope: Scope, receive: Receive) -> Any:
 
 
 def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
-    """Wrap the ASGI `receive` to count received bytes, because uploads in progress count toward the size limit."""
+    """Wrap an ASGI `receive` callable to count received bytes, because uploads in progress count toward the limit."""
 
     async def counted() -> Message:
         message = await _in_time(receive)
@@ -287,7 +289,7 @@ async def _in_time(receive: Receive) -> Message:
 
 
 def _replayed(body: bytes, receive: Receive | None) -> Receive:
-    """Return an ASGI `receive` that first returns an already read body, and then calls the original `receive`."""
+    """Return an ASGI `receive` callable that replays a body that was already read, and then calls the original one."""
     replayed = False
 
     async def replay() -> Message:
@@ -332,7 +334,7 @@ def _name(url: str) -> str | None:
 
 
 def _origin_parts(origin: str) -> tuple[str, str, int] | None:
-    """Return (scheme, host name, port) of an Origin header, or None if the header is malformed. A port is optional."""
+    """Return the (scheme, host name, port) of an Origin header, or None if it is malformed. The port is optional."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

@@ -1,4 +1,4 @@
-"""HTML fragments and the style sheet of the demo page. All object names are untrusted input, so they are escaped."""
+"""HTML fragments and the style sheet for the demo page. All object names are untrusted input, so they are escaped."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !import
 
 
 def error(sentence: str) -> str:
-    """Return the HTML of an error message, which screen readers announce immediately."""
+    """Return the HTML for an error message, which screen readers announce immediately."""
     return f'<p class="osm-error" role="alert">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def note(sentence: str) -> str:
-    """Return the HTML of a status message."""
+    """Return the HTML for a status message."""
     return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
 
 
@@ -76,14 +76,14 @@ def answer(one: NamedRegion, method: str = "") -> str:
 
 
 def everything(found: Sequence[NamedRegion]) -> str:
-    """Return an HTML table of all segments, with the numbers that label the segments on the image."""
+    """Return an HTML table of all segments, with the numbers that label them in the image."""
     return _table(
         "Everything that was found", ("No.", "Name", "Probability", "Pixels"), _rows(found, numbered=True), True
     )
 
 
 def history(found: Sequence[NamedRegion]) -> str:
-    """Return an HTML table of all regions that were named in an image, starting with the latest region."""
+    """Return an HTML table of all regions named in an image, starting with the most recent one."""
     if not found:
         return '<p class="osm-hint">Nothing has been named in this picture yet.</p>'
     columns = ("Chosen by", "Name", "Probability", "Pixels")
@@ -101,14 +101,14 @@ def _rows(found: Sequence[NamedRegion], numbered: bool = False) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = False) -> str:
-    # Number columns and their headers are right-aligned.
+    # Numeric columns and their headers are right-aligned.
     heads = "".join(
         f'<th scope="col"{" class=osm-number" if name in ("Probability", "Cosine", "Pixels") else ""}>{name}</th>'
         for name in columns
     )
     table = f'<table class="osm-table"><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
     table += f"<tbody>{rows}</tbody></table>"
-    # A scrollable table needs a tabindex, so that keyboard users can reach the table.
+    # A scrollable table needs a tabindex, so that keyboard users can reach it.
     return (
         f'<div class="osm-scroll osm-full" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
         if scrolls

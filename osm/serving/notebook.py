@@ -29,7 +29,7 @@ _ORANGE = "#e69f00"
 
 
 class Explorer:
-    """An interactive image in a notebook, and the regions that were named in the image.
+    """An interactive image in a notebook, and the regions named in the image.
 
     >>> explorer = Explorer(load_engine("runs/osm_small/final"), "street.jpg")
     >>> explorer.show()  # click on an object, or drag a box around it
@@ -86,12 +86,12 @@ class Explorer:
         return path
 
     def show(self) -> Figure:
-        """Show the clickable image, the most likely names of the latest region, and the history of named regions."""
+        """Show the clickable image, the most likely names for the latest region, and the history of named regions."""
         from matplotlib import pyplot as plt
 
         self.figure = plt.figure(figsize=(9, 5))
         parts = self.figure.add_gridspec(2, 2, width_ratios=(2, 1), left=0.02, right=0.96, top=0.9, bottom=0.08)
-        # The figure has three axes: the image, the bar chart of names, and the history, in this order.
+        # The figure has three axes: the image, the bar chart of names, and the history, in that order.
         for place in (parts[:, 0], parts[0, 1], parts[1, 1]):
             self.figure.add_subplot(place)
         canvas = self.figure.canvas

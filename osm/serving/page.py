@@ -1,6 +1,6 @@
-"""The layout and the event handlers of the web page of `osm demo`.
+"""The layout and event handlers of the `osm demo` web page.
 
-The module `osm.serving.web` imports this module only when it serves a page, because importing gradio is slow.
+This module is imported by `osm.serving.web` only when it serves a page, because importing gradio is slow.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class Limits:
 
 
 class Page:
-    """The event handlers of the page. The function `build` connects the handlers to the layout.
+    """The event handlers of the demo page, which the function `build` connects to the layout.
 
-    Each event handler returns the new values of five components: the message, the image, the answer, the history and
-    the download.
+    Each event handler returns new values for five components: the message, the image, the answer, the history and the
+    download.
 
     Args:
         engine: names the regions.
@@ -102,7 +102,7 @@ class Page:
         self.uploads = Uploads(self.folder.uploads, int(limits.uploads_mb * 2**20))
 
     def upload(self, tab: TabState, path: str) -> list[Any]:
-        """Show an uploaded image. The uploaded file is removed after it is read."""
+        """Show an uploaded image. The uploaded file is removed after it has been read."""
         file = Path(path)
         try:
             return self._take(tab, DemoPicture(read_upload(file, self.limits.pixels), file.name))
@@ -158,7 +158,7 @@ class Page:
         )
 
     def press(self, tab: TabState, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
-        """Handle a press of the button that is shown in the selection modes Paint and Everything."""
+        """Handle a click on the button shown in the selection modes Paint and Everything."""
         if by == PAINT:
             return self._answer(
                 tab,
@@ -217,7 +217,7 @@ class Page:
         ]
 
     def _file(self, tab: TabState, picture: DemoPicture) -> str:
-        """Write the result file of a browser tab and return its path. A new answer overwrites the tab's result file."""
+        """Write a browser tab's result file and return its path. Each new answer overwrites the file."""
         tab.key = tab.key or uuid4().hex
         path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
@@ -292,7 +292,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
 
 
 def _request_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
-    """Create the controls of a naming request: mode, vocabulary and method."""
+    """Create the controls for a naming request: mode, vocabulary and method."""
     with gr.Accordion("How it answers", open=False, elem_id="osm-request"):
         mode = gr.Dropdown(
             list(modes),
@@ -318,7 +318,7 @@ def _click(page: Page) -> Callable[..., list[Any]]:
 
 
 def switch(tab: TabState, by: str) -> list[Any]:
-    """Switch to a selection mode: return gradio updates for the hint, the image, the painting and the button."""
+    """Switch the selection mode, and return gradio updates for the hint, the image, the painting and the button."""
     tab.corner = None
     background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None

@@ -1,7 +1,7 @@
-"""The image files of the demo page: sample images, uploads, and a private temporary folder per running page.
+"""Image files for the demo page: sample images, uploads, and a private temporary folder for each running page.
 
-The temporary folder is removed when the page's server stops. If a server was killed, the next server that starts
-removes the temporary folder of the killed server.
+The temporary folder is removed when the page's server stops. If a server is killed, its temporary folder is removed by
+the next server that starts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SCENES, _SIZE, _SEED = 4, 512, 2024
 
 
 class UploadsFull(Exception):
-    """Raised if the total size of all pending uploads would exceed its limit."""
+    """Raised if the total size of all pending uploads would exceed the limit."""
 
 
 class PageFolder:
@@ -82,7 +82,7 @@ class PageFolder:
 
 
 class Uploads:
-    """The uploaded files that the page has not read yet. Their total size is limited.
+    """Uploaded files that the page has not read yet, with a limit on their total size.
 
     Args:
         folder: the folder in which uploads are stored.
@@ -97,7 +97,7 @@ class Uploads:
     def arriving(self) -> Iterator[list[int]]:
         """Count the bytes of one upload request while it is in progress.
 
-        The context manager yields a list whose only element is the byte count, which the method `take` increments.
+        The context manager yields a list whose only element is the byte count, which the method `take` increases.
         """
         count = [0]
         self._remove_older(_MAX_SECONDS)
@@ -107,7 +107,7 @@ class Uploads:
             self._arriving -= count[0]
 
     def take(self, count: list[int], size: int) -> None:
-        """Add the size of received data to the byte count of an upload request.
+        """Add the size of the received data to an upload request's byte count.
 
         Raises:
             UploadsFull: the total size of uploads would exceed the limit.
@@ -115,22 +115,22 @@ class Uploads:
         if self._stored() + self._arriving + size > self.max_bytes:
             self._remove_older(_UNREAD_SECONDS)
             if self._stored() + self._arriving + size > self.max_bytes:
-                raise UploadsFull(f"the pending uploads use all of {self.max_bytes / 2**20:g} MiB")
+                raise UploadsFull(f"the pending uploads have reached the limit of {self.max_bytes / 2**20:g} MiB")
         count[0] += size
         self._arriving += size
 
     def new_path(self, name: str) -> Path:
-        """Return a path for an upload in a new folder, so that uploads with equal content never share a file."""
+        """Return a path for an upload in a new folder, so that uploads with identical content never share a file."""
         folder = self.folder / uuid4().hex
         folder.mkdir()
         return folder / safe_name(name)
 
     def holds(self, path: Path) -> bool:
-        """Return whether a path is inside the folder of uploaded files."""
+        """Return whether a path is inside the uploads folder."""
         return path.parent.parent == self.folder and ".." not in path.parts
 
     def remove(self, path: Path) -> None:
-        """Remove an uploaded file that was read. Paths outside the uploads folder are ignored."""
+        """Remove an uploaded file that has been read. Paths outside the uploads folder are ignored."""
         if self.holds(path):
             shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -150,7 +150,7 @@ class Uploads:
 
 
 def safe_name(name: str) -> str:
-    """Convert an untrusted file name to a name that is safe to use on the disk and in messages."""
+    """Convert an untrusted file name to a name that is safe to use on disk and in messages."""
     plain = re.sub(r'[\\/:*?"<>|]', "", printable(name.replace("\\", "/").rsplit("/", 1)[-1])).strip(". ")
     stem, dot, suffix = plain.rpartition(".")
     stem, suffix = (stem, suffix) if dot and len(suffix) < 10 else (plain, "")
@@ -160,7 +160,7 @@ def safe_name(name: str) -> str:
 
 
 def remove_leftovers() -> None:
-    """Remove the temporary folders of killed pages. Folders of running pages and of other users are not removed."""
+    """Remove the temporary folders of killed pages. Folders of running pages and of other users are kept."""
     if fcntl is None:
         return
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
@@ -182,7 +182,7 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
 
 
 def drawn_scene(number: int) -> Image.Image:
-    """Draw the synthetic sample scene with the index `number`, as an RGB image of 512 x 512 pixels."""
+    """Draw the synthetic sample scene with index `number` as an RGB image of 512 x 512 pixels."""
     from osm.synthetic.scenes.compose import draw_scene
     from osm.synthetic.scenes.scene_names import choose_pairs
 
@@ -190,7 +190,7 @@ def drawn_scene(number: int) -> Image.Image:
 
 
 def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
-    """Return, for each sample image, its title and a function that creates the image.
+    """Map each sample image's title to a function that creates the image.
 
     The images in `folder` come first, with their file names as titles, followed by drawn synthetic scenes.
 
@@ -205,7 +205,7 @@ def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Im
         paths = (path for path in folder.iterdir() if not path.name.startswith("._"))
         files = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
         if not files:
-            raise OsmError(f"--samples {folder}: the folder contains no image ({', '.join(SUFFIXES)})")
+            raise OsmError(f"--samples {folder}: the folder contains no images ({', '.join(SUFFIXES)})")
         found |= {printable(path.name): partial(as_rgb, path) for path in files}
     return found | {f"Drawn scene {k + 1}": partial(drawn_scene, k) for k in range(_SCENES)}
 
@@ -221,11 +221,11 @@ def read_upload(path: Path, max_pixels: int) -> Image.Image:
         image = open_image(path)
     except SampleError as error:
         if error.reason == "image_too_large":
-            raise OsmError(f"{path.name} is too large: at most {max_pixels / 1e6:g} million pixels allowed") from None
+            raise OsmError(f"{path.name} is too large: the maximum is {max_pixels / 1e6:g} million pixels") from None
         raise OsmError(f"{path.name} is not a readable image: expected a {FORMATS}") from None
     if image.width * image.height > max_pixels:
         raise OsmError(
-            f"{path.name} has {image.width} x {image.height} pixels: at most {max_pixels / 1e6:g} million allowed"
+            f"{path.name} has {image.width} x {image.height} pixels, but the maximum is {max_pixels / 1e6:g} million"
         )
     try:
         return as_rgb(path)

@@ -1,4 +1,4 @@
-"""The command `osm demo`: a web page that names what the user points at, without contacting any other server."""
+"""The `osm demo` command: a web page that names what the user points at, without contacting any other server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_TABS = 32  # number of browser tabs whose state is kept; the least recently
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm demo`."""
+    """Return the argument parser for `osm demo`."""
     out = CommandParser(
         prog="osm demo",
         allow_abbrev=False,
@@ -105,7 +105,7 @@ def check(args: argparse.Namespace) -> None:
         OsmError: a flag has an invalid value, or gradio is not installed.
     """
     if not 1 <= args.port <= 65535:
-        raise OsmError(f"--port {args.port} is not a number from 1 to 65535")
+        raise OsmError(f"--port {args.port} must be between 1 and 65535")
     for flag in ("max_file_mb", "max_megapixels", "max_uploads_mb"):
         if not getattr(args, flag) > 0:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
@@ -124,7 +124,7 @@ def import_gradio() -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise OsmError(f"osm demo needs gradio ({error}): pip install 'osm-recognition[demo]'") from None
+        raise OsmError(f"osm demo requires gradio ({error}): pip install 'osm-recognition[demo]'") from None
 
 
 def load_page(args: argparse.Namespace) -> Page:
@@ -141,7 +141,7 @@ def load_page(args: argparse.Namespace) -> Page:
 
 
 class PageServer:
-    """A running web server of the demo page. `close` stops the server and removes the page's temporary files.
+    """A running web server for the demo page. `close` stops the server and removes the page's temporary files.
 
     Args:
         page: the page to serve.
@@ -179,7 +179,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
     mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
-    # The colors of the page are darker than gradio's defaults, so that text has a contrast of at least 4.5 : 1.
+    # The page's colors are darker than gradio's defaults, so that text has a contrast ratio of at least 4.5:1.
     theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
@@ -194,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # The guard is installed at startup, before any request, so that it wraps gradio's complete middleware stack.
+        # The guard is installed at startup, before any request, so that it wraps gradio's entire middleware stack.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield
@@ -219,7 +219,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
 
 def _use_folder(cache: str | None, temporary: str | None) -> None:
-    """Set the folders for gradio's files (`cache`) and for temporary files. The value None restores the default."""
+    """Set the folders for gradio's files (`cache`) and for temporary files. None restores the default."""
     if cache is None:
         os.environ.pop("GRADIO_TEMP_DIR", None)
     else:

@@ -1,9 +1,9 @@
-"""A local cache of remote files. All processes of a machine share the cache.
+"""A local cache of remote files, which is shared by all processes on a machine.
 
 A file is stored at `<folder>/<protocol>/<host>/<path>`, with each path component percent-encoded. The size and version
-of a file are stored in a separate file. Each file is fetched only once. During the download, the file has a temporary
-name. When the cache would exceed its size limit, the least recently used files are removed. A process that has opened a
-cached file can still read the file after its removal.
+of each cached file are stored in a separate file. Each file is fetched only once. While it is being downloaded, the
+file has a temporary name. When a new file would exceed the cache's size limit, the least recently used files are
+removed. A process that has opened a cached file can still read it after it is removed.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
-_OWN = ".osm"  # The folder for locks, for the versions of files, and for files that are being fetched.
+_OWN = ".osm"  # The folder for locks, file versions, and files being fetched.
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
-_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure's signatures, besides `sig`.
+_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure signatures, besides `sig`.
 _LONGEST = 255  # The maximum length of a file name in bytes.
-_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that Windows file names must not contain.
-_QUERY = "query-"  # The name prefix of folders for files whose URL has a query string.
+_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that are not allowed in Windows file names.
+_QUERY = "query-"  # The prefix for the folders of files whose URL has a query.
 _THREADS = 8
 _WAIT = 0.1  # seconds
-_LISTED_FROM = 64  # List the remote folder if at least this many files are needed, else request each file.
+_LISTED_FROM = 64  # If at least this many files are needed, list the folder instead of requesting each file.
 
 
 def default_folder() -> Path:
-    """Return the cache folder of all remote files except shards: $OSM_CACHE, or osm/ in the user's cache folder."""
+    """Return the cache folder for all remote files except shards: $OSM_CACHE, or osm/ in the user's cache folder."""
     given = os.environ.get("OSM_CACHE")
     if given:
         return Path(given)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osm"
-    except RuntimeError:  # In some containers the user has no home folder.
+    except RuntimeError:  # In some containers, the user has no home directory.
         return Path(tempfile.gettempdir()) / "osm-cache"
 
 
 def canonical(url: str) -> str:
-    """Return a URL without its signature, because each signed URL of the same file has a different signature.
+    """Return a URL without its signature, because every signed URL for the same file has a different one.
 
     Query parameters that are not part of the signature are kept, because they identify the file.
     """
@@ -76,7 +76,7 @@ def _asked(query: str) -> list[tuple[str, str]]:
 
 
 class FileCache:
-    """A folder with local copies of remote files.
+    """A folder that holds local copies of remote files.
 
     Args:
         folder: the folder of the cache, which is created when the first file is fetched. Several processes may use the
@@ -88,9 +88,10 @@ class FileCache:
         self.folder, self.limit = Path(os.path.abspath(folder)), limit
 
     def make(self) -> None:
-        """Create the cache folder if it is missing.
+        """Create the cache folder if it does not exist.
 
-        The cache folder is not created in the constructor but at the first fetch, because the disk may be read-only.
+        The cache folder is created on the first fetch rather than in the constructor, because the disk may be
+        read-only.
         """
         try:
             for name in (_LOCKS, _META, _PARTS):
@@ -99,13 +100,13 @@ class FileCache:
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
 
     def path_of(self, url: str) -> Path:
-        """Return the path at which the file of a URL is cached, whether or not the file has been fetched."""
+        """Return the path at which a URL's file is cached, whether or not it has been fetched."""
         protocol, host, path, query = split_url(url)
         names = [part for part in path.split("/") if part]
         if protocol in HTTP:
             names = [unquote(name) for name in names]
         asked = _asked(query)
-        if asked:  # A hash of the query precedes the file name, so that the path ends in the file's suffix.
+        if asked:  # The query hash precedes the file name, so that the path ends in the file's suffix.
             names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
@@ -134,7 +135,7 @@ class FileCache:
     def open(self, url: str, expected: Stat | None = None) -> BinaryIO:
         """Open the local copy of a remote file.
 
-        If another process removes the copy before it can be opened, the file is fetched again.
+        If another process removes the copy before it is opened, the file is fetched again.
         """
         for _ in range(5):
             with suppress(FileNotFoundError):
@@ -144,11 +145,14 @@ class FileCache:
                 raise FileNotFoundError(public(url))
         raise RunStopped(
             f"cache {self.folder}: {public(url)} is removed as soon as it is fetched, because the cache is too small; "
-            "raise the size limit"
+            "increase its size limit"
         )
 
     def get_tree(self, url: str) -> Path:
-        """Return the path of a remote folder's local copy. Cached files that the server no longer has are removed."""
+        """Return the path of a remote folder's local copy.
+
+        Cached files that no longer exist on the server are removed.
+        """
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
@@ -161,7 +165,7 @@ class FileCache:
         return root
 
     def get_all(self, files: Mapping[str, Stat | None], where: str, missing: bool = False) -> list[Path]:
-        """Return the paths of the local copies of several files, which are fetched in parallel.
+        """Fetch several files in parallel and return the paths of their local copies.
 
         Args:
             files: URL -> the expected size and version of its file.
@@ -198,15 +202,15 @@ class FileCache:
 
     def _check_room(self, url: str, size: int) -> None:
         if self.limit is not None and size > self.limit:
-            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its size limit of {self.limit}")
+            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over the size limit of {self.limit}")
 
     def _check_disk(self, url: str, size: int) -> None:
         self.make()
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise RunStopped(
-                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has {free} free; free "
-                "some space, or choose a different folder (OSM_CACHE)"
+                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has only {free} bytes "
+                "free; free up space or choose a different folder (OSM_CACHE)"
             )
 
     def _has(self, path: Path, url: str, wanted: Stat) -> bool:
@@ -216,7 +220,7 @@ class FileCache:
             kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["of"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        # On a case-insensitive disk, the files of two different URLs may have the same path.
+        # On a case-insensitive disk, the files of two URLs may have the same path.
         return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
@@ -236,7 +240,7 @@ class FileCache:
             self._check_disk(url, wanted.size)
             path.parent.mkdir(parents=True, exist_ok=True)
             while not self._reserved(path, part, wanted.size):
-                time.sleep(_WAIT)  # Wait until other processes have finished fetching their files.
+                time.sleep(_WAIT)  # Wait for other processes to finish fetching files.
             found = remote.download(url, part, wanted)
             meta.unlink(missing_ok=True)
             os.replace(part, path)
@@ -258,7 +262,7 @@ class FileCache:
             part.unlink(missing_ok=True)
 
     def _reserved(self, path: Path, part: Path, size: int) -> bool:
-        """Reserve space for a file by removing the least recently used files.
+        """Make room for a file by removing the least recently used files, and reserve the space.
 
         Returns:
             False if there is not enough space because other processes are fetching files.
@@ -277,19 +281,19 @@ class FileCache:
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # Give the file its final size, which other processes count as used space.
+                file.truncate(size)  # Give the file its final size, so that other processes count it as used space.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:
-        """Yield the size of every file that another process is fetching.
+        """Yield the size of each file that another process is fetching.
 
-        Remove partial files left by killed processes.
+        Partial files left behind by killed processes are removed.
         """
         for part in (self.folder / _OWN / _PARTS).iterdir():
             if part == but:
                 continue
             lock = FileLock(self._lock_file(part.name))
-            with suppress(OSError):  # The process that fetches a file may rename or remove the file at any time.
+            with suppress(OSError):  # The fetching process may rename or remove the file at any time.
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
@@ -301,7 +305,7 @@ class FileCache:
                     lock.release()
 
     def _held(self, but: set[Path]) -> Iterator[tuple[float, int, Path]]:
-        """Yield (time of last use, size in bytes, path) of every cached file whose path is not in `but`."""
+        """Yield (time of last use, size in bytes, path) for each cached file whose path is not in `but`."""
         for meta in (self.folder / _OWN / _META).glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 path = self.folder / parse_json(meta.read_bytes())["path"]
@@ -321,7 +325,7 @@ class FileCache:
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or "its disk has no locks"
             raise OsmError(
-                f"cache {self.folder}: {reason}; expected a folder on a local disk of this machine (OSM_CACHE)"
+                f"cache {self.folder}: {reason}; set OSM_CACHE to a folder on a local disk of this machine"
             ) from None
         try:
             yield
@@ -330,16 +334,16 @@ class FileCache:
 
 
 def _digest(url: str) -> str:
-    """Return a hash of a URL, which is stored instead of the URL because the URL may contain credentials."""
+    """Return a hash of a URL. The hash is stored instead of the URL, because the URL may contain credentials."""
     return hashlib.sha256(canonical(url).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
-    """Return a file name for one component of a URL's path. A valid file name is returned unchanged."""
+    """Convert one component of a URL's path to a file name. A valid file name is returned unchanged."""
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
-    text = text.replace("/", "%2F")  # A slash within a path component was percent-encoded in the URL.
+    text = text.replace("/", "%2F")  # The slash was percent-encoded in the URL.
     if os.name == "nt":
         text = text.rstrip(" .") or "%20"
     try:
@@ -350,7 +354,7 @@ def _file_name(name: str) -> str:
 
 
 def user_cache() -> FileCache:
-    """Return the cache of remote files that users pass with flags, such as checkpoints and dataset files."""
+    """Return the cache for remote files passed with flags, such as checkpoints and dataset files."""
     return FileCache(default_folder() / "files")
 
 
@@ -376,7 +380,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
-    """Fetch a remote file to a temporary file, and yield the open file. The context removes the temporary file."""
+    """Fetch a remote file into a temporary file and yield the open file. The file is removed when the context exits."""
     found = expected or remote.stat(url)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="osm_")
@@ -385,8 +389,8 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
         raise write_failed(error, f"temporary folder {tempfile.gettempdir()}", "one that can be written") from None
     with temporary as folder:
         if found.size > free:
-            told = f"{found.size} bytes must be fetched, but {folder} has {free} free"
-            raise RunStopped(f"{public(url)}: {told}; free some space, or choose a different folder (TMPDIR)")
+            told = f"{found.size} bytes must be fetched, but the disk of {folder} has only {free} bytes free"
+            raise RunStopped(f"{public(url)}: {told}; free up space or choose a different folder (TMPDIR)")
         path = Path(folder) / "file"
         remote.download(url, path, found)
         with path.open("rb") as file:
@@ -394,7 +398,7 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
 
 
 class RemoteFolder:
-    """A remote folder and its local copy, which contains only the files that have been fetched.
+    """A remote folder and its local copy, which contains only the files fetched so far.
 
     Args:
         url: the URL of the folder. Servers that cannot list the folder are supported.
@@ -424,11 +428,11 @@ class RemoteFolder:
 
     @property
     def names(self) -> list[str] | None:
-        """The paths of all files in the remote folder, or None if the server cannot list the folder."""
+        """The paths of all files in the remote folder, or None if the server cannot list it."""
         return None if self._listing is None else list(self._listing)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetch the remote files that belong to the given local paths. Files that the server lacks are skipped.
+        """Fetch the remote files for the given local paths. Files that do not exist on the server are skipped.
 
         Raises:
             OsmError: access is denied, or the file is larger than the limit of the cache.

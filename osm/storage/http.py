@@ -1,9 +1,9 @@
 """Read file sizes, byte ranges, whole files and folder listings over HTTP.
 
-We do not use fsspec's own HTTP functions, because they report a missing file when the server is down, read responses of
-any size into memory, and follow links that lead out of the listed folder.
+The HTTP functions in fsspec are not used, because they report a missing file when the server is down, read responses of
+any size into memory, and follow links that lead outside the listed folder.
 
-The coroutines of this module run in fsspec's event loop. If a request fails, the coroutine raises aiohttp's error, and
+The coroutines in this module run in fsspec's event loop. If a request fails, the coroutine raises aiohttp's error, and
 `osm.storage.remote` retries the request.
 """
 
@@ -24,7 +24,7 @@ _NO_HEAD = (400, 403, 405, 501)
 _HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
 _PAGE_BYTES = 64 << 20
 _MAX_PAGES = 100_000
-_DEEPEST = 32  # The maximum depth of nested folders that are listed.
+_DEEPEST = 32  # The maximum depth of the nested folders to list.
 
 
 async def stat(fs: Any, url: str) -> Stat:
@@ -43,11 +43,11 @@ async def stat(fs: Any, url: str) -> Stat:
         length = answer.headers.get("Content-Length", "")
         if answer.status == 200 and length.isdigit():
             return Stat(int(length), _version(answer.headers))
-    # Some servers refuse HEAD requests (a signed URL is valid only for GET), or do not report the size in the response.
+    # Some servers reject HEAD requests (a signed URL may be valid only for GET) or omit the size from the response.
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
-        if answer.status != 416:  # Servers respond with status 416 if a range of an empty file is requested.
+        if answer.status != 416:  # Servers return status 416 for a range request on an empty file.
             answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status != 200:
@@ -66,7 +66,7 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """Return the expected version of a file, or a response's version if it differs from the expected one."""
+    """Return a file's expected version, or the version in the response if that is different."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 
@@ -99,12 +99,12 @@ async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | N
             if len(data) > end - start:
                 raise WrongLength(f"{end - start} bytes were requested, but the server sent more")
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)} bytes")
         return bytes(data)
 
 
 async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
-    """Download a whole file to a path, from a server without range requests. Reading stops after the expected size.
+    """Download a whole file from a server that does not support range requests. Reading stops after the expected size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,10 +124,10 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
             async for block in answer.content.iter_any():
                 came += len(block)
                 if came > expected.size:
-                    raise WrongLength(f"the server announced {expected.size} bytes, but sent more")
+                    raise WrongLength(f"the server announced {expected.size} bytes but sent more")
                 file.write(block)
         if came != expected.size:
-            raise WrongLength(f"the server announced {expected.size} bytes, but sent {came}")
+            raise WrongLength(f"the server announced {expected.size} bytes but sent {came} bytes")
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
@@ -178,19 +178,19 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # The response is a file instead of an HTML page that lists a folder.
+            raise FileNotFoundError(public(url))  # The response is a file instead of an HTML folder listing.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block
             if len(data) > _PAGE_BYTES:
-                raise OsmError(f"{public(url)}: the page that lists this folder has over {_PAGE_BYTES} bytes")
+                raise OsmError(f"{public(url)}: the HTML page listing this folder is larger than {_PAGE_BYTES} bytes")
         return data.decode("utf-8", "replace")
 
 
 def _children(address: str, page: str) -> list[str]:
-    """Return the entries to which a folder's HTML page links, percent-encoded and without duplicates.
+    """Return the entries linked from a folder's HTML page, percent-encoded and without duplicates.
 
-    A subfolder's entry ends with a slash.
+    Entries for subfolders end with a slash.
     """
     found: dict[str, None] = {}
     for match in _HREF.finditer(page):

@@ -1,6 +1,6 @@
 """Check and split locations.
 
-A location is a local path or a URL. Only protocols that read files are accepted, not those that run commands.
+A location is a local path or a URL. Only protocols that access files are accepted, not those that run commands.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WRITABLE = ("s3", "gs")
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# Matches strings that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
+# Matches strings that other data loaders interpret as a command (`pipe:` or `|`), standard input or another protocol.
 # A single letter before a colon is a Windows drive.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"\?[^\s,{}]*")  # Matches the query of a URL within a pattern or a sentence.
@@ -29,18 +29,18 @@ _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 
 
 def is_remote(location: str | os.PathLike[str]) -> bool:
-    """Return whether a location is a URL of one of the protocols in `REMOTE`."""
+    """Return whether a location is a URL with one of the protocols in `REMOTE`."""
     found = _URL.match(os.fspath(location))
     return found is not None and found[1].lower() != "file"
 
 
 def is_path(text: str) -> bool:
-    """Return whether a string is a local path, and not a URL, a command or `-` (standard input)."""
+    """Return whether a string is a local path, as opposed to a URL, a command or `-` (standard input)."""
     return _NO_PATH.match(text) is None
 
 
 def check_location(location: str | os.PathLike[str], what: str) -> str:
-    """Check a location, and return it as a local path (without `file://`) or as a normalized URL.
+    """Validate a location and return it as a local path (without `file://`) or a normalized URL.
 
     Args:
         location: a local path or a URL.
@@ -55,7 +55,7 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
     if found is None:
         if not is_path(text):
             raise OsmError(
-                f"{what} {_hidden(text)[:200]!r}: expected a local path, or a URL that begins with "
+                f"{what} {_hidden(text)[:200]!r}: expected a local path or a URL that starts with "
                 f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are not supported "
                 "(if this is the name of a file, put ./ before it)"
             )
@@ -71,17 +71,17 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
             "credentials in the library's usual way (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
         )
     if ".." in unquote(rest.partition("?")[0]).split("/") or "\0" in rest:
-        raise OsmError(f"{what} {public(text)}: '..' in a URL is not supported; expected the URL without '..'")
+        raise OsmError(f"{what} {public(text)}: a URL must not contain '..' or a null character")
     return f"{protocol}://{rest}"
 
 
 def _hidden(text: str) -> str:
-    """Remove the password and the query from an unsupported URL, for an error message."""
+    """Remove the password and query from an unsupported URL for use in an error message."""
     return re.sub(r"//[^/]*@", "//***@", text.partition("?")[0]) if "://" in text else text
 
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
-    """Check that a location is writable, and return it as a local path (without `file://`) or as a normalized URL.
+    """Check that a location is writable and return it as a local path (without `file://`) or a normalized URL.
 
     Raises:
         OsmError: the location is invalid (see `check_location`), or its protocol is read-only.
@@ -92,14 +92,17 @@ def check_writable(location: str | os.PathLike[str], what: str) -> str:
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
-        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path or {protocols}")
+        raise OsmError(
+            f"{what} {public(text)}: the location is read-only; expected a local path or a URL that starts with "
+            f"{protocols}"
+        )
     return text
 
 
 def split_url(url: str) -> tuple[str, str, str, str]:
-    """Split a URL into protocol, host (or bucket), path without its first slash, and query.
+    """Split a URL into protocol, host (or bucket), path without the leading slash, and query.
 
-    In the keys of object stores, `#` and `?` are ordinary characters. The only query is S3's `?versionId=`.
+    In object store keys, `#` and `?` are ordinary characters. The only query is S3's `?versionId=`.
     """
     protocol, _, rest = url.partition("://")
     query = ""
@@ -127,7 +130,7 @@ def public(location: str | os.PathLike[str]) -> str:
 
 
 def public_text(text: str) -> str:
-    """Remove the queries of all HTTP URLs from a text, such as a pattern for several locations."""
+    """Remove the queries of all HTTP URLs in a text, such as a pattern that matches several locations."""
     return "::".join(_QUERY.sub("", part) if _WEB.search(part) else part for part in text.split("::"))
 
 
@@ -149,7 +152,7 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
 
 
 def sibling(location: str | os.PathLike[str], name: str) -> str:
-    """Return the location of the file or folder `name` that is next to `location`."""
+    """Return the location of the file or folder `name` next to `location`."""
     text = os.fspath(location)
     if not is_remote(text):
         return str(Path(text).parent / name)
@@ -159,7 +162,7 @@ def sibling(location: str | os.PathLike[str], name: str) -> str:
 
 
 def name_of(location: str | os.PathLike[str]) -> str:
-    """Return the last part of a location, which is the name of a file or folder."""
+    """Return the last component of a location, which is the name of a file or folder."""
     text = os.fspath(location)
     if not is_remote(text):
         return Path(text).name

@@ -1,4 +1,4 @@
-"""Lock a remote output folder with a small object that records the writing process and the time of the last renewal."""
+"""Lock a remote output folder with a small object that records the writing process and the last renewal time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from osm.storage.locations import public
 STALE_SECONDS = 600.0
 """The number of seconds after which a lock that was not renewed counts as abandoned."""
 _RENEWED_EVERY = 60.0
-_LAST_RENEWAL = 5.0  # The maximum number of seconds to wait for a renewal in progress.
+_LAST_RENEWAL = 5.0  # The maximum number of seconds to wait for an ongoing renewal.
 _MOST_BYTES = 4096
 _TAKEN_TRIES = 5
 
@@ -77,7 +77,7 @@ class Owner:
 
 
 def _machine() -> str:
-    """Return an identifier that two processes share only if they can see each other's process ids.
+    """Return an identifier that is shared only by processes that can see each other's process ids.
 
     Two containers on the same machine have different identifiers.
     """
@@ -100,7 +100,7 @@ def _started(pid: int) -> str | None:
     except (OSError, IndexError):
         pass
     if os.name != "posix":
-        return ""  # On Windows, os.kill would end the process.
+        return ""  # On Windows, os.kill would terminate the process.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -113,10 +113,11 @@ def _started(pid: int) -> str | None:
 class Lock:
     """A context manager that prevents two runs from writing to the same remote output.
 
-    The lock is an object that is created only if it does not exist. On storage services without conditional writes, the
-    object is written and then read back. A thread renews the lock regularly. After the process that holds the lock has
-    ended, another run can take over the lock: on the same machine immediately, and on a different machine
-    `STALE_SECONDS` after the last renewal. The clocks of the machines must not differ by more than `STALE_SECONDS`.
+    The lock is an object that is created only if it does not exist yet. If the storage service does not support
+    conditional writes, the object is written and then read back. A thread renews the lock regularly. After the process
+    that holds the lock has ended, another run can take over the lock. On the same machine, the lock can be taken over
+    immediately, and on any other machine `STALE_SECONDS` after the last renewal. The machines' clocks must not differ
+    by more than `STALE_SECONDS`.
 
     Args:
         url: the URL of the lock object.
@@ -143,11 +144,11 @@ class Lock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Release the lock.
 
-        If the server does not respond, the lock object remains, and counts as abandoned after `STALE_SECONDS`.
+        If the server does not respond, the lock object remains and is considered abandoned after `STALE_SECONDS`.
         """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL)
-        with suppress(Exception):  # A retry would delay the error that is being raised.
+        with suppress(Exception):  # A retry would delay the original error.
             filesystem = remote.filesystem(self.url)
             if Owner.read(filesystem.cat_file(self.url)).token == self._owner.token:
                 filesystem.rm_file(self.url)
@@ -163,7 +164,7 @@ class Lock:
         for _ in range(_TAKEN_TRIES):
             found = self._read()
             if found is not None and found.token == self._owner.token:
-                return  # Our own request created the lock, but the response was lost.
+                return  # This process created the lock, but the response was lost.
             if found is not None:
                 self._check_abandoned(found)
                 remote.remove(self.url)
@@ -175,7 +176,7 @@ class Lock:
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
-        """Raise OsmError if a lock is in use: its owner has not ended, and has renewed it within `STALE_SECONDS`."""
+        """Raise OsmError unless a lock is abandoned (its owner has ended or has not renewed it for `STALE_SECONDS`)."""
         if not found.is_gone() and time.time() - found.time < STALE_SECONDS:
             raise self._refusal(found)
 
@@ -206,11 +207,11 @@ class Lock:
             if isinstance(error, OsmError):
                 raise
             raise OsmError(
-                f"{self.where}: {public(self.url)} has the name of a lock, but does not contain a lock; remove it"
+                f"{self.where}: {public(self.url)} is named like a lock but does not contain one; remove it"
             ) from None
 
     def _create(self) -> bool:
-        """Create the lock object. Return False if a different process has already created a lock object."""
+        """Create the lock object. Return False if another process has already created the lock object."""
         data = json.dumps(asdict(self._owner)).encode()
 
         def create() -> bool:

@@ -1,8 +1,8 @@
-"""Output folders: a local folder, or a folder on `s3://` or `gs://` with a local staging folder.
+"""Output folders: either a local folder, or a folder on `s3://` or `gs://` with a local staging folder.
 
-A remote file is first written to the staging folder, and uploaded when it is complete, so that a remote file is never
-partial. The name of the staging folder is derived from the URL, so that a run that was killed and is restarted on the
-same machine finds its staged files.
+A remote file is first written to the staging folder and uploaded once it is complete, so remote files are never
+partial. The name of the staging folder is derived from the URL, so that a killed run finds its staged files again when
+it is restarted on the same machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 
 try:
     import fcntl
-except ImportError:  # On Windows, there is no lock, so two runs can write to the same folder.
+except ImportError:  # On Windows there are no locks, so two runs can write to the same folder.
     fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError, write_failed
@@ -30,11 +30,11 @@ from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
 MAX_JSON_BYTES = 1 << 30  # The maximum size of a file that `read` returns. The record of a conversion is smaller.
-_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Libraries give these characters a special meaning in a URL.
+_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Some libraries give these characters a special meaning in URLs.
 
 
 class Output(Protocol):
-    """An output folder, to which files are written.
+    """An output folder that files are written to.
 
     Attributes:
         path: a local folder, in which a file is completed before it is published with `put`.
@@ -48,16 +48,16 @@ class Output(Protocol):
         """Return the location of a file, for messages."""
 
     def sizes(self) -> dict[str, int]:
-        """Return a dict from name to size in bytes, for all files and subfolders of the folder.
+        """Map the names of all files and subfolders in the folder to their sizes in bytes.
 
-        The size is -1 for an entry that is not a file.
+        The size of an entry that is not a file is given as -1.
         """
 
     def read(self, name: str, what: str) -> bytes | None:
         """Return the content of a file, or None if it is missing. The message of an OsmError begins with `what`."""
 
     def put(self, *names: str) -> None:
-        """Publish complete files in the given order.
+        """Publish finished files in the given order.
 
         Raises:
             RunStopped: a file cannot be uploaded. In this case, none of the staged files is removed.
@@ -80,7 +80,7 @@ class Output(Protocol):
 
 
 class LocalOutput:
-    """A local output folder, which is created if it is missing."""
+    """A local output folder, which is created if it does not exist."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.where, self._what = path, str(path), what
@@ -104,7 +104,7 @@ class LocalOutput:
             return None
 
     def put(self, *names: str) -> None:
-        pass  # Nothing is uploaded, because the files are already in the output folder.
+        pass  # There is nothing to upload, because the files are already in the output folder.
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -120,7 +120,9 @@ class LocalOutput:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     os.close(folder)
-                    raise OsmError(f"{self._what} {self.path}: another process is writing shards there") from None
+                    raise OsmError(
+                        f"{self._what} {self.path}: another process is writing shards to this folder"
+                    ) from None
                 time.sleep(0.05)
                 continue
             except OSError:
@@ -130,7 +132,7 @@ class LocalOutput:
 
     def unlock(self) -> None:
         if self._lock is not None:
-            # Closing the file does not release the lock, because forked workers have a copy of the descriptor.
+            # Closing the file would not release the lock, because forked workers have a copy of the descriptor.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
@@ -140,7 +142,7 @@ class LocalOutput:
 
 
 class RemoteOutput:
-    """An output folder on `s3://` or `gs://`, whose files are staged in the local folder `path`."""
+    """An output folder on `s3://` or `gs://` whose files are staged in the local folder `path`."""
 
     def __init__(self, url: str, what: str) -> None:
         self.url, self.where, self._what = url, public(url), what
@@ -166,7 +168,7 @@ class RemoteOutput:
             return None
 
     def put(self, *names: str) -> None:
-        """Upload files, then remove the staged copies. Raise RunStopped if an upload fails or the lock was lost."""
+        """Upload files and then remove the staged copies. Raises RunStopped if an upload fails or the lock was lost."""
         for name in names:
             if self._held is not None:
                 self._held.check()
@@ -180,7 +182,7 @@ class RemoteOutput:
         remote.remove(join(self.url, name))
 
     def lock(self, seconds: float = 0.0, name: str = LOCK) -> None:
-        """Acquire the lock of the folder, or of a file in the folder. The staged files of an earlier run are kept."""
+        """Lock the folder, or a file in the folder. The staged files of an earlier run are kept."""
         self._held = self._locks.enter_context(Lock(join(self.url, name), f"{self._what} {self.where}"))
 
     def unlock(self) -> None:
@@ -210,32 +212,30 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """Check an output location, and return the result of `check_writable`.
+    """Validate an output location and return the result of `check_writable`.
 
     Raise OsmError if the location is a URL with special characters, such as `?` or `*`.
     """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
-        raise OsmError(
-            f"{what} {public(text)}: {found[0]!r} in the URL of an output is not supported; expected a URL without it"
-        )
+        raise OsmError(f"{what} {public(text)}: the URL of an output must not contain {found[0]!r}")
     return text
 
 
 def check_here(location: str | os.PathLike[str], what: str) -> None:
     """Raise OsmError if an output location is a URL.
 
-    Folders of many small files that are read repeatedly must be local.
+    A folder of many small files that are read repeatedly must be local.
     """
     if is_remote(location):
         raise OsmError(
             f"{what} {public(check_location(location, what))}: this output must be local; expected a local path "
-            "(osm prepare writes its shards to s3:// and gs://)"
+            "(osm prepare can write its shards to s3:// and gs://)"
         )
 
 
 def staging_folder(url: str) -> Path:
-    """Return the local staging folder of a remote output. The folder is created if it is missing.
+    """Return the local staging folder of a remote output. It is created if it does not exist.
 
     Raises:
         OsmError: the folder cannot be created.
@@ -254,7 +254,7 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """Return the local folder that an error message names if the disk of an output is full or not writable."""
+    """Return the local folder to name in an error message if an output's disk is full or not writable."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"
@@ -277,13 +277,13 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 
 @contextmanager
 def remote_file(url: str, what: str) -> Iterator[Path]:
-    """Yield the path of a staged file, which is uploaded if the context ends without an error.
+    """Yield the path of a staged file, which is uploaded if the context exits without an error.
 
-    The remote file is locked until the context ends.
+    The remote file is locked until the context exits.
     """
     folder, _, name = check_output(url, what).rpartition("/")
     if not name or folder.endswith(":/"):
-        raise OsmError(f"{what} {public(url)}: expected the URL of a file, consisting of a bucket and a file name")
+        raise OsmError(f"{what} {public(url)}: expected a file URL with a bucket and a file name")
     output = RemoteOutput(folder, what)
     with locked(output, f"{name}.lock"):
         yield output.path / name
@@ -292,9 +292,9 @@ def remote_file(url: str, what: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(output: Output, name: str = LOCK) -> Iterator[None]:
-    """Hold the lock of a remote output while the context is open.
+    """Keep a remote output locked until the context exits.
 
-    A local output is not locked, because its callers lock it themselves.
+    A local output is not locked here, because its callers lock it themselves.
 
     Args:
         name: the name of the lock object.
@@ -311,7 +311,7 @@ def locked(output: Output, name: str = LOCK) -> Iterator[None]:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[None]:
-    """Convert a disk error within the context to an error that names the staging folder."""
+    """Convert a disk error raised in the context to an error that names the staging folder."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Read and write remote files with retries: byte ranges, whole files, listings and uploads.
 
 Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). Credentials
-are never taken from a URL or a flag, so that they cannot appear in a log.
+are never taken from a URL or a flag, so they cannot appear in a log.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ def _seconds(name: str, default: str) -> list[float]:
     try:
         return [float(part) for part in os.environ.get(name, default).split(",") if part.strip()]
     except ValueError:
-        raise OsmError(f"{name}={os.environ[name]!r}: expected a comma-separated list of seconds ({default})") from None
+        raise OsmError(
+            f"{name}={os.environ[name]!r}: expected a comma-separated list of seconds, such as {default}"
+        ) from None
 
 
 def retry_delays() -> list[float]:
-    """Return the number of seconds to wait before each retry: OSM_RETRY_SECONDS, or 0.5, 1, 2, 4 and 8."""
+    """Return the seconds to wait before each retry: OSM_RETRY_SECONDS, or by default 0.5, 1, 2, 4 and 8."""
     return _seconds("OSM_RETRY_SECONDS", "0.5,1,2,4,8")
 
 
 def read_timeout() -> float:
-    """Return the number of seconds without data after which a request fails: OSM_READ_TIMEOUT, or 60."""
+    """Return the number of seconds without data after which a request times out: OSM_READ_TIMEOUT, or 60 by default."""
     return (_seconds("OSM_READ_TIMEOUT", "60") or [60.0])[0]
 
 
@@ -53,19 +55,19 @@ def _by_http(url: str) -> bool:
 
 
 def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a coroutine function of `osm.storage.http` in the filesystem's event loop, and return its result."""
+    """Run a coroutine function of `osm.storage.http` in the filesystem's event loop and return its result."""
     from fsspec.asyn import sync
 
     return sync(fs.loop, function, fs, *arguments)
 
 
 def filesystem(url: str) -> Any:
-    """Return the fsspec filesystem of a URL. The filesystem is shared by all threads of this process.
+    """Return the fsspec filesystem for a URL. The filesystem is shared by all threads in this process.
 
     Raises:
         OsmError: the package that reads files of the URL's protocol is not installed.
     """
-    import fsspec  # The import of fsspec is slow, and local paths do not need fsspec.
+    import fsspec  # Importing fsspec is slow, and local paths do not need it.
 
     protocol = url.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -73,7 +75,7 @@ def filesystem(url: str) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=read_timeout())
-        # Compression is disabled so that byte ranges refer to the bytes of the file itself.
+        # Compression is disabled, so that byte ranges refer to the file itself.
         options["client_kwargs"] = {
             "timeout": limits,
             "headers": {"Accept-Encoding": "identity"},
@@ -86,16 +88,16 @@ def filesystem(url: str) -> Any:
     try:
         fs = fsspec.filesystem(protocol, **options)
         if protocol == "s3":
-            fs.retries = 1  # By default, s3fs adds five retries of its own.
+            fs.retries = 1  # By default, s3fs retries five times on its own.
         return fs
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
         hint = f"pip install 'osm-recognition[{extra}]'" if extra else str(error)
-        raise OsmError(f"{public(url)}: the package that reads {protocol}:// is not installed: {hint}") from None
+        raise OsmError(f"{public(url)}: the package for {protocol}:// URLs is not installed: {hint}") from None
 
 
 def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
-    """Return the result of `action`. If the action fails, it is retried after each delay in `retry_delays()`.
+    """Call `action` and return its result. A failed action is retried after each of the delays in `retry_delays()`.
 
     Args:
         url: the URL that the action reads or writes, for messages.
@@ -119,7 +121,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             raise
         except PermissionError as error:
             raise OsmError(f"{public(url)}: access is refused ({_reason(error)})") from None
-        except Exception as error:  # Each protocol's library has its own error types.
+        except Exception as error:  # Each protocol's library raises its own error types.
             status = _status(error)
             if status in (401, 403):
                 raise OsmError(f"{public(url)}: access is refused (HTTP {status})") from None
@@ -134,12 +136,12 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             time.sleep(delays[attempt])
     raise RunStopped(
         f"{public(url)}: {_reason(failure)} (tried {len(delays) + 1} times); run the same command "
-        "again to resume when the server is available"
+        "again to resume once the server is available"
     )
 
 
 def _status(error: BaseException) -> int:
-    """Return the HTTP status of an error from aiohttp, gcsfs or huggingface_hub, or 0 if the error has no status."""
+    """Return the HTTP status of an error from aiohttp, gcsfs or huggingface_hub, or 0 if it has none."""
     if hasattr(error, "status"):
         number = error.status
     else:
@@ -148,7 +150,7 @@ def _status(error: BaseException) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """Return a short description of an error, without its URLs, because a URL may contain a signature."""
+    """Return a short description of an error without any URLs, because a URL may contain a signature."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no byte came for {read_timeout():g} s"
     if isinstance(error, WrongLength):
@@ -184,7 +186,7 @@ def stat(url: str) -> Stat:
         fs = filesystem(url)
         if _by_http(url):
             return _sync(fs, http.stat, url)
-        # The Hugging Face hub reports the hash of a file only with `expand_info`.
+        # The Hugging Face Hub reports a file's hash only with `expand_info`.
         found = fs.info(url, expand_info=True) if url.startswith("hf:") else fs.info(url)
         if found.get("type") == "directory":
             raise FileNotFoundError(f"{public(url)} is a folder")
@@ -211,7 +213,7 @@ def exists(url: str) -> bool:
 
 
 def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> bytes:
-    """Return the bytes `start` to `end` (excluded) of a remote file.
+    """Return the bytes of a remote file from `start` to `end` (exclusive).
 
     Args:
         expected: the size and version that the file had before. Only the responses of HTTP servers are compared with
@@ -229,7 +231,7 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
             return _sync(fs, http.read_range, url, start, end, expected)
         data = fs.cat_file(url, start=start, end=end)
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)} bytes")
         return data
 
     return b"" if end <= start else retried(url, get)
@@ -239,7 +241,7 @@ def read_whole(url: str, most: int) -> bytes:
     """Return the content of a remote file. Raise OsmError if the file has more than `most` bytes."""
     found = stat(url)
     if found.size > most:
-        raise OsmError(f"{public(url)}: the file has {found.size} bytes, over the limit of {most} bytes")
+        raise OsmError(f"{public(url)}: the file has {found.size} bytes, which exceeds the limit of {most} bytes")
     try:
         return read_range(url, 0, found.size, found)
     except NoRanges:
@@ -250,7 +252,7 @@ def read_whole(url: str, most: int) -> bytes:
 
 
 def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
-    """Download a remote file to a local path block by block, so that a retry repeats only one block.
+    """Download a remote file to a local path in blocks, so that a retry has to repeat only one block.
 
     Returns:
         The size and version of the file.
@@ -265,7 +267,7 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
             for start in range(0, found.size, BLOCK):
                 file.write(read_range(url, start, min(start + BLOCK, found.size), found))
             file.truncate()
-    except NoRanges:  # Only HTTP servers may lack support for range requests.
+    except NoRanges:  # Only HTTP servers can lack support for range requests.
         fs = filesystem(url)
         retried(url, lambda: _sync(fs, http.fetch_whole, url, path, found))
     check_still(url, found)
@@ -275,14 +277,14 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 def check_still(url: str, expected: Stat) -> None:
     """Raise RunStopped if a remote file has changed.
 
-    Files on HTTP servers are skipped, because `read_range` checks their version.
+    Files on HTTP servers are skipped here, because `read_range` already checks their version.
     """
     if not _by_http(url):
         check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """Map the path of each file inside a remote folder to its size and version, or to None in an HTTP folder.
+    """Map the path of each file in a remote folder to its size and version, or to None for an HTTP folder.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -300,7 +302,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
         files: dict[str, Stat | None] = {}
         for name, about in found.items():
             relative = name.removeprefix(root)
-            # Skip keys that end with a slash, which represent folders, and names that lead out of the folder.
+            # Skip keys that end with a slash, which represent folders, and names that point outside the folder.
             if not name.startswith(root) or not set(relative.split("/")).isdisjoint(("", ".", "..")):
                 continue
             files[relative] = _stat_of(about) if isinstance(about.get("size"), int) else None
@@ -312,7 +314,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
 
 
 def glob(url: str) -> list[str]:
-    """Return the URLs that match a pattern with `*`, `?` or `[`, in alphabetical order."""
+    """Return the URLs that match a pattern containing `*`, `?` or `[`, in alphabetical order."""
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
@@ -369,7 +371,7 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """Prefix the messages of errors within the context with `what`. A missing file raises OsmError."""
+    """Prefix error messages raised in the context with `what`. A missing file raises OsmError."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The size and version of a remote file, and the errors that are raised if a download differs from them."""
+"""The size and version of a remote file, and the errors raised if a download does not match them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from osm.storage.locations import public
 
 @dataclass(frozen=True)
 class Stat:
-    """The size of a remote file in bytes, and its version, which is an ETag, a hash or a date.
+    """A remote file's size in bytes and its version, which is an ETag, a hash or a date.
 
-    The version is empty if the server does not report a version.
+    The version is empty if the server does not report one.
     """
 
     size: int
     version: str = ""
 
     def agrees(self, other: Stat) -> bool:
-        """Return whether both `Stat`s can describe the same file. An unknown version matches every version."""
+        """Return whether both `Stat`s may describe the same file. An unknown version matches any version."""
         versions = self.version and other.version
         return self.size == other.size and (not versions or self.version == other.version)
 
@@ -29,7 +29,7 @@ class NoRanges(Exception):
 
 
 class WrongLength(Exception):
-    """Raised if a server sends a different number of bytes than it announced."""
+    """Raised if a server sends more or fewer bytes than it announced."""
 
 
 def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
@@ -38,6 +38,6 @@ def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
         return
     sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "different ETag or date"
     raise RunStopped(
-        f"{public(url)}: the file was changed while it was in use ({sizes}); restore the original file, or start a new "
+        f"{public(url)}: the file was changed while it was in use ({sizes}); restore the original file or start a new "
         "run"
     )

@@ -1,10 +1,10 @@
-"""The command `osm collages`, which pastes cut-outs with known names on photos to make a COCO-panoptic dataset.
+"""The command `osm collages`, which pastes cut-outs with known names onto photos to make a COCO-panoptic dataset.
 
     osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
 
 "Copy-paste" (Ghiasi et al., CVPR 2021, https://arxiv.org/abs/2012.07177) makes a training dataset from a few cut-out
-images of each object. A cut-out is either an image with an alpha channel or a segment of a dataset in COCO-panoptic
-format. A table contains the object names of the cut-out images.
+images of each object. A cut-out is either an image with an alpha channel or a segment from a dataset in COCO-panoptic
+format. A table maps object names to cut-out images.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one object. The object's shape is the alpha channel of `path`, or a segment in the PNG `mask`."""
+    """An image of one object, whose shape is given by the alpha channel of `path` or by a segment in the PNG `mask`."""
 
     path: Path
     mask: Path | None = None
     segment: int = 0
 
     def load(self) -> Image.Image:
-        """Return the cut-out as RGBA, cropped to its opaque pixels.
+        """Return the cut-out as an RGBA image, cropped to its opaque pixels.
 
         Raises:
             OsmError: a file cannot be read (a SampleError), or the image has no alpha channel or no opaque pixel.
@@ -70,7 +70,8 @@ class Cutout:
         box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is None:
             raise OsmError(
-                f"{self.path}: no pixel is opaque; the alpha channel of a cut-out must mark the object's pixels"
+                f"{self.path}: the image has no opaque pixels; the alpha channel of a cut-out must mark the object's "
+                "pixels"
             )
         return image.crop(box)
 
@@ -117,13 +118,15 @@ class CollageOptions:
             paths = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS writes `._` files
             photos = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
             if not photos:
-                raise OsmError(f"--backgrounds {folder}: the folder contains no image ({', '.join(SUFFIXES)})")
+                raise OsmError(
+                    f"--backgrounds {folder}: the folder contains no images (expected {', '.join(SUFFIXES)})"
+                )
             found += photos
         return found
 
 
 def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
-    """Return the cut-outs listed in a table, by name and split.
+    """Return the cut-outs listed in a table, grouped by name and split.
 
     Raises:
         OsmError: the structure of the table is invalid, or a file in the table is not in the folder.
@@ -131,7 +134,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
         raise OsmError(
-            f"--table {table}: expected object names as keys, each with lists of files under {' or '.join(SPLITS)}"
+            f"--table {table}: expected a mapping from object names to lists of files under {' or '.join(SPLITS)}"
         )
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():
@@ -159,7 +162,7 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
 
 
 def read_segments(folder: Path) -> dict[str, list[Cutout]]:
-    """Return the segments in a COCO-panoptic folder that are large enough for cut-outs, by category name.
+    """Return the segments in a COCO-panoptic folder that are large enough to be cut-outs, grouped by category name.
 
     Raises:
         OsmError: the json is not in COCO-panoptic format, or refers to a file outside of the folder.
@@ -185,9 +188,9 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
 
 
 def write_collages(folder: Path, options: CollageOptions) -> Path:
-    """Write a split of collages to a folder, and return the folder. A finished split is not changed.
+    """Write a split of collages to a folder and return the folder. A finished split is not changed.
 
-    The output depends only on the options and on the input files.
+    The output depends only on the options and the input files.
 
     Raises:
         OsmError: the folder has collages that were made with different options or files, the folder cannot be written,
@@ -201,13 +204,13 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     categories = {name: number for number, name in enumerate(sorted(pool), 1)}
     drawn = {name: pool[name] for name in sorted(pool) if pool[name]}
     if not drawn:
-        raise OsmError(f"--table {options.table}: no name in the table has a file under {options.split}")
+        raise OsmError(f"--table {options.table}: none of the names in the table has any files under {options.split}")
     made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
     made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
     summary = folder / "collages.json"
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
-            raise OsmError(f"{folder} holds collages made with different flags or files; choose a different folder")
+            raise OsmError(f"{folder} contains collages made with different flags or files; choose a different folder")
         logger.info(f"{folder}: finished already, {options.images} collages")
         return folder
     try:
@@ -229,7 +232,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
 
 
 def _fingerprint(files: Sequence[Cutout | Path]) -> str:
-    """Hash the names and sizes of the input files, to detect changes that would affect the dataset."""
+    """Hash the names and sizes of the input files to detect changes that would affect the dataset."""
     digest = hashlib.sha256()
     for file in files:
         path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
@@ -258,7 +261,7 @@ def _write_one(
 
 
 def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Image.Image, np.ndarray, dict[int, str]]:
-    """Compose a collage. Every object name is equally likely, regardless of the number of cut-outs with this name.
+    """Compose a collage. Every object name is equally likely, regardless of the number of cut-outs with that name.
 
     Returns:
         the image (RGB), the ids as int32 (H, W) with 0 for the background, and the names of the ids that are
@@ -273,7 +276,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
     for number in range(1, rng.randint(1, MAX_THINGS) + 1):
         name = rng.choice(list(pool))
         thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
-        # Up to an eighth of the cut-out's width and height may be outside the image.
+        # Up to an eighth of the cut-out's width and height may extend beyond the image.
         x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
         layer = Image.new("L", size)
         layer.paste(thing.getchannel("A"), (x, y))
@@ -286,7 +289,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
 
 
 def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Return a random crop of a background photo, resized to the collage's size and randomly mirrored and blurred."""
+    """Return a random crop of a background photo, resized to the collage size and randomly mirrored and blurred."""
     scale = min(photo.width / size[0], photo.height / size[1]) * rng.uniform(0.6, 1.0)
     width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
     x, y = rng.randint(0, max(photo.width - width, 0)), rng.randint(0, max(photo.height - height, 0))
@@ -299,7 +302,7 @@ def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -
 
 
 def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    """Randomly resize, mirror and rotate a cut-out, and change its colors."""
+    """Randomly resize, mirror and rotate a cut-out, and randomly adjust its colors."""
     scale = min(side * rng.uniform(0.25, 0.8) / max(thing.size), _MAX_ENLARGED)
     thing = thing.resize(
         (max(round(thing.width * scale), 1), max(round(thing.height * scale), 1)), Image.Resampling.BICUBIC

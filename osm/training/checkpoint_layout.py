@@ -1,17 +1,17 @@
-"""Defines what a training checkpoint contains, and the common interface of the two on-disk checkpoint layouts.
+"""Defines the contents of a training checkpoint, and the common interface of the two on-disk checkpoint layouts.
 
-A checkpoint contains everything that is needed to resume a run: the trained parameters, the optimizer state, and the
-run's counters and stream positions (`RunPosition`). A checkpoint contains no RNG state, because every random draw
-derives from the seed and from the position of the sample. A checkpoint contains only hashes of the model's frozen
-weights, not the weights themselves.
+A checkpoint contains everything needed to resume a run: the trained parameters, the optimizer state, and the run's
+counters and stream positions (`RunPosition`). A checkpoint contains no RNG state, because every random draw is derived
+from the seed and the sample's position. A checkpoint contains hashes of the model's frozen weights, but not the weights
+themselves.
 
 A run writes checkpoints in two layouts:
 
 - `PublishedLayout`: one file `<run_name>/checkpoint_<epoch>.pt` after each epoch, with the published entries.
-- `ShardedLayout`: one folder `<run_name>/checkpoints/step_<n>/` per checkpoint that is written within an epoch. Every
-  rank writes its own shards while the training continues.
+- `ShardedLayout`: one folder `<run_name>/checkpoints/step_<n>/` for each checkpoint written within an epoch. Each rank
+  writes its own shards while training continues.
 
-`osm.training.checkpoints` writes, orders, verifies, prunes and finds the checkpoints of both layouts.
+`osm.training.checkpoints` writes, finds, orders, verifies and prunes the checkpoints of both layouts.
 `osm.training.resume` loads a checkpoint into a run.
 """
 
@@ -31,19 +31,20 @@ from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
-    """Raised for a damaged or incomplete checkpoint. Loading another model's checkpoint raises OsmError."""
+    """Raised for a corrupt or incomplete checkpoint. A checkpoint of a different model raises OsmError instead."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint in a run's folder. Checkpoints are ordered from oldest to newest, so `max` returns the newest.
+    """A checkpoint in a run's folder. Checkpoints are ordered from oldest to newest, so `max` returns the newest.
 
-    Every checkpoint stores a counter that is higher than that of any earlier checkpoint. Step and epoch numbers cannot
-    order checkpoints, because these numbers may decrease when a run is resumed with a different batch size or number of
-    processes. Checkpoints written by older code have a counter of 0 and are ordered by epoch and batch.
+    Each checkpoint stores a counter that is higher than that of any earlier checkpoint. Checkpoints cannot be ordered
+    by step and epoch, because these numbers may decrease when a run is resumed with a different batch size or number of
+    processes. Checkpoints written by older versions have a counter of 0 and are ordered by epoch and batch.
 
     Attributes:
-        counter: number of checkpoints that the run had written, including this one; 0 in files written by older code.
+        counter: number of checkpoints that the run had written, including this one; 0 in files written by older
+            versions.
         epoch: epoch in which a resumed run continues.
         batches: number of batches of that epoch that are already done.
         path: the `.pt` file or the step folder.
@@ -56,11 +57,11 @@ class Checkpoint:
 
 
 class CheckpointLayout(ABC):
-    """The interface of both on-disk checkpoint layouts."""
+    """Base class for on-disk checkpoint layouts."""
 
     @abstractmethod
     def paths(self, folder: Path) -> list[Path]:
-        """Return the paths of all checkpoints in a run's folder that use this layout, including damaged checkpoints."""
+        """Return the paths of all checkpoints with this layout in a run's folder, including corrupt ones."""
 
     @abstractmethod
     def read_header(self, path: Path) -> Checkpoint:
@@ -72,7 +73,7 @@ class CheckpointLayout(ABC):
 
     @abstractmethod
     def verify(self, path: Path) -> None:
-        """Compare the files of a checkpoint with their stored checksums.
+        """Verify a checkpoint's files against their stored checksums.
 
         Raises:
             UnreadableCheckpoint: a file is missing, cannot be read, or has changed since it was written.
@@ -97,7 +98,7 @@ class CheckpointLayout(ABC):
 
 
 def read_count(path: Path, progress: Any, name: str) -> int:
-    """Return the counter `name` of a checkpoint's progress document, or 0 if the document lacks the counter.
+    """Return the counter `name` from a checkpoint's progress document, or 0 if the counter is missing.
 
     Raises:
         UnreadableCheckpoint: the value is not a non-negative integer, or is implausibly large.
@@ -111,6 +112,6 @@ def read_count(path: Path, progress: Any, name: str) -> int:
 
 
 def config_in(progress: Any) -> Mapping[str, Any]:
-    """Return the training config that a progress document contains, or an empty mapping if it contains none."""
+    """Return the training config from a progress document, or an empty mapping if it contains none."""
     config = progress.get("config") if isinstance(progress, Mapping) else None
     return config if isinstance(config, Mapping) else {}

@@ -1,9 +1,9 @@
 """Writes the checkpoints of a training run, and finds the newest intact checkpoint.
 
-`osm.training.checkpoint_layout` defines the contents and the two on-disk layouts of checkpoints. The functions of this
-module support both checkpoint layouts. A checkpoint is written under a temporary name and renamed when the checkpoint
-is complete. A broken checkpoint in a run's folder is renamed to `<name>.broken`, and the run resumes from the newest
-intact checkpoint instead.
+`osm.training.checkpoint_layout` defines the contents and the two on-disk layouts of checkpoints. The functions in this
+module support both checkpoint layouts. A checkpoint is written under a temporary name and renamed once it is complete.
+A broken checkpoint in a run's folder is renamed to `<name>.broken`, and the run resumes from the newest intact
+checkpoint instead.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def verify(path: Path) -> None:
 def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """List the checkpoints in a run's folder.
 
-    Only the headers of the checkpoints are read. The function `verify` checks the files of a checkpoint for damage.
+    Only the checkpoint headers are read. The function `verify` checks a checkpoint's files for corruption.
 
     Returns:
         the checkpoints, newest first; and the checkpoints whose header cannot be read, as path -> reason.
@@ -85,14 +85,14 @@ def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
 
 
 def readable_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run's folder whose headers can be read, newest first."""
+    """Return the checkpoints with a readable header in a run's folder, newest first."""
     return [checkpoint.path for checkpoint in scan(folder)[0]]
 
 
 def newest_intact(folder: Path, world: World, known_broken: Mapping[Path, str]) -> Path | None:
     """Find the newest checkpoint in a run's folder whose checksums match. All ranks must call this function together.
 
-    After an intact checkpoint is found, broken checkpoints are renamed, and a warning is logged for each of them.
+    Once an intact checkpoint is found, broken checkpoints are renamed, and a warning is logged for each.
 
     Args:
         known_broken: checkpoints that could not be loaded although their checksums match, as path -> reason.
@@ -130,7 +130,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint to `<name>.broken`, and return a phrase with the new name for a warning."""
+    """Rename a broken checkpoint to `<name>.broken`, and return the part of the warning that gives the new name."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():
@@ -143,7 +143,7 @@ def _set_aside(path: Path) -> str:
 
 
 def _finish_renaming(folder: Path) -> None:
-    """Rename complete step folders that kept their temporary name because the run was killed before the rename."""
+    """Rename complete step folders that still have a temporary name because the run was killed before the rename."""
     for temporary in unfinished_folders(folder):
         path = temporary.with_suffix("")
         if path.exists() or not is_step_name(path.name):
@@ -157,9 +157,9 @@ def _finish_renaming(folder: Path) -> None:
 
 @functools.cache
 def local_checkpoint(location: str) -> Path:
-    """Return the local path of the checkpoint that is given with `--resume_from_checkpoint`.
+    """Return the local path of the checkpoint given by `--resume_from_checkpoint`.
 
-    A remote checkpoint is downloaded into the cache once per run.
+    A remote checkpoint is downloaded to the cache once per run.
 
     Raises:
         OsmError: the remote file does not exist.
@@ -175,7 +175,7 @@ def local_checkpoint(location: str) -> Path:
     names = shard_files(read_run_document(folder).get("files"))
     if names is None:  # a checkpoint of older code, which does not list its files
         return localize(url, flag, folder=True)
-    # The download of a checkpoint ignores missing files, because `verify` reports missing files later.
+    # Missing files are ignored during the download, because `verify` reports them later.
     user_cache().get_all({join(url, name): None for name in names}, url, missing=True)
     return folder
 
@@ -184,7 +184,7 @@ def local_checkpoint(location: str) -> Path:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run. All ranks must call each method together, because each is a collective call.
+    """Writes a run's checkpoints. All ranks must call each method together, because every method is collective.
 
     Args:
         folder: the run's folder.
@@ -209,7 +209,7 @@ class CheckpointWriter:
         schedule: LRScheduler,
         progress: Mapping[str, Any],
     ) -> Path:
-        """Write the `.pt` checkpoint of a finished epoch, and return the path of the file.
+        """Write the `.pt` checkpoint of a finished epoch, and return its path.
 
         Raises:
             OSError: the file cannot be written.
@@ -259,7 +259,7 @@ class CheckpointWriter:
         """Remove all step folders except the newest `keep` folders and the folder that was just written."""
         readable = []
         for path in step_folders(self.folder):
-            # Pruning does not remove a broken step folder, because resuming the run renames it to `<name>.broken`.
+            # Broken step folders are not removed, because resuming the run renames them to `<name>.broken`.
             with contextlib.suppress(UnreadableCheckpoint):
                 readable.append(_SHARDED.read_header(path))
         for old in sorted(readable, reverse=True)[self.keep :]:

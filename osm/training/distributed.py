@@ -1,4 +1,4 @@
-"""The processes of a training run: this process's rank and device, and collective calls over all ranks."""
+"""The processes of a training run: this process's rank and device, and collective operations over all ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """The rank and the device of this process, and collective calls that also work in a single-process run.
+    """This process's rank and device, and collective operations that also work in a single-process run.
 
     Attributes:
         rank: rank of this process among all processes, from 0.
@@ -39,7 +39,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is rank 0, the rank that writes files and messages."""
+        """Whether this process is rank 0, which writes files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class World:
         return values
 
     def total(self, counts: Counter[str]) -> Counter[str]:
-        """Sum the `Counter` objects of all ranks, and return the sum on every rank."""
+        """Sum `Counter` objects over all ranks, and return the result on every rank."""
         return sum(self.gathered(counts), Counter())
 
     def gathered(self, value: T) -> list[T]:
-        """Gather one value from each rank, and return the list of values, ordered by rank.
+        """Gather one value from each rank, and return the values as a list ordered by rank.
 
         The gathered values are exchanged as pickles, which is safe because only processes of the same run send them.
         """
@@ -64,7 +64,7 @@ class World:
         return values
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Call the function `make` on rank 0 only, and return the result on every rank.
+        """Call the function `make` on rank 0 only, and return its result on every rank.
 
         Raises:
             OsmError, OSError: `make` raised this error on rank 0. The error is then raised on all ranks.
@@ -92,7 +92,7 @@ class World:
 
 
 def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_threads: int) -> World:
-    """Choose the device of this process, and join torchrun's process group if torchrun started this process.
+    """Choose this process's device, and join torchrun's process group if torchrun started this process.
 
     Args:
         device: a torch device, or `auto`.
@@ -131,9 +131,9 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl requires CUDA, but this process runs on {chosen.type}; use gloo")
-        # Checkpoints are written from CPU tensors, so gloo is needed even if gradients are exchanged with nccl.
+        # Checkpoints are written from CPU tensors, so gloo is needed even if gradients are exchanged over nccl.
         _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
-        # A separate process group keeps the collective calls of checkpoint writing apart from those of training.
+        # A separate process group keeps the checkpoint writer's collective operations separate from those of training.
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
         return World(rank, size, chosen, local_size, group)

@@ -1,8 +1,8 @@
-"""Converts trained models between file formats: the commands `osm export` and `osm import`.
+"""Converts trained models between file formats (the commands `osm export` and `osm import`).
 
 A trained model is stored as a folder (config.json, model.safetensors) or as a published `.pt` file. `osm export`
 converts any output of a training run to a `.pt` file or a folder. `osm import` converts a published file, which does
-not contain its model config, to a `.pt` file or a folder that contains the config.
+not contain its model config, to a `.pt` file or folder that does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OPTIMIZER = "optimizer_state_dict"
 
 
 class Source(NamedTuple):
-    """A trained model that was read from a file or folder.
+    """A trained model read from a file or folder.
 
     Attributes:
         config: the model config as a document; None for a published file, which contains no config.
@@ -79,7 +79,7 @@ def read_source(path: Path) -> Source:
     newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
-        raise OsmError(f"{path} contains no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
+        raise OsmError(f"{path} contains no model: neither a checkpoint nor {' and '.join(FOLDER_FILES)}{hint}")
     return read_source(newest)
 
 
@@ -126,7 +126,7 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
         )
     if with_optimizer and not published:
         raise OsmError(
-            f"--with_optimizer: a folder ({out}) cannot store the optimizer state; export to a name that ends in .pt"
+            f"--with_optimizer: a folder ({out}) cannot store the optimizer state; choose a name that ends in .pt"
         )
     found = read_source(source)
     if found.config is None:
@@ -135,10 +135,10 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
-        raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
+        raise OsmError(f"--with_optimizer: {found.where} has no optimizer state (key {OPTIMIZER})")
     wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
     given = files.fitting(wanted, found.state, found.where)
-    # Each tensor is cloned, because torch.save stores the entire underlying storage of a tensor that is a view.
+    # Each tensor is cloned, because torch.save stores the entire underlying storage of a view.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
@@ -147,16 +147,18 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     try:
         document = json.loads(json.dumps(found.config))  # tuples become lists, as in a JSON file
     except (TypeError, ValueError) as error:
-        raise OsmError(f"{found.where}: its config contains values that JSON does not support ({error})") from None
+        raise OsmError(f"{found.where}: the config contains values that JSON does not support ({error})") from None
     write(path, document, entries, found.rest if with_optimizer else {})
     return _summary(out, entries, found.where)
 
 
 def _halved(value: Tensor, name: str, where: str) -> Tensor:
-    """Return a tensor converted to float16. Raises OsmError if a value in the tensor is out of float16's range."""
+    """Convert a tensor to float16. Raises OsmError if a value is outside the range of float16."""
     small = value.half()
     if not small.isfinite().all():
-        raise OsmError(f"--half: {where}: float16 cannot represent some values of {name} (above 65504, or not finite)")
+        raise OsmError(
+            f"--half: {where}: float16 cannot represent some values of the tensor {name} (above 65504, or not finite)"
+        )
     return small
 
 
@@ -165,7 +167,7 @@ def import_published(
 ) -> str:
     """Convert a published file, which does not contain its model config, to a model with a config.
 
-    The model is built from the config to check that every tensor of the published file fits the model.
+    The model is built from the config to check that every tensor in the published file fits.
 
     Args:
         zoo: the published file.
@@ -191,7 +193,7 @@ def import_published(
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
     """Import a model to the local `path`. Error messages name the final location `out`, which may be a URL."""
     if zoo.is_dir():
-        raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
+        raise OsmError(f"{zoo} is a folder, but osm import expects a published .pt file; use osm export for folders")
     found = read_source(zoo)
     if found.config is not None:
         raise OsmError(f"{found.where} already contains its model's config; use osm export {zoo} {out}")
@@ -201,7 +203,8 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
         raise OsmError(
-            f"{error}; {base} is not the model that the file was trained with; choose the config of that model"
+            f"{error}; the weights in this file were trained with a different model than {base}; use the "
+            "config of that model"
         ) from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})
@@ -210,10 +213,10 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
 
 @contextmanager
 def target(out: str | Path, force: bool) -> Iterator[Path]:
-    """Yield the local path to which the body of the `with` statement writes a model.
+    """Yield the local path to which the body of the `with` statement must write a model.
 
     If `out` is a local path, `out` itself is yielded. If `out` is a URL, a local staging path is yielded. The staged
-    files are uploaded when the body of the `with` statement ends without an exception.
+    files are uploaded when the `with` statement exits without an exception.
 
     Raises:
         OsmError: `out` already exists and must not be replaced (without `force`), or a different process is writing to
@@ -237,7 +240,7 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
             _check_remote_folder(output.where, there, force, staged)
             yield output.path
             # A remote folder counts as a model only if it contains a config.
-            # An interrupted upload must not look like a model, so the old config is removed before the upload.
+            # An interrupted upload must not look like a complete model, so the old config is removed before the upload.
             # The new config is uploaded last.
             config, weights = FOLDER_FILES
             if config in there:
@@ -275,7 +278,7 @@ def check_out(out: Path, force: bool) -> None:
         return
     if file and not out.is_file():
         raise OsmError(
-            f"{out} is a folder, but a name that ends in {out.suffix} is for a file; choose a different name"
+            f"{out} is a folder, but a name ending in {out.suffix} must refer to a file; choose a different name"
         )
     if not file and not any((out / name).is_file() for name in FOLDER_FILES):
         raise OsmError(f"{out} already exists but contains no model, so it is not replaced; choose a different path")
@@ -284,7 +287,7 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Write a model as a `.pt` file or folder under a temporary name, and rename the output when it is complete.
+    """Write a model as a `.pt` file or folder under a temporary name, and rename the output once it is complete.
 
     Raises:
         OsmError: the output cannot be written.
@@ -305,7 +308,7 @@ def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest:
 
 
 def _modes(names: Iterable[str]) -> list[str]:
-    """Return every mode for which `names`, the names of a model's tensors, contains `mode_query.<mode>`."""
+    """Return a model's modes, given its tensor names: every mode with a tensor named `mode_query.<mode>`."""
     return [
         mode
         for table, _, mode in (str(name).replace("module.", "").partition(".") for name in names)
@@ -319,7 +322,7 @@ def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
 
 
 def export_parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm export`."""
+    """Return the argument parser for `osm export`."""
     out = CommandParser(
         prog="osm export",
         allow_abbrev=False,
@@ -340,7 +343,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def import_parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm import`."""
+    """Return the argument parser for `osm import`."""
     out = CommandParser(
         prog="osm import",
         allow_abbrev=False,
@@ -360,14 +363,14 @@ def import_parser() -> argparse.ArgumentParser:
 
 @console_command
 def export_main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm export`, and return its exit code."""
+    """Run `osm export` and return its exit code."""
     args = export_parser().parse_args(argv)
     return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
 
 
 @console_command
 def import_main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm import`, and return its exit code."""
+    """Run `osm import` and return its exit code."""
     args = import_parser().parse_args(argv)
     given = vars(args)
     overrides = {name: given[name] for name in MODEL_FLAGS if name != "base_model_name"}

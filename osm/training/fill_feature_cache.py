@@ -1,4 +1,4 @@
-"""Fills the feature cache before training, so that the frozen tower runs only once for each view (crop) of an image."""
+"""Fills the feature cache before training, so that the frozen tower runs only once per view (crop) of an image."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ logger = message_logger(__name__)
 def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
     """Open the feature cache, which stores the output tokens of the model's frozen tower.
 
-    The name of the cache folder is a hash of everything that the tower's tokens depend on: the tower's weights and
-    config, the input sizes, the image normalization and the settings of the views (crops). If the tower, the image
-    preprocessing or the settings of the views change, a different cache folder is used.
+    The cache folder is named after a hash of everything that the tower's tokens depend on: the tower's weights and
+    config, the input sizes, the image normalization and the view (crop) settings. If the tower, the image preprocessing
+    or the view settings change, a different cache folder is used.
     """
     config, sample = model.config, transform.config
     depends_on = {
@@ -56,9 +56,9 @@ def fill(
     world: World,
     shard_cache: FileCache | None = None,
 ) -> Counter[str]:
-    """Compute and cache the tower tokens of this rank's share of a dataset's image views, except for cached views.
+    """Compute and cache the tower tokens for this rank's share of a dataset's image views, skipping cached views.
 
-    If this function is interrupted, calling it again computes only the tokens that are missing in the cache.
+    If this function is interrupted, calling it again computes only the tokens that are missing from the cache.
 
     Returns:
         the number of skipped samples by reason. The sample stream skips the same samples.
@@ -69,7 +69,7 @@ def fill(
     skipped: Counter[str] = Counter()
     # Every rank lists all image views in the same order and processes its share of the list.
     # Cached views are skipped only after the list is split, because other ranks may already be writing to the cache.
-    # The list is shuffled, so that the remaining work of an interrupted run is balanced over the ranks.
+    # The list is shuffled, so that the remaining work of an interrupted run is balanced across the ranks.
     every_view = [
         (shard, raw.cache_key, view)
         for shard in shards
@@ -108,7 +108,7 @@ def fill(
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
-    """Raise OsmError if the disk lacks space for the tokens of `views` image views, and log a large cache's size."""
+    """Raise OsmError if the disk has too little space for the tokens of `views` views, and log a large cache's size."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free

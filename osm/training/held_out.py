@@ -1,4 +1,4 @@
-"""Evaluation during training on held-out samples, which are selected by their keys and excluded from training.
+"""In-training evaluation on held-out samples, which are selected by key and excluded from training.
 
 Shapes: R rows, G groups of rows ((dataset, mode) pairs).
 """
@@ -34,10 +34,10 @@ class HeldOut:
 
     Args:
         sets: dataset name -> its row of the dataset table, its shards, and its batch size.
-        transform: makes training samples from raw samples. The random values of a sample derive from its key, so they
-            are the same in every evaluation.
+        transform: makes training samples from raw samples. The random values of a sample are derived from its key, so
+            they are the same in every evaluation.
         share: the fraction of the samples that is held out.
-        count: the largest number of samples to evaluate per dataset.
+        count: the maximum number of samples to evaluate per dataset.
         precision: the training precision, in which the evaluation also runs its forward passes.
         indexes: indexes of the shards.
         shard_cache: cache for remote shards.
@@ -93,10 +93,10 @@ class HeldOut:
         return self.world.sum(on_device_4G.to(self.world.device)).cpu()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Yield this rank's held-out batches, each with the weight 1, followed by padding batches with the weight 0.
+        """Yield this rank's held-out batches, each with weight 1, followed by padding batches with weight 0.
 
         With FSDP, all ranks must run the same number of forward passes, so a rank with fewer samples repeats one of its
-        samples with the weight 0.
+        samples with weight 0.
         """
         for name, (dataset, shards, size) in self.sets.items():
             if name not in self._raws:
@@ -107,7 +107,8 @@ class HeldOut:
             if not filling:
                 why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
                 raise OsmError(
-                    f"--held_out_share {self.share}: {name} has no usable held-out samples ({why}); use a larger share"
+                    f"--held_out_share {self.share}: dataset {name} has no usable held-out samples "
+                    f"({why}); use a larger share"
                 )
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
@@ -115,7 +116,7 @@ class HeldOut:
                 yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
-        """Yield the usable samples, and count the skipped samples in `faults` by the reason for skipping."""
+        """Yield the usable samples, and count the skipped samples by reason in `faults`."""
         for raw in raws:
             seed = int.from_bytes(hashlib.sha256(f"evaluation: {raw.key}".encode()).digest()[:8], "big")
             try:
@@ -146,9 +147,9 @@ class HeldOut:
 
 
 def in_both_modes(batch: Batch) -> Batch:
-    """Return a batch with every mask twice: once in its dataset's mode, and once in the open-vocabulary mode `any`.
+    """Return a batch that contains every mask twice: in its dataset's mode and in the open-vocabulary mode `any`.
 
-    Because every mask is evaluated in both modes, the metrics of the two modes are comparable.
+    The metrics of the two modes are comparable, because every mask is evaluated in both modes.
     """
     text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
     return replace(

@@ -1,4 +1,4 @@
-"""Measures the values of a training log line: the losses per dataset and mode, throughput, FLOPs and memory.
+"""Measures the values reported in the training log: losses per dataset and mode, throughput, FLOPs and memory.
 
 Shapes: R rows, G groups of rows ((dataset, mode) pairs).
 """
@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Device name -> peak bf16 and fp16 TFLOP/s without sparsity, from the vendors' data sheets.
+# Device name -> peak bf16 and fp16 TFLOP/s without sparsity, from vendor data sheets.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
 PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
@@ -55,7 +55,7 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """The values that a `Meter` measured between two lines of the training log.
+    """The values measured by a `Meter` between two lines of the training log.
 
     Attributes:
         loss: the mean loss of an optimizer step.
@@ -74,7 +74,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
-        """Return the fields of a log record. `groups` lists the (dataset, mode) pair of each loss in `halves`."""
+        """Return the fields of a log record. `groups` lists the (dataset, mode) pair for each loss in `halves`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -86,7 +86,7 @@ class Interval:
 
 
 class Meter:
-    """Accumulates the losses and counts of this rank since the last log line. `result` sums them over all ranks.
+    """Accumulates this rank's losses and counts since the last log line. `result` sums them over all ranks.
 
     Args:
         groups: the number of (dataset, mode) pairs.
@@ -120,7 +120,7 @@ class Meter:
         self.steps += 1
 
     def result(self) -> Interval:
-        """Return the measurements over all ranks. All ranks must call this method together."""
+        """Return the measurements aggregated over all ranks. All ranks must call this method together."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums_2G, loss = everything[:-1].view(2, -1), float(everything[-1])

@@ -19,7 +19,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return the trainable parameters as two optimizer groups: one with weight decay, and one without weight decay.
+    """Return the trainable parameters as two optimizer groups: one with weight decay and one without.
 
     Weight decay applies to the weights of linear layers, but not to biases, norms, queries or embeddings.
     """
@@ -33,7 +33,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return an AdamW optimizer for the trainable parameters of a module; see `parameter_groups`."""
+    """Return an AdamW optimizer for a module's trainable parameters; see `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=learning_rate)
 
 
@@ -49,14 +49,14 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int
 
 
 def advance(schedule: LRScheduler) -> None:
-    """Advance a learning-rate schedule by one step, without torch's warning if the first optimizer step was skipped."""
+    """Advance a learning-rate schedule by one step, without torch's warning about a skipped first optimizer step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         schedule.step()
 
 
 def go_to_step(schedule: LRScheduler, step: int) -> None:
-    """Advance a new learning-rate schedule, and the learning rates of its optimizer, to a given optimizer step."""
+    """Advance a new learning-rate schedule and its optimizer's learning rates to a given optimizer step."""
     if step:
         state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
         schedule.load_state_dict(state)
@@ -64,9 +64,9 @@ def go_to_step(schedule: LRScheduler, step: int) -> None:
 
 
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
-    """Cast the frozen parts of a model to half precision, if the training precision allows half-precision weights.
+    """Cast a model's frozen parts to half precision if the training precision allows half-precision weights.
 
-    The cast saves memory. The trained parameters keep their dtype.
+    The cast saves memory. Trained parameters keep their dtype.
 
     Raises:
         OsmError: the device does not support `precision`.

@@ -1,6 +1,6 @@
-"""Distributes a model over the processes of a run, either replicated (DDP) or sharded (FSDP2, full or hybrid).
+"""Distributes a model across the processes of a run, either replicated (DDP) or sharded (FSDP2, full or hybrid).
 
-The functions in this module also control when gradients are exchanged, and convert between sharded and full tensors.
+The functions in this module also control when gradients are synchronized, and convert between sharded and full tensors.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def parallelize(
     shard_size: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Distribute a training task over all processes, and return the module to call in the forward pass.
+    """Distribute a training task across all processes, and return the module to call in the forward pass.
 
-    With FSDP, each block of the tower, each layer of the LLM and each gated bridge layer inside the LLM is one FSDP
-    unit. The parameters of an FSDP unit are gathered when the unit runs. All remaining parameters, such as the rest of
-    the small bridge, form one more FSDP unit. Trained parameters, gradients and optimizer state are sharded in the same
-    way.
+    With FSDP, each block of the tower, each layer of the LLM and each gated bridge layer inside the LLM is a separate
+    FSDP unit. The parameters of an FSDP unit are gathered when the unit runs. All remaining parameters, such as the
+    rest of the small bridge, form an additional FSDP unit. Trained parameters, gradients and optimizer state are
+    sharded in the same way.
 
     Args:
         strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and replicates
@@ -56,7 +56,7 @@ def parallelize(
         mesh = _device_mesh(world, strategy, shard_size)
         model = task.model
         load_unit = _UnitLoader(task, world, values or {})
-        # FSDP units are sharded from the innermost to the outermost; gated bridge layers are inside the LLM's layers.
+        # FSDP units are sharded from the inside out; gated bridge layers are inside the LLM's layers.
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
@@ -65,19 +65,19 @@ def parallelize(
         ]:
             loaded = load_unit(block)
             fully_shard(block, mesh=mesh)
-            # The full parameter's storage is freed explicitly, because other objects may still refer to the parameter.
+            # The full parameter's storage is freed explicitly, because other objects may still reference the parameter.
             for parameter in loaded:
                 parameter.untyped_storage().resize_(0)
         return task
     if world.size == 1:
         return task
-    # Every process reads the frozen parts from the same files, so DDP need not broadcast gigabytes at startup.
+    # Every process reads the frozen parts from the same files, so DDP does not need to broadcast gigabytes at startup.
     frozen = [name for name, parameter in task.named_parameters() if not parameter.requires_grad]
     buffers = [name for name, _ in task.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # DDP need not synchronize the model's buffers, because they belong to the frozen tower and never change.
-    # In newer versions of torch, the option `broadcast_buffers` is called `forward_sync_buffers`.
+    # DDP does not need to synchronize the model's buffers, because they belong to the frozen tower and never change.
+    # In newer versions of torch, the option `broadcast_buffers` is named `forward_sync_buffers`.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
@@ -87,7 +87,7 @@ def parallelize(
 def on_meta_device(task: TrainTask) -> TrainTask:
     """Return a copy of a training task whose parameters are on the meta device, with shapes but without values.
 
-    Buffers are copied with their values, because buffers are small and some buffers are not part of a state dict.
+    Buffers keep their values, because buffers are small and some of them are not part of the state dict.
     """
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -97,7 +97,7 @@ def on_meta_device(task: TrainTask) -> TrainTask:
 
 
 class _UnitLoader:
-    """Loads the parameters of an FSDP model from the meta device to this process's device, one unit at a time.
+    """Materializes an FSDP model's meta-device parameters on this process's device, one unit at a time.
 
     Args:
         values: parameter name -> value. Only rank 0 has the values, and broadcasts them.
@@ -108,7 +108,7 @@ class _UnitLoader:
         self.names = {id(parameter): name for name, parameter in task.named_parameters()}
 
     def __call__(self, unit: nn.Module) -> list[nn.Parameter]:
-        """Load the parameters of an FSDP unit that are still on the meta device, and return the loaded parameters."""
+        """Materialize the parameters of an FSDP unit that are still on the meta device, and return them."""
         loaded: dict[int, nn.Parameter] = {}  # by the id of the meta parameter, so that tied weights stay tied
         for module in unit.modules():
             for name, old in list(module.named_parameters(recurse=False)):
@@ -119,7 +119,7 @@ class _UnitLoader:
         return list(loaded.values())
 
     def _load(self, old: nn.Parameter) -> nn.Parameter:
-        # FSDP needs contiguous tensors, but the weights of a CNN may be stored channels-last.
+        # FSDP requires contiguous tensors, but the weights of a CNN may be stored in channels-last format.
         value = torch.empty(old.shape, dtype=old.dtype, device=self.world.device)
         if self.world.is_main:
             value.copy_(self.values[self.names[id(old)]])
@@ -133,16 +133,16 @@ def _device_mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     shards = shard_size or world.local_size
     if world.size % shards:
-        raise OsmError(f"--fsdp_shard_size {shards} must divide the number of processes, {world.size}")
+        raise OsmError(f"--fsdp_shard_size {shards} must evenly divide the number of processes ({world.size})")
     return init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
 def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return a context for one forward and backward pass, with or without a gradient exchange between the ranks.
+    """Return a context for one forward and backward pass, with or without gradient synchronization between ranks.
 
     Args:
-        exchange: whether the backward pass exchanges gradients. If not, gradients accumulate on each rank until a
-            later backward pass exchanges them.
+        exchange: whether the backward pass synchronizes gradients. If not, gradients accumulate on each rank until a
+            later backward pass synchronizes them.
     """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(exchange)
@@ -153,7 +153,7 @@ def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """Disable gradients and switch a module to eval mode within the context, and restore the mode afterwards."""
+    """Disable gradients and switch a module to eval mode inside the context, and restore its mode on exit."""
     training = module.training
     module.eval()
     try:
@@ -166,7 +166,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
-    """Enable gradient checkpointing for each layer of the bridge and of the frozen LLM, to save memory."""
+    """Enable gradient checkpointing for every layer of the bridge and the frozen LLM, to save memory."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
@@ -174,8 +174,8 @@ def enable_gradient_checkpointing(task: TrainTask) -> None:
 def recomputed(forward: Any) -> Any:
     """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    A frozen LLM is in eval mode, in which transformers disables its own gradient checkpointing, so this function is
-    used instead.
+    This function is used because a frozen LLM is in eval mode, in which transformers disables its own gradient
+    checkpointing.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -198,7 +198,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
-    """Copy a tensor's shards to CPU memory, gather the full tensor there, and move it back to the device of the shards.
+    """Copy a tensor's shards to CPU memory, gather the full tensor there, and move it back to the shards' device.
 
     All ranks must call this function together.
     """
@@ -210,14 +210,14 @@ def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
 
 
 def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
-    """Return whether tensors on a device mesh are exchanged with the gloo backend."""
+    """Return whether the ranks of a device mesh communicate through the gloo backend."""
     group = mesh.get_group(0)
     return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
 
 
 @lru_cache
 def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Return a CPU mesh with the ranks and layout of `mesh`. The first call for each mesh is a collective call."""
+    """Return a CPU mesh with the same ranks and layout as `mesh`. The first call for each mesh is collective."""
     return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 

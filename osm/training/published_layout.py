@@ -1,8 +1,8 @@
-"""Stores trained parameters under their published names, in epoch checkpoints and in folders with trained models.
+"""Stores trained parameters under their published names, in epoch checkpoints and in model folders.
 
 After each epoch, a run writes the checkpoint `<run_name>/checkpoint_<epoch>.pt`. The `.pt` file contains the published
 entries (`epoch`, `model_state_dict`, `optimizer_state_dict`, `lr_scheduler_state_dict`) and two additional entries:
-`config`, the model config with hashes of the frozen weights, and `progress`, with which a run can be resumed exactly.
+`config`, the model config with hashes of the frozen weights, and `progress`, from which the run can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.pt")
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
-    """Return the path of the checkpoint that is written after an epoch (counted from 0)."""
+    """Return the path of the checkpoint written after an epoch (counted from 0)."""
     return folder / f"checkpoint_{epoch}.pt"
 
 
 def epoch_files(folder: Path) -> dict[int, Path]:
-    """Map each epoch to its `.pt` checkpoint in a run's folder, sorted by epoch, including damaged checkpoints."""
+    """Map each epoch to its `.pt` checkpoint in a run's folder, sorted by epoch, including corrupt checkpoints."""
     found = [(_epoch_of(path), path) for path in folder.glob("checkpoint_*.pt") if _EPOCH_FILE.fullmatch(path.name)]
     return dict(sorted(found))
 
@@ -65,7 +65,7 @@ class PublishedLayout(CheckpointLayout):
         return Checkpoint(counter, _epoch_of(path) + 1, 0, path)
 
     def verify(self, path: Path) -> None:
-        """Compare each record of a `.pt` file (a zip archive) with its CRC-32; see `CheckpointLayout.verify`."""
+        """Check each record of a `.pt` file (a zip archive) against its CRC-32; see `CheckpointLayout.verify`."""
         check_regular_file(path, "checkpoint")
         try:
             with zipfile.ZipFile(path) as archive:
@@ -91,7 +91,8 @@ class PublishedLayout(CheckpointLayout):
     ) -> None:
         """Write a checkpoint to `path`. All ranks must call this method together, but only rank 0 writes the file.
 
-        A checkpoint is written under a temporary name and then renamed, so a crash leaves no incomplete checkpoint.
+        A checkpoint is written under a temporary name and then renamed, so a crash never leaves an incomplete
+        checkpoint.
 
         Raises:
             OSError: the file cannot be written.
@@ -121,7 +122,8 @@ class PublishedLayout(CheckpointLayout):
         files.check_meaning(model, document.get("config"), where)
         if "optimizer_state_dict" not in document or "epoch" not in document:
             raise OsmError(
-                f"{where} has no optimizer state, so it cannot be resumed; use --start_from to start a new run from it"
+                f"{where} has no optimizer state, so training cannot be resumed from it; use --start_from to start a "
+                "new run with its weights"
             )
         _load_optimizer(optimizer, document["optimizer_state_dict"], where)
         stored, epoch = document.get("progress"), document["epoch"]
@@ -181,13 +183,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, document: Any, where: str)
 def save_trained_model(
     model: OmniScientModel, folder: Path, world: World, figures: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the trained parameters as a folder (config.json, model.safetensors).
+    """Write the trained parameters to a model folder (config.json, model.safetensors).
 
-    All ranks must call this function together. A run writes the model folders `final`, `best` and `initial` with this
-    function. A model folder contains no optimizer state, so a run cannot be resumed from a model folder.
+    All ranks must call this function together. This function writes a run's model folders `final`, `best` and
+    `initial`. A model folder contains no optimizer state, so a run cannot be resumed from it.
 
     Args:
-        figures: evaluation metrics, which are written to `figures.json` in the same folder.
+        figures: evaluation metrics to write to `figures.json` in the same folder.
     """
     state = {key: full_tensor(value) for key, value in files.published_state_dict(model).items()}
     if world.is_main:

@@ -1,4 +1,4 @@
-"""Resumes a run: loads a checkpoint, and adapts its counters to the current number of processes and batch sizes.
+"""Resumes a run: loads a checkpoint and adapts its counters to the current number of processes and batch sizes.
 
 The flag `--resume_from_checkpoint` selects the checkpoint; by default, the newest intact checkpoint in the run's folder
 is loaded. A run can be resumed with a different number of processes.
@@ -26,7 +26,7 @@ from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 
-# These settings may be changed when a run is resumed, because they do not affect what is trained.
+# These settings may change when a run is resumed, because they do not affect what is trained.
 _WITHOUT_EFFECT = (
     "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 )
@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = (
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
 ) -> tuple[RunPosition, Path | None]:
-    """Load the checkpoint from which the run resumes, if there is one. All ranks must call this function together.
+    """Load the checkpoint to resume the run from, if there is one. All ranks must call this function together.
 
     Broken checkpoints in the run's folder are renamed to `<name>.broken`, and the newest intact checkpoint is loaded.
 
@@ -54,7 +54,7 @@ def resume(
     while path := given or newest_intact(folder, world, broken):
         try:
             progress, before = layout_of(path).load(path, model, optimizer)
-        except UnreadableCheckpoint as error:  # `verify` cannot detect damage if older code wrote no checksums
+        except UnreadableCheckpoint as error:  # `verify` cannot detect damage if an older version wrote no checksums
             if given:
                 raise
             broken[path] = str(error)
@@ -63,7 +63,7 @@ def resume(
             hint = "" if given else f"\nIt was found in --run_name {folder}; choose a different folder for a new run"
             raise OsmError(f"{error}{hint}") from None
         progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
-        # The checkpoint counter starts at the largest counter in the folder, so that the next checkpoint is the newest.
+        # The counter continues from the largest counter in the folder, so that the next checkpoint is the newest.
         checkpoints = world.from_main(lambda: scan(folder)[0])
         progress.saves = max([progress.saves, *(checkpoint.counter for checkpoint in checkpoints)])
         if world.is_main:
@@ -102,10 +102,10 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
-    """Return the number of independent sample streams from which the ranks of the run draw their samples.
+    """Return the number of independent sample streams from which the run's ranks draw their samples.
 
-    A resumed run keeps its number of sample streams if the number is divisible by the number of ranks. The resumed run
-    then draws the same samples as an uninterrupted run.
+    A resumed run keeps its number of sample streams if that number is divisible by the number of ranks. In that case,
+    the resumed run draws the same samples as an uninterrupted run.
     """
     if config.emulate_world_size:
         return config.emulate_world_size
@@ -127,17 +127,17 @@ def convert_progress(
         is_main: whether this rank logs that the progress was converted.
 
     Raises:
-        OsmError: the checkpoint was written by older code, which did not store the number of batches per epoch, and its
-            step does not match the steps per epoch of this run.
+        OsmError: the checkpoint was written by an older version, which did not store the number of batches per epoch,
+            and its step does not match the steps per epoch of this run.
     """
     accumulation = config.gradient_accumulation_steps
     steps = math.ceil(batches / accumulation)
-    if not progress.streams:  # a new run, or a checkpoint written by older code
+    if not progress.streams:  # a new run, or a checkpoint written by an older version
         progress.streams, progress.workers, progress.batches_per_epoch = streams, config.workers, batches
         if progress.step != progress.epoch * steps:
             raise OsmError(
                 f"the checkpoint is at step {progress.step} after {progress.epoch} epochs, but this run has {steps} "
-                "steps per epoch; resume with the number of processes, batch size and samples of the earlier run"
+                "steps per epoch; resume with the earlier run's number of processes, batch size and number of samples"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
     if same_steps and progress.resumes_exactly(streams, config.workers, batches):

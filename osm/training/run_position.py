@@ -1,4 +1,4 @@
-"""The position of a training run: the counters in a checkpoint from which any number of processes can resume."""
+"""The position of a training run: counters stored in a checkpoint, from which any number of processes can resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# These are upper limits for the counts in a checkpoint; a checkpoint with a larger count is treated as broken.
+# These are upper bounds for the counters in a checkpoint; a checkpoint with a larger counter is treated as corrupt.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -24,7 +24,7 @@ _MOST = {
 
 @dataclass
 class RunPosition:
-    """The counters of a run, and the positions of its sample streams within the current epoch.
+    """A run's counters, and the positions of its sample streams within the current epoch.
 
     Attributes:
         step: the number of optimizer steps so far.
@@ -98,10 +98,10 @@ class RunPosition:
             values["scaler"] = {str(key): _number("scaler", value) for key, value in values.get("scaler", {}).items()}
             return cls(**values)
         except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-            raise OsmError(f"{where}: its progress cannot be read ({error})") from None
+            raise OsmError(f"{where}: the checkpoint's progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Raise OsmError if a counter in a checkpoint is impossible in the run that wrote the checkpoint.
+        """Raise OsmError if a checkpoint contains a counter that its run cannot have reached.
 
         Args:
             epochs: the larger number of epochs: that of the run that wrote the counters, or that of this run.
@@ -112,23 +112,27 @@ class RunPosition:
             OsmError: a counter is larger than is possible in such a run.
         """
         if self.epoch > epochs:
-            raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
+            raise OsmError(f"{where}: the checkpoint is at epoch {self.epoch}, but the run has only {epochs} epochs")
         if self.batches > self.batches_per_epoch and self.streams:
-            raise OsmError(f"{where}: batch {self.batches}, but an epoch has only {self.batches_per_epoch}")
+            raise OsmError(
+                f"{where}: the checkpoint is at batch {self.batches}, but an epoch has only "
+                f"{self.batches_per_epoch} batches"
+            )
         for name, streams in self.positions.items():
             for stream, position in streams.items():
                 if not 0 <= position.batches <= self.batches_per_epoch:
                     raise OsmError(
-                        f"{where}: stream {stream} of {name} is at batch {position.batches}, but an epoch has only "
-                        f"{self.batches_per_epoch} batches"
+                        f"{where}: sample stream {stream} of dataset {name} is at batch {position.batches}, but an "
+                        f"epoch has only {self.batches_per_epoch} batches"
                     )
                 # At most MAX_SKIPS_IN_A_ROW unusable samples precede each used sample; more would end the run.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
                         raise OsmError(
-                            f"{where}: worker {worker} of stream {stream} of {name} has drawn {drawn} samples for "
-                            f"{position.batches} batches; at most {most} are possible"
+                            f"{where}: data-loader worker {worker} (dataset {name}, sample stream {stream}) is "
+                            f"recorded as having drawn {drawn} samples for {position.batches} batches, but it can "
+                            f"have drawn at most {most}"
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
@@ -138,10 +142,9 @@ class RunPosition:
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
+        """Return the equivalent position in a run with a different epoch length, at the same fraction of the schedule.
 
-        The remaining samples of the epoch are drawn with new random numbers, so the epoch may contain some samples
-        twice.
+        The epoch's remaining samples are drawn with new random numbers, so some samples may occur twice in the epoch.
 
         Args:
             streams: the number of sample streams of the new run.
@@ -172,7 +175,7 @@ class RunPosition:
 
 def _bounded(name: str, value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} is {shown(value)}, but must be an integer from 0 to {most}")
+        raise ValueError(f"the counter {name} is {shown(value)}, but must be an integer from 0 to {most}")
     return value
 
 

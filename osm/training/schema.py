@@ -1,7 +1,7 @@
 """Builds the JSON schema of the config files from the config dataclasses: types, choices, defaults and descriptions.
 
-`osm schema` prints the JSON schema of a config file. An editor can use the schema to complete keys and to mark unknown
-keys.
+`osm schema` prints the JSON schema of a config file. Editors can use the schema to autocomplete keys and to flag
+unknown keys.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def config_schema() -> dict[str, Any]:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Read the descriptions of a dataclass's fields from the `Attributes:` section of the class docstring.
+    """Read a dataclass's field descriptions from the `Attributes:` section of the class docstring.
 
-    The descriptions of inherited fields are read from the docstrings of the base classes.
+    Descriptions of inherited fields are read from the base classes' docstrings.
     """
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
@@ -113,11 +113,11 @@ def _of_hint(hint: Any) -> dict[str, Any]:
 
 
 def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
-    """Return the JSON schema of a config section whose allowed fields depend on the value of its key `kind`."""
+    """Return the JSON schema of a config section whose allowed fields depend on the value of its `kind` key."""
     kinds = []
     for name in registry.names():
         schema = _object(registry.get(name).Config)
-        if name in TOWER_KINDS:  # configs written by older code have the fields of every kind
+        if name in TOWER_KINDS:  # configs written by older versions have the fields of every kind
             schema["properties"] = {key: {} for key in TOWER_FIELDS} | schema["properties"]
         schema["properties"]["kind"] = {"const": name}
         kinds.append(schema | ({} if name == registry.default else {"required": ["kind"]}))
@@ -127,7 +127,7 @@ def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
 
 
 def _old_keys() -> dict[str, Any]:
-    """Return the JSON schemas of deprecated keys, which older configs use in the section `model`."""
+    """Return the JSON schemas of the deprecated keys that older configs use in the `model` section."""
     found: dict[str, Any] = {"variant": {"enum": list(BRIDGE_SECTIONS), "deprecated": True}}
     for kind, section in BRIDGE_SECTIONS.items():
         schema = _object(BRIDGES.get(kind).Config)
@@ -141,13 +141,13 @@ def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the argument parser of `osm schema`, which has no flags of its own."""
+    """Return the argument parser for `osm schema`, which has no flags of its own."""
     return CommandParser(prog="osm schema", description="Prints the JSON schema of the config files.")
 
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm schema`, and return its exit code."""
+    """Run `osm schema` and return its exit code."""
     parser().parse_args(argv)
     echo(*json.dumps(config_schema(), indent=2).split("\n"))
     return 0

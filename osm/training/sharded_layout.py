@@ -1,14 +1,14 @@
-"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, to which each rank writes its own shards.
+"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, where each rank writes its own shards.
 
 `torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). A
-step folder can be read by any number of ranks. The file `run.json` in a step folder contains the progress of the run,
-the model config, and the size and SHA-256 of every other file. A step folder is complete when it contains a `run.json`
-and its name no longer ends in `.tmp`.
+step folder can be read by any number of ranks. The file `run.json` in a step folder contains the run's progress, the
+model config, and the size and SHA-256 of every other file. A step folder is complete when it contains a `run.json` and
+its name no longer ends in `.tmp`.
 
 The file `.metadata` in a step folder is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles `.metadata`
-without restrictions, so a manipulated checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot read
-`.metadata`, because it only reads files that `torch.save` wrote. For safety, `_TensorReader` reads `.metadata` with an
-unpickler that accepts only the classes that are needed to describe dense tensors.
+without restrictions, so a malicious checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot read
+`.metadata`, because it only reads files written by `torch.save`. For safety, `_TensorReader` reads `.metadata` with an
+unpickler that accepts only the classes needed to describe dense tensors.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _MAX_METADATA_BYTES = 64 << 20
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Return the path of the step folder that is written after `step` optimizer steps."""
+    """Return the path of the step folder written after `step` optimizer steps."""
     return folder / STEPS_FOLDER / f"step_{step:08d}"
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Return all step folders in a run's folder, ordered by step, including damaged step folders."""
+    """Return all step folders in a run's folder, ordered by step, including corrupt step folders."""
     return sorted(path for path in (folder / STEPS_FOLDER).glob("step_*") if is_step_name(path.name))
 
 
@@ -67,12 +67,12 @@ def is_step_name(name: str) -> bool:
 
 
 def unfinished_folders(folder: Path) -> list[Path]:
-    """Return the incomplete step folders, which were being written or removed when the run was killed."""
+    """Return incomplete step folders, which were being written or removed when the run was killed."""
     return list((folder / STEPS_FOLDER).glob("step_*.tmp"))
 
 
 def shard_files(names: Any) -> list[str] | None:
-    """Return the data files in the entry `files` of a `run.json`, or None if the entry is missing or invalid."""
+    """Return the data files listed in the `files` entry of a `run.json`, or None if the entry is missing or invalid."""
     return [name for name in names if _SHARD_FILE.fullmatch(str(name))] if isinstance(names, dict) else None
 
 
@@ -90,29 +90,33 @@ class ShardedLayout(CheckpointLayout):
         return Checkpoint(counter, epoch, batches, path)
 
     def verify(self, path: Path) -> None:
-        """Compare each file of a step folder with its stored size and SHA-256; see `CheckpointLayout.verify`.
+        """Check each file of a step folder against its stored size and SHA-256; see `CheckpointLayout.verify`.
 
-        A step folder that was written by older code contains no checksums, and is accepted unchecked.
+        A step folder written by an older version contains no checksums, and is accepted without verification.
         """
         expected_files = read_run_document(path).get("files")
         if expected_files is None:
             return
         if not isinstance(expected_files, dict) or not all(_SHARD_FILE.fullmatch(str(name)) for name in expected_files):
-            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' must map file names to checksums")
+            raise UnreadableCheckpoint(
+                f"checkpoint {path / RUN_FILE}: the key 'files' must map file names to checksums"
+            )
         for name, expected in expected_files.items():
             file = path / name
             if file.is_symlink() or not file.is_file():
-                raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} is missing")
+                raise UnreadableCheckpoint(f"checkpoint {path} is broken: the file {name} is missing")
             try:
                 found = _size_and_digest(file)
             except OSError as error:
                 raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({name}: {error.strerror})") from None
             if found[0] != expected[0]:
                 raise UnreadableCheckpoint(
-                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, but {expected[0]} bytes were written"
+                    f"checkpoint {path} is broken: the file {name} has {found[0]} bytes instead of {expected[0]}"
                 )
             if found != expected:
-                raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} does not match its stored checksum")
+                raise UnreadableCheckpoint(
+                    f"checkpoint {path} is broken: the file {name} does not match its stored checksum"
+                )
 
     def write_shards(self, folder: Path, tensors: Mapping[str, Tensor], world: World) -> Future[Any]:
         """Copy a checkpoint's tensors, and start writing this rank's shards to disk in the background.
@@ -153,7 +157,7 @@ def replace_step_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_step_folder(path: Path) -> None:
-    """Rename a step folder, and then remove it, so that a killed run leaves no incomplete folder at `path`."""
+    """Rename a step folder before removing it, so that a killed run leaves no incomplete folder at `path`."""
     shutil.rmtree(_rename_for_removal(path))
 
 
@@ -184,7 +188,9 @@ def read_run_document(path: Path) -> dict[str, Any]:
     except OsmError as error:
         raise UnreadableCheckpoint(str(error)) from None
     if not isinstance(document, dict) or not isinstance(document.get("progress"), dict):
-        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: expected the key 'progress' with the run's progress")
+        raise UnreadableCheckpoint(
+            f"checkpoint {path / RUN_FILE}: the key 'progress' (the run's progress) is missing or invalid"
+        )
     digest = document.pop("sha256", None)
     if digest is not None and digest != _document_digest(document):
         raise UnreadableCheckpoint(
@@ -211,12 +217,12 @@ def _size_and_digest(path: Path) -> list[Any]:
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name: trained parameters, frozen bridge parameters and optimizer state.
 
-    If the optimizer has no state yet, as before the first step, the state is created with zeros.
+    If the optimizer has no state yet (before the first step), the state is initialized with zeros.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        # Frozen bridge parameters are stored too, because published files contain a few frozen bridge parameters.
-        # LoRA parameters belong to the LLM, and are stored because they are trained.
+        # Frozen bridge parameters are stored too, because published files contain a few of them.
+        # LoRA parameters belong to the LLM, but they are stored because they are trained.
         if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
             tensors[f"model.{name}"] = parameter.detach()
         if parameter.requires_grad:
@@ -245,12 +251,12 @@ def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             problems.append(f"shape of {name}: {sizes}")
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise OsmError(f"checkpoint {path} does not fit this model ({len(problems)} entries):\n  {listed}")
+        raise OsmError(f"checkpoint {path} does not fit this model ({len(problems)} mismatched entries):\n  {listed}")
     _read_into(path, reader, tensors)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Load all tensors of a step folder as full, unsharded tensors by name. The call involves no other ranks.
+    """Load all tensors of a step folder by name, as full (unsharded) tensors, without involving other ranks.
 
     Raises:
         OsmError: the checkpoint cannot be read.
@@ -262,18 +268,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise OsmError(f"checkpoint {path}: {error}") from None
     if sum(size.numel() * dtype.itemsize for size, dtype in sizes.values()) > available:
-        raise OsmError(f"checkpoint {path}: its files are smaller than the tensors that its metadata lists")
+        raise OsmError(f"checkpoint {path}: its files are smaller than the tensors listed in its metadata")
     tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in sizes.items()}
     _read_into(path, reader, tensors, no_dist=True)
     return tensors
 
 
 def _open(path: Path, missing: type[OsmError]) -> tuple[_TensorReader, dict[str, dcp_metadata.TensorStorageMetadata]]:
-    """Open the `.metadata` file of a step folder, and return a reader and a mapping from tensor name to metadata.
+    """Open the `.metadata` file of a step folder, and return a reader and a mapping from tensor names to metadata.
 
     Raises:
         missing: the `.metadata` file cannot be opened. `missing` is a class of exceptions.
-        OsmError: the metadata are broken, or contain a class that is not allowed.
+        OsmError: the metadata is corrupt, or contains a class that is not allowed.
     """
     reader = _TensorReader(path)
     try:
@@ -291,7 +297,7 @@ def _read_into(path: Path, reader: _TensorReader, tensors: dict[str, Tensor], no
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last non-blank line of an exception's message, or the exception's class name if it has no message."""
+    """Return the last non-blank line of an exception's message, or the exception's class name if it is empty."""
     lines = (line for line in reversed(str(error).splitlines()) if line.strip())
     return next(lines, type(error).__name__).strip()
 
@@ -301,14 +307,16 @@ def _ignore_single_process_warning() -> None:
 
 
 class _TensorReader(FileSystemReader):
-    """Reads only tensors. Unlike torch's `FileSystemReader`, `_TensorReader` never runs code from a checkpoint file."""
+    """Reads only tensors and, unlike torch's `FileSystemReader`, never runs code from a checkpoint file."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
         path = Path(self.path) / ".metadata"
         with path.open("rb") as file:
             try:
                 if path.stat().st_size > _MAX_METADATA_BYTES:
-                    raise OsmError(f"checkpoint {path}: over {_MAX_METADATA_BYTES >> 20} MiB")
+                    raise OsmError(
+                        f"checkpoint {path}: the file exceeds the maximum size of {_MAX_METADATA_BYTES >> 20} MiB"
+                    )
                 metadata = _MetadataUnpickler(file).load()
             except OsmError:
                 raise
@@ -333,7 +341,7 @@ class _TensorReader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles only the classes that are needed to describe dense tensors, and raises OsmError for any other class."""
+    """Unpickles only the classes needed to describe dense tensors, and raises OsmError for any other class."""
 
     _CLASSES = {
         "torch.distributed.checkpoint.metadata": (
@@ -353,5 +361,5 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in self._CLASSES.get(module, ()):
-            raise OsmError(f".metadata refers to {module}.{name}, which is not allowed; the checkpoint is not loaded")
+            raise OsmError(f".metadata refers to {module}.{name}, which is not allowed; the checkpoint was not loaded")
         return super().find_class(module, name)

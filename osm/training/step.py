@@ -1,4 +1,4 @@
-"""One optimizer step: the forward and backward passes, the gradient exchange, gradient clipping and the update.
+"""One optimizer step: forward and backward passes, gradient synchronization, gradient clipping and the update.
 
 Shapes: R rows, M micro-batches, G groups of rows, T = G + 1 totals (the supervised tokens of each group, the rows).
 """
@@ -28,7 +28,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass
 class StepResult:
-    """The result of an optimizer step. All ranks get the same result.
+    """The result of an optimizer step, which is the same on all ranks.
 
     Attributes:
         norm: norm of the gradient before clipping.
@@ -115,7 +115,7 @@ class Stepper:
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Load the state of the loss scaler from a checkpoint.
 
-        A run without fp16 writes an empty scaler state to its checkpoints. If the loaded state is empty, the loss
+        The checkpoints of a run without fp16 contain an empty scaler state. If the loaded state is empty, the loss
         scaler keeps its default values.
 
         Raises:
@@ -125,7 +125,7 @@ class Stepper:
             try:
                 self.scaler.load_state_dict(dict(state))
             except KeyError as error:
-                raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
+                raise OsmError(f"the loss scaler state in the checkpoint is missing the key {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
         """Count the supervised tokens per (dataset, mode) group and the masks in each micro-batch, over all ranks.
@@ -140,7 +140,7 @@ class Stepper:
         return self.world.sum(totals_MT.to(self.world.device))
 
     def _backward(self, batch: Batch, totals_T: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """Run the forward and backward passes of one batch. Return whether the loss is finite, as a bool tensor."""
+        """Run the forward and backward passes for one batch. Return whether the loss is finite, as a bool tensor."""
         index_R = self.loss.group_index(batch).to(self.world.device)
         weights_R = self.loss.row_weights(index_R, totals_T[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
@@ -148,7 +148,7 @@ class Stepper:
             counter.__enter__()
         with autocast(self.config.precision, self.world.device):
             losses_R, counts_R = self.forward(batch)
-        # DDP and FSDP average gradients over the ranks, but the loss of a step is the sum over the ranks.
+        # DDP and FSDP average gradients across ranks, but the loss of a step is the sum over all ranks.
         loss = reduce_losses(losses_R, weights_R) * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
         if counter is not None:
@@ -159,8 +159,8 @@ class Stepper:
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int, stream: int) -> int:
-    """Return the dropout seed of one forward pass, so that a resumed run drops the same units as an uninterrupted run.
+    """Return the dropout seed for a forward pass, so that a resumed run drops the same units as an uninterrupted run.
 
-    The dropout seed depends only on the run's seed and on the position of the forward pass within the run.
+    The dropout seed depends only on the run's seed and the position of the forward pass within the run.
     """
     return (seed * 1_000_003 + step * 8191 + micro_batch * 131 + stream) % 2**63

@@ -1,4 +1,4 @@
-"""Handles events that end a training run early: stop signals, too many broken samples, and dead data workers."""
+"""Handles events that end a training run early: stop signals, too many broken samples, and dead data-loader workers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ logger = message_logger(__name__)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal stopped the run, and running the same command again resumes it
 EXIT_FAILED = 3  # the run stopped because of a problem that it detected
-_MIN_SAMPLES = 100  # number of a dataset's samples from which on its share of broken samples is compared with the limit
+_MIN_SAMPLES = 100  # the share of broken samples is checked once a dataset has this many samples
 
 
 class Stopped(OsmError):
-    """Raised to end a run that received a stop signal, after a checkpoint was written."""
+    """Raised to end a run after a stop signal, once a checkpoint has been written."""
 
 
 class StopSignals:
-    """A context manager that records the first SIGTERM or SIGINT instead of letting it end the process.
+    """A context manager that records the first SIGTERM or SIGINT instead of letting it terminate the process.
 
-    After a signal, the run finishes the current step, writes a checkpoint and ends. A second SIGINT ends the process
-    immediately.
+    After a signal, the run finishes the current step, writes a checkpoint and ends. A second SIGINT terminates the
+    process immediately.
 
     Attributes:
         received: the number of the signal that this process received; 0 if this process received none.
@@ -61,10 +61,10 @@ class StopSignals:
 
 
 class SampleFaults:
-    """Counts the samples that this process skipped, and ends the run if too many samples of a dataset are broken.
+    """Counts the samples skipped by this process, and ends the run if too many samples of a dataset are broken.
 
     Args:
-        limit: the largest allowed fraction of broken samples in a dataset.
+        limit: the maximum allowed fraction of broken samples in a dataset.
 
     Attributes:
         skipped: number of skipped samples by reason, over all datasets.
@@ -77,10 +77,10 @@ class SampleFaults:
         self._samples: Counter[str] = Counter()
 
     def add(self, name: str, batch: Batch) -> None:
-        """Count the used and the skipped samples in a batch of one dataset.
+        """Count the used and skipped samples in a batch from one dataset.
 
         Raises:
-            RunStopped: the fraction of broken samples in the dataset is above the limit.
+            RunStopped: the fraction of broken samples in the dataset exceeds the limit.
         """
         self.skipped.update(batch.skipped)
         samples = {reason: count for reason, count in batch.skipped.items() if not reason.startswith(ANNOTATION)}
@@ -90,8 +90,8 @@ class SampleFaults:
         share = broken.total() / max(1, self._samples[name])
         if broken and self._samples[name] >= _MIN_SAMPLES and share > self.limit:
             raise RunStopped(
-                f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken {dict(broken)}, more than "
-                f"--max_bad_samples {self.limit}; repair the shards, or raise the limit"
+                f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken ({dict(broken)}), which "
+                f"exceeds --max_bad_samples {self.limit}; repair the shards, or raise the limit"
             )
 
 

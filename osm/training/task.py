@@ -1,9 +1,9 @@
-"""The training task: the loss of each row (one mask and its name) in a batch, and the row's weight in a step's loss.
+"""The training task: the loss of each row (one mask and its name) in a batch, and the row's weight in the step's loss.
 
-To add a loss term, compute it in `TrainTask.forward`, the module that DDP and FSDP wrap, and add it to the loss of each
-row. `MixLoss` weights an added loss term in the same way as the cross entropy. Settings of a loss term belong in
-`TrainConfig`. A loss term that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because the
-model does not return logits.
+To add a loss term, compute it in `TrainTask.forward` (DDP and FSDP wrap this module) and add it to each row's loss.
+`MixLoss` weights an added loss term in the same way as the cross entropy. Settings for a loss term belong in
+`TrainConfig`. A loss term that needs the LLM's logits must be computed in `osm.models.llm.token_losses` instead,
+because the model does not return logits.
 
 Shapes: N images, L image tokens, C tower width, R rows, G groups of rows (two groups for each training dataset).
 """
@@ -25,7 +25,7 @@ from osm.models.osm import OmniScientModel
 
 
 class TrainTask(nn.Module):
-    """Computes the cross entropy of each name in a batch, without any weighting of the datasets (see `MixLoss`)."""
+    """Computes the cross entropy of each name in a batch, without weighting the datasets (see `MixLoss`)."""
 
     def __init__(self, model: OmniScientModel, processor: Processor) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class TrainTask(nn.Module):
 
 
 class MixLoss:
-    """Weights the rows (masks with names) of a step, which are sampled from several datasets.
+    """Computes the loss weights of the rows (named masks) in a step. The rows are sampled from several datasets.
 
-    Each dataset has two groups of rows: the rows in the dataset's own mode, and the rows in the open-vocabulary mode
-    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both summed over
-    all ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`.
-    A group without supervised tokens is excluded from the mean loss of its dataset. The loss of a step is the sum of
-    the datasets' losses.
+    Each dataset has two groups of rows: those in the dataset's own mode, and those in the open-vocabulary mode `any`.
+    The loss of a group is its total cross entropy divided by its number of supervised tokens, both summed over all
+    ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`. A
+    group without supervised tokens is excluded from its dataset's mean loss. The loss of a step is the sum of the
+    dataset losses.
 
     Args:
         multipliers: dataset name -> `loss_multiplier` from the training config, for each dataset that is used.
@@ -85,22 +85,22 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return the index in `groups` of each row's (dataset, mode) group, shape (R,)."""
+        """Return each row's (dataset, mode) group as an index into `groups`, with shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])
 
     def supervised_tokens(self, batch: Batch) -> Tensor:
-        """Return the number of supervised tokens of each (dataset, mode) group in a batch, float32, shape (G,).
+        """Return the number of supervised tokens in each (dataset, mode) group of a batch, as a float32 tensor (G,).
 
-        The token counts equal those that `TrainTask.forward` returns. The first token of a text, which no earlier token
-        can predict, is never supervised by the processor and is therefore never counted.
+        The token counts match those returned by `TrainTask.forward`. The first token of a text is never counted,
+        because no earlier token can predict it and the processor therefore never supervises it.
         """
         counts_R = (batch.text.labels != -100).sum(1).float()
         return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts_R)
 
     def row_weights(self, index_R: Tensor, counts_G: Tensor) -> Tensor:
-        """Return the weight of each row (mask) in a step's loss, shape (R,), for `reduce_losses`.
+        """Return each row's weight in a step's loss for `reduce_losses`, with shape (R,).
 
         Args:
             index_R: the index of each row's group; see `group_index`.

@@ -16,7 +16,7 @@ logger = message_logger(__name__)
 
 
 class Tracker:
-    """Writes the log of a training run. Only rank 0 writes.
+    """Writes a training run's log. Only rank 0 writes.
 
     Args:
         folder: the folder of `log.jsonl` and `loss.png`.
@@ -39,7 +39,7 @@ class Tracker:
         self._file = (folder / "log.jsonl").open("a+", encoding="utf-8")
         if not lock(self._file):  # two runs in one folder would resume from each other's checkpoints
             self._file.close()
-            raise OsmError(f"--run_name {folder} is in use by another process; wait until it ends, or stop it")
+            raise OsmError(f"--run_name {folder} is in use by another process; wait for it to finish, or stop it")
         self._end_half_line()
         if wandb != "off":
             try:
@@ -50,7 +50,7 @@ class Tracker:
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def _end_half_line(self) -> None:
-        """Terminate an incomplete last log line that a killed run left, so that the next record starts a new line.
+        """Terminate an incomplete last log line left by a killed run, so that the next record starts on a new line.
 
         An incomplete line stays in `log.jsonl`, but `read_log` skips it.
         """
@@ -60,9 +60,9 @@ class Tracker:
             self._file.write("\n")
 
     def show_progress(self, step: int, total: int) -> None:
-        """Show a progress bar of the optimizer steps if standard error is a terminal.
+        """Show a progress bar for the optimizer steps if standard error is a terminal.
 
-        If standard error is not a terminal, the progress is reported only in log lines.
+        If standard error is not a terminal, progress is reported only in log lines.
         """
         self._bar = ProgressBar("training", total, "steps", step, enabled=self.enabled, lines=False)
 
@@ -86,7 +86,7 @@ class Tracker:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
     def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Log a message, which a command shows on standard output. With `--log_json`, the `fields` are logged too."""
+        """Log a message that commands show on standard output. With `--log_json`, the `fields` are logged too."""
         if self.enabled:
             logger.info(text, fields=fields, to_stdout=True)
 
@@ -101,11 +101,11 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the step records of a run's log. If a resumed run repeated a step, the step's latest record is returned.
+    """Return the step records from a run's log. If a resumed run repeated a step, its latest record is returned.
 
     Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
-    renumbered. Records from before the renumbering are skipped if their step number is higher than that of the resumed
-    run, because their steps had a different size.
+    renumbered. Records written before the renumbering are skipped if their step number is higher than that of the
+    resumed run, because their steps had a different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")

@@ -1,4 +1,4 @@
-"""The command-line entry point of the commands `train.py` and `osm train`."""
+"""Command-line entry point for `train.py` and `osm train`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = message_logger(__name__)
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and train. An error is reported as one line on stderr and as an exit code.
+    """Parse the command line and train. Errors are reported as one line on stderr and as an exit code.
 
     Returns:
-        the exit code: 0 if the run is complete, 2 for a user's mistake, 3 if the run could not continue, 75 if a signal
+        the exit code: 0 if the run is complete, 2 for a user error, 3 if the run could not continue, 75 if a signal
         ended the run after a checkpoint was written, 130 if the run was interrupted before a checkpoint was written.
     """
     from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped

@@ -1,4 +1,4 @@
-"""The training config, which is built from a YAML file and command-line flags."""
+"""The training config, built from a YAML file and command-line flags."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Each field is also a command-line flag of the same name.
+    """How a model is trained. Each field is also a command-line flag with the same name.
 
     Attributes:
         run_name: the folder of the run, for its checkpoints, log and loss curve.
@@ -186,7 +186,7 @@ class TrainConfig:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (dataset not used) or more")
         for name, chosen in self.used_sets.items():
             if not chosen.shards:
-                raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
+                raise OsmError(f"--batch_size_{name} {chosen.batch_size} requires --{name}_shards")
             if chosen.train_num_samples < 1:
                 raise OsmError(f"--train_num_samples_{name} {chosen.train_num_samples} must be 1 or more")
 
@@ -196,7 +196,9 @@ class TrainConfig:
         if not 0 <= self.held_out_share < 1:
             raise OsmError(f"--held_out_share {self.held_out_share} must be at least 0 and less than 1")
         if self.eval_every_steps and not self.held_out_share:
-            raise OsmError(f"--eval_every_steps {self.eval_every_steps} needs held-out samples; set --held_out_share")
+            raise OsmError(
+                f"--eval_every_steps {self.eval_every_steps} requires held-out samples; set --held_out_share"
+            )
         if self.fsdp and self.precision == "fp16":
             raise OsmError(
                 "--fsdp cannot be combined with --precision fp16, because the loss scale would differ between "
@@ -208,14 +210,14 @@ class TrainConfig:
                 "whole tower"
             )
         if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
-            raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
+            raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size require --fsdp")
         if self.fsdp_shard_size and self.fsdp_sharding_strategy != "hybrid":
-            raise OsmError(f"--fsdp_shard_size {self.fsdp_shard_size} needs --fsdp_sharding_strategy hybrid")
+            raise OsmError(f"--fsdp_shard_size {self.fsdp_shard_size} requires --fsdp_sharding_strategy hybrid")
 
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
             raise OsmError(
-                f"--shard_cache_gb {self.shard_cache_gb:g} limits the size of the shard cache; set --shard_cache too"
+                f"--shard_cache_gb {self.shard_cache_gb:g} has no effect without a shard cache; set --shard_cache too"
             )
         if is_remote(self.shard_cache):
             raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
@@ -232,8 +234,8 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# MODEL_FLAGS maps each flag that sets a field of the model config to the type of the field.
-# The flags in WIDTH_FLAGS do not configure the model; their values are compared with the widths of the built model.
+# MODEL_FLAGS maps each flag that sets a field of the model config to the field's type.
+# The flags in WIDTH_FLAGS do not configure the model; their values are checked against the built model's widths.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -247,7 +249,7 @@ _PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
 
 @dataclass(frozen=True)
 class Run:
-    """The complete configuration of a run of `train.py`.
+    """The complete configuration for a `train.py` run.
 
     Attributes:
         training: the training config.
@@ -265,7 +267,7 @@ class Run:
 def parse(argv: Sequence[str] | None = None) -> Run:
     """Parse the command line of `train.py`.
 
-    The file given with `--datasets` is read first, because each dataset adds flags.
+    The file given by `--datasets` is read first, because each dataset adds flags.
 
     Raises:
         OsmError: a value is invalid.
@@ -280,9 +282,9 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 
 
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
-    """Build the configuration of a run from flags and the config file.
+    """Build a run's configuration from flags and the config file.
 
-    Flags override values given with `--set`, and `--set` overrides the values in the YAML file given with `--config`.
+    Flags override `--set` values, which in turn override the values in the YAML file given by `--config`.
 
     Args:
         given: flag name -> value, for the flags that were given.
@@ -307,13 +309,13 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     if unknown:
         raise OsmError(
             f"training.sets: unknown dataset {unknown[0]!r}; define it in the --datasets file. "
-            f"Known: {', '.join(table)}"
+            f"Known datasets: {', '.join(table)}"
         )
     scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
     training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
     if not training.used_sets:
         raise OsmError(
-            "no dataset is used; give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
+            "no dataset is used; set --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
         )
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
@@ -339,10 +341,10 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """Return a dataset's entry in the dataset table, with the label file that belongs to the dataset's shards.
+    """Return a dataset's entry in the dataset table, with the label file that belongs to its shards.
 
-    If the dataset table names no label file, the `categories.json` that the converter wrote next to the shards is used.
-    Datasets whose samples contain their own phrases need no label file.
+    If the dataset table does not name a label file, the `categories.json` that the converter wrote next to the shards
+    is used. Datasets whose samples contain their own phrases do not need a label file.
     """
     if row.labels:
         return row
@@ -362,7 +364,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove the mapping `name` from a config section, and return a copy of it, which the caller may modify."""
+    """Remove the mapping `name` from a config section, and return a copy that the caller may modify."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
@@ -370,9 +372,9 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """Return the argument parser of `train.py`, with additional flags for each dataset of the dataset table.
+    """Return the argument parser for `train.py`, with additional flags for each dataset in the dataset table.
 
-    Flags that are not given have no attribute in the parsed namespace.
+    Flags that are not given are absent from the parsed namespace.
     """
     out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
@@ -417,7 +419,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Map the names of one dataset's flags to the fields of `SetConfig` that the flags set."""
+    """Map the names of a dataset's flags to the `SetConfig` fields that the flags set."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",

@@ -1,7 +1,7 @@
-"""The training loop. Each micro-batch consists of one batch of every dataset, in a single forward and backward pass.
+"""The training loop. Each micro-batch combines one batch from every dataset in a single forward and backward pass.
 
-The function `train` performs a complete training run. `Trainer.__init__` builds a new run or resumes a run,
-`Trainer.train` loops over the epochs, and `Trainer._epoch` loops over the steps of one epoch.
+The function `train` performs a complete training run. `Trainer.__init__` sets up or resumes a run, `Trainer.train`
+loops over the epochs, and `Trainer._epoch` loops over the steps of one epoch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ logger = message_logger(__name__)
 
 
 def train(run: Run) -> Path:
-    """Train a model. If the run's folder has checkpoints, training resumes from the newest checkpoint.
+    """Train a model. If the run's folder contains checkpoints, training resumes from the newest one.
 
     Returns:
         the folder with the trained model (`<run_name>/final`).
@@ -74,7 +74,7 @@ def train(run: Run) -> Path:
 
 
 class Trainer:
-    """One process of a training run. The constructor sets up a new run, or resumes a run from a checkpoint.
+    """One process of a training run. The constructor sets up a new run or resumes one from a checkpoint.
 
     All ranks must construct their trainers together, because the constructor contains collective calls.
 
@@ -96,7 +96,7 @@ class Trainer:
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
-        # The number of batches per epoch of a new run is checked before gigabytes of weights are loaded.
+        # A new run's number of batches per epoch is checked before gigabytes of weights are loaded.
         # A resumed run is checked after its checkpoint is read, because the checkpoint sets the number of streams.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
@@ -127,7 +127,7 @@ class Trainer:
         )
         go_to_step(self.schedule, self.progress.step)
 
-        # Prepare the objects that run the optimizer steps and load their data.
+        # Set up the objects that run the optimizer steps and load the data.
         self.peak = peak_flops(world.device, config.precision, config.peak_tflops)
         first_stream = world.rank * (self.streams // world.size)
         self.stepper = Stepper(
@@ -136,7 +136,7 @@ class Trainer:
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
         # The data loaders are created last, because creating them fills the feature cache, which takes a long time.
-        # A checkpoint that does not fit the model is reported early, before the feature cache is filled.
+        # A checkpoint that does not match the model is thus reported before the feature cache is filled.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
@@ -177,7 +177,7 @@ class Trainer:
         return TrainTask(model, processor)
 
     def _start_from(self, model: OmniScientModel) -> None:
-        """If the flag `--start_from` is given, load the trained weights that it selects."""
+        """Load the trained weights given by `--start_from`, if the flag is set."""
         path = self.config.start_from
         if not path:
             return
@@ -191,7 +191,7 @@ class Trainer:
             logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
-        """Build the data loader of each dataset. If a feature cache is used, fill the cache first."""
+        """Build a data loader for each dataset. If a feature cache is used, it is filled first."""
         config, world = self.config, self.world
         views = config.views if config.feature_cache else 0
         transform = SampleTransform(config.sample, self.processor, views, config.seed)
@@ -253,7 +253,7 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
-        """Train the remaining epochs of the run, and return the folder with the trained model."""
+        """Train for the remaining epochs, and return the folder with the trained model."""
         config = self.config
         tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
         writer = CheckpointWriter(self.folder, config.keep_checkpoints, config.delete_previous_checkpoint, self.world)
@@ -287,7 +287,7 @@ class Trainer:
             tracker.close()
 
     def _epoch(self, tracker: Tracker, writer: CheckpointWriter, signals: StopSignals) -> None:
-        """Train the remaining steps of the current epoch."""
+        """Run the remaining training steps of the current epoch."""
         config, progress = self.config, self.progress
         meter = Meter(len(self.loss.groups), self.world)
         for micro_batches in self._micro_batches(meter):
@@ -345,7 +345,7 @@ class Trainer:
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
     def _end_epoch(self, writer: CheckpointWriter) -> None:
-        """Advance the progress to the next epoch, and write the checkpoint of the finished epoch."""
+        """Advance to the next epoch, and write the checkpoint of the finished epoch."""
         progress = self.progress
         epoch = progress.epoch
         progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
@@ -359,7 +359,7 @@ class Trainer:
     # -- checkpoints and the end of a run ----------------------------------------------------------------------------
 
     def _progress_document(self) -> dict[str, Any]:
-        """Return the progress and the config that a new checkpoint stores; the result is the same on all ranks.
+        """Return the progress and config to store in a new checkpoint; the result is the same on all ranks.
 
         All ranks must call this method together.
         """
@@ -399,7 +399,7 @@ class Trainer:
     # -- figures and messages ----------------------------------------------------------------------------------------
 
     def _skipped_samples(self) -> Counter[str]:
-        """Return the number of skipped samples for each reason, over all ranks and since the run first started."""
+        """Return the number of samples skipped for each reason, over all ranks and since the run first started."""
         return self.progress.skipped + self.world.total(self.faults.skipped)
 
     def _evaluate(self, tracker: Tracker, held_out: HeldOut) -> None:
@@ -454,7 +454,7 @@ class Trainer:
         )
 
     def _first_line(self) -> str:
-        """Return a message that describes the run, which is logged when the run starts."""
+        """Return a description of the run, which is logged when the run starts."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
@@ -471,7 +471,7 @@ class Trainer:
 
 
 def equal_batches(config: TrainConfig, streams: int) -> int:
-    """Return the number of batches that each sample stream yields per epoch, which must be equal for all datasets.
+    """Return the number of batches that each sample stream yields per epoch, which must be the same for all datasets.
 
     Raises:
         OsmError: the datasets have different numbers of batches, which the message lists.
@@ -491,7 +491,7 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
 
 
 def _skipped_in_words(skipped: Counter[str]) -> str:
-    """Return a phrase for a log line: how many samples were skipped, and how many annotations were unusable."""
+    """Return a phrase for a log line that gives the numbers of skipped samples and unusable annotations."""
     samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
     parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
     text = f", {sum(samples.values())} samples skipped {samples}" if samples else ""

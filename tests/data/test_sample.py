@@ -180,7 +180,7 @@ def test_masks_of_one_image_differ(prepared: Processor) -> None:
 def test_an_image_without_a_counting_segment_is_given_up(prepared: Processor) -> None:
     categories = np.zeros((SIZE, SIZE), int)
     categories[:10, :10] = 1
-    with pytest.raises(SampleError, match="no segment of over 100 pixels was found in 500 random crops") as caught:
+    with pytest.raises(SampleError, match="no segment larger than 100 pixels was found in 500 random crops") as caught:
         draw(prepared, scene(panoptic(categories)), SampleConfig(), 1)
     assert caught.value.reason == "no_segment"
 

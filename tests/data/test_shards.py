@@ -138,7 +138,7 @@ def test_too_many_missing_shards_are_an_error(tmp_path: Path) -> None:
     assert len(existing_shards(f"{tmp_path}/{{0..9}}.tar", "--coco_shards")) == 1
     with pytest.raises(OsmError, match="--coco_shards: 19 of 20 shards do not exist .* correct the range"):
         existing_shards(f"{tmp_path}/{{0..19}}.tar", "--coco_shards")
-    with pytest.raises(OsmError, match="none of the 7 shards exists .first: .*/b0.tar."):
+    with pytest.raises(OsmError, match="none of the 7 shards exist .first missing shard: .*/b0.tar."):
         existing_shards(f"{tmp_path}/b{{0..6}}.tar", "--coco_shards")
 
 

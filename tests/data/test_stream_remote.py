@@ -276,7 +276,7 @@ def test_the_cache_stays_below_its_bound(
     )
     held = sum(path.stat().st_size for path in (tmp_path / "shards" / "http").rglob("*.tar"))
     assert 0 < held <= bound
-    with pytest.raises(OsmError, match=f"over its size limit of {largest - 1}"):
+    with pytest.raises(OsmError, match=f"over the size limit of {largest - 1}"):
         FileCache(tmp_path / "small", largest - 1).get(served.url("002.tar"))
 
 
@@ -293,7 +293,7 @@ def test_globs_over_http(folder: Path, served: FileServer, urls: tuple[str, ...]
     assert tuple(existing_shards(f"{served.address}/00[13].tar", "--coco_shards")) == (urls[1], urls[3])
     with pytest.raises(OsmError, match=r"--coco_shards .*/x\*.tar: no shard matches"):
         existing_shards(f"{served.address}/x*.tar", "--coco_shards")
-    with pytest.raises(OsmError, match="none of the 2 shards exists"):
+    with pytest.raises(OsmError, match="none of the 2 shards exist"):
         existing_shards(f"{served.address}/{{7,8}}.tar", "--coco_shards")
 
 

@@ -131,8 +131,8 @@ def test_a_users_pipeline_gives_the_samples(prepared: Processor, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("decoded", "my_pipeline:decoded: sample 's00': member '.*' is of type .*, expected bytes"),
-        ("nothing", "my_pipeline:nothing: the pipeline yielded no sample for blocks"),
+        ("decoded", "my_pipeline:decoded: sample 's00': member '.*' is of type .*; expected bytes"),
+        ("nothing", "my_pipeline:nothing: the pipeline yielded no samples for dataset blocks"),
         ("numbers", "my_pipeline:numbers: expected webdataset samples .*, found int"),
         ("value", "my_pipeline has no function 'value'"),
         ("gone", "my_pipeline has no function 'gone'"),

@@ -84,13 +84,13 @@ def test_what_is_no_label_file(text: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sky\n\ncar\n", "line 2 is blank, but ids are line numbers"),
+        ("sky\n\ncar\n", "line 2 is blank, but line numbers are used as ids"),
         ("<html>\n404\n</html>", "line 1: .<html>. is not a name"),
         ("item {\n  id: 1\n}", "line 1: .item {. is not a name"),
         ("sky\tblue\ncar\tred", "line 1: .* is not a name"),
         ("sky;car", "line 1: .sky;car. is not a name"),
-        ("names: 5", "names 5 is neither a list nor a mapping"),
-        ("names: [a, b", "looks like YAML, but is not valid"),
+        ("names: 5", "the value of names, 5, is neither a list nor a mapping"),
+        ("names: [a, b", "looks like YAML but is not valid"),
     ],
 )
 def test_what_is_no_list(text: str, message: str, tmp_path: Path) -> None:

@@ -136,10 +136,16 @@ def other_class(images: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop_image, "A has 7 masks in 3 images, B has 4 masks in 2 images; only A has image 3, mask 1; expected"),
-        (add_mask, "A has 7 masks in 3 images, B has 8 masks in 3 images; only B has image 2, mask 9; expected"),
-        (other_id, "A has 7 masks in 3 images, B has 7 masks in 3 images; only A has image 1, mask 2; expected"),
-        (other_class, "image 1, mask 2: class 18 in A, 16 in B; expected predictions for the same masks"),
+        (
+            drop_image,
+            "A has 7 masks in 3 images, and B has 4 masks in 2 images; only A has mask 1 of image 3;",
+        ),
+        (add_mask, "A has 7 masks in 3 images, and B has 8 masks in 3 images; only B has mask 9 of image 2; expected"),
+        (other_id, "A has 7 masks in 3 images, and B has 7 masks in 3 images; only A has mask 2 of image 1; expected"),
+        (
+            other_class,
+            "mask 2 of image 1 has class 18 in A, but class 16 in B; expected predictions for the same masks",
+        ),
     ],
 )
 def test_other_masks_are_refused(
@@ -149,7 +155,7 @@ def test_other_masks_are_refused(
     damage(images)
     b = write_parts(tmp_path / "b", images)
     assert compare_main([str(a), str(b), "--parts", "2,1"]) == 2
-    assert f"error: set 'coco': {message}" in capsys.readouterr().err
+    assert f"error: dataset 'coco': {message}" in capsys.readouterr().err
 
 
 def test_sets_of_one_folder_are_left_out(a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +166,7 @@ def test_sets_of_one_folder_are_left_out(a: Path, tmp_path: Path, capsys: pytest
     alone = write_parts(tmp_path / "c", [[segment(1, 1, "wall")]], name="ade20k")
     assert compare_main([str(a), str(alone), "--parts", "2,1"]) == 2
     error = capsys.readouterr().err
-    assert "A has predictions for coco, B has predictions for ade20k; expected at least one common dataset" in error
+    assert "A has predictions for coco, but B has predictions for ade20k; expected at least one dataset" in error
 
 
 def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:

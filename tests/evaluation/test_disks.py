@@ -56,7 +56,7 @@ def test_a_full_disk_ends_prediction_with_a_sentence(
     assert generate(disk / "out", pets_yaml) == 3
     error = last_line(capsys)
     assert error.startswith(f"error: {disk / 'out'}/pets_") and "No space left on device" in error
-    assert "the same command resumes once there is room again" in error
+    assert "run the same command to resume once there is free space again" in error
     assert not list((disk / "out").glob("*.tmp"))
     filler.unlink()
     assert generate(disk / "out", pets_yaml) == 0
@@ -103,9 +103,9 @@ def test_a_picture_that_goes_in_mid_run_is_named(
     victim = tmp_path / "pets" / folder / "1.png"  # the fourth that is named
     assert generate(tmp_path / "out", pets_yaml, Vandal(victim, 1)) == 3
     error = last_line(capsys)
-    assert f"error: {victim}: No such file or directory; the file existed when the run began" in error
+    assert f"error: {victim}: No such file or directory; the file existed when the run started" in error
     assert generate(tmp_path / "out", pets_yaml) == 2  # one that is missing from the start is known before any naming
-    assert f"set 'pets': 1 of the 4 files to read are missing, the first is {victim}" in last_line(capsys)
+    assert f"set 'pets': 1 of the 4 files to read are missing; the first one is {victim}" in last_line(capsys)
     os.mkfifo(victim)
     assert generate(tmp_path / "out", pets_yaml) == 2
     assert f"{victim} is not a regular file, but a FIFO" in last_line(capsys)

@@ -172,8 +172,8 @@ def test_sets_of_different_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     ("document", "message"),
     [
         ('[{"segments_info"', "not valid json"),
-        ({"pred": []}, "not in the format of annotation form coco_panoptic"),
-        ([{"image_id": 3}], "not in the format of annotation form coco_panoptic"),
+        ({"pred": []}, "not in the format of annotation format coco_panoptic"),
+        ([{"image_id": 3}], "not in the format of annotation format coco_panoptic"),
         ([entry([{"id": 1, "category_id": 1, "open_end_pred": {"any": {"prob": 1}}}])], "not in the format"),
         ([entry([segment(12, "man")])], "annotation 1: category_id 12 is not in the label set coco"),
         ([entry([{**segment(1, "man"), "category_id": [1]}])], "category_id [1] is not in the label set coco"),
@@ -232,11 +232,17 @@ def another_image(document: Any) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (content(lambda entries: entries[:2]), "2 images, but its meta file says 5: the file is cut short"),
-        (content(lambda entries: []), "0 images, but its meta file says 5"),
-        (content(unnamed), "9 masks with a prediction, but its meta file says 10"),
-        (content(without_a_mask), "masks with a prediction, but its meta file says 10"),
-        (content(without_a_mode), "a mask has names in the modes ['pets'], but the meta file says ['any', 'pets']"),
+        (
+            content(lambda entries: entries[:2]),
+            "images is 2 in the file, but 5 in its meta file; the file is cut short",
+        ),
+        (content(lambda entries: []), "the number of images is 0 in the file, but 5 in its meta file"),
+        (content(unnamed), "masks with a prediction is 9 in the file, but 10 in its meta file"),
+        (content(without_a_mask), "in the file, but 10 in its meta file"),
+        (
+            content(without_a_mode),
+            "names in the modes ['pets'], but the meta file lists the modes ['any', 'pets']",
+        ),
         (content(another_mask), "image 103 has mask 77 of category 1, which"),
         (content(another_image), "image 999 is not among the images of"),
         (lambda out: (out / META).write_text("{}"), "meta file .*: required fields missing: checkpoint, set, part, "),
@@ -244,17 +250,17 @@ def another_image(document: Any) -> Any:
         (field("counts", 5), "counts 5: expected the numbers of masks named, empty, ..."),
         (field("counts", {"named": -1}), "counts {'named': -1}: expected the numbers"),
         (field("images", "x"), "images 'x': expected a number of images"),
-        (field("items", [0, 9]), "the range of items [0, 9] exceeds the number of images, 5"),
+        (field("items", [0, 9]), "the range of items [0, 9] exceeds the number of images (5)"),
         (field("items", [3, 1]), "items [3, 1]: expected [first image, image after the last]"),
         (field("items", "all"), "items 'all': expected [first image"),
-        (field("set", "coco"), "the content belongs to set 'coco', but the file name belongs to set 'pets'"),
+        (field("set", "coco"), "the file was written for dataset 'coco', but its name belongs to dataset 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
         (
             field("vocabulary", {"a": "\x1b"}),
             "vocabulary {'a': '\\x1b'}: expected [way, number of names, hash], or null",
         ),
-        (field("limit", 2), "the number of images, 5, exceeds the limit, 2"),
+        (field("limit", 2), "the number of images (5) exceeds the limit (2)"),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_should(
@@ -277,12 +283,12 @@ def test_a_file_that_does_not_hold_what_it_should(
     ("change", "message"),
     [
         (lambda entries: entries[:2], "image 102 of .* is in none of pets_pred_0_of_1.json: a file is cut short"),
-        (lambda entries: [], "set 'pets': no image in pets_pred_0_of_1.json"),
+        (lambda entries: [], "dataset 'pets': the prediction files contain no images: pets_pred_0_of_1.json"),
         (
             another_mask,
             "image 103 has mask 77 of category 1, which is not in .*: the predictions are for different masks",
         ),
-        (another_image, "image 999 is not among the images of .*: the predictions are for a different set"),
+        (another_image, "image 999 is not among the images of .*; the predictions belong to a different dataset"),
     ],
 )
 def test_without_a_meta_file_the_set_itself_is_asked(
@@ -302,7 +308,7 @@ def test_published_files_are_read_without_the_set(two_parts: Path, tmp_path: Pat
     assert evaluate_main([str(two_parts), "2"]) == 0  # no meta file, no path in the table
     annotations = [entry([{**one, "open_end_pred": {}} for one in PART_0])]
     write(tmp_path / "truth", "coco_pred_0_of_1", annotations)
-    assert "no mask in the 1 images of coco_pred_0_of_1.json" in failure([str(tmp_path / "truth"), "1"], capsys)
+    assert "the masks in the 1 images of coco_pred_0_of_1.json" in failure([str(tmp_path / "truth"), "1"], capsys)
 
 
 def test_parts_beyond_the_images_are_empty_files(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> None:
@@ -320,7 +326,7 @@ def test_swapped_parts_are_noticed(pets: Dataset, pets_yaml: Path, tmp_path: Pat
     one.write_bytes(other.read_bytes())
     other.write_bytes(first)
     message = failure([str(tmp_path / "out"), "5", "--datasets", str(pets_yaml)], capsys)
-    assert "image 101 has index 3 in" in message and "says that the part has images 1 to 1;" in message
+    assert "image 101 has index 3 in" in message and "this part contains images 1 to 1;" in message
 
 
 @pytest.mark.parametrize("command", ["evaluate", "all", "compare", "report", "picture", "judged", "reproduce", "open"])
@@ -352,5 +358,5 @@ def test_every_reader_refuses_a_file_that_is_cut_short(
             else:
                 left_out_classes.answers(pets, tmp_path)
         error = str(caught.value)
-    assert f"predictions {out / FILE}: the file contains 3 images, but its meta file says 5: the file is cut" in error
+    assert f"predictions {out / FILE}: the number of images is 3 in the file, but 5 in its meta file" in error
     assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

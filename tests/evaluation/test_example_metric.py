@@ -81,12 +81,12 @@ class Odd(Metric):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"acc": 1.0}, "metric 'odd': column 'acc' has no title; the columns with a title are odd"),
+        ({"acc": 1.0}, r"metric 'odd': column 'acc' has no title; titles\(\) only has odd"),
         (
             {"odd": np.zeros(2)},
             r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or one value for each of the 6",
         ),
-        ({"odd": float("inf")}, "metric 'odd': column 'odd' has an infinite value"),
+        ({"odd": float("inf")}, "metric 'odd': column 'odd' contains infinite values"),
     ],
 )
 def test_wrong_columns(folder: Path, found: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

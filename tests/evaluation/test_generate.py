@@ -176,7 +176,7 @@ def test_partial_file_of_another_run_is_not_used(
     namer = FakeNamer(fingerprint="fake-2")
     generate_predictions(namer, pets, 0, 1, tmp_path, modes=["any"])
     assert len(namer.calls) == 5
-    assert f"{NAME}.partial.jsonl: made with another checkpoint, modes; starting again" in capsys.readouterr().err
+    assert f"{NAME}.partial.jsonl: written with a different checkpoint, modes; starting over" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("console")
@@ -220,7 +220,7 @@ def test_shuffling_needs_another_mask(pets: Dataset, tmp_path: Path) -> None:
     document["annotations"] = document["annotations"][:1]
     document["annotations"][0]["segments_info"] = document["annotations"][0]["segments_info"][:1]
     Path(str(pets.json_file)).write_text(json.dumps(document))
-    with pytest.raises(OsmError, match="shuffle_masks found no other mask in"):
+    with pytest.raises(OsmError, match="shuffle_masks found no other mask among"):
         generate_predictions(FakeNamer(), pets, 0, 1, tmp_path, alter="shuffle_masks")
 
 
@@ -230,7 +230,7 @@ def test_shuffling_needs_another_mask(pets: Dataset, tmp_path: Path) -> None:
         ({"limit": 0}, "limit 0: expected 1"),
         ({"alter": "noise"}, "alter 'noise' is not one of none, shuffle_masks, blank_image"),
         ({"modes": ["own", "lvis"]}, "mode 'lvis', but the checkpoint has only pets, coco, any"),
-        ({"modes": []}, "modes: none given"),
+        ({"modes": []}, "modes: no mode was given"),
     ],
 )
 def test_wrong_options(pets: Dataset, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -282,12 +282,12 @@ def test_command_line(
     ("flags", "message"),
     [
         ([], "no dataset has its files; coco: left out, image_dir coco/val2017 does not exist"),
-        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; known sets: coco, lvis"),
+        (["--sets", "coco,cats"], "--sets: unknown dataset 'cats'; known datasets: coco, lvis"),
         (["--sets", "v3det"], "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
         (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),
-        (["--way", "scored"], "--way scored selects how a vocabulary is used; give --vocabulary as well"),
+        (["--way", "scored"], "--way scored has no effect without --vocabulary; give --vocabulary as well"),
     ],
 )
 def test_command_line_errors(

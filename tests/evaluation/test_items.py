@@ -110,7 +110,7 @@ def test_compressed_rle_is_pycocotools_own() -> None:
         ({"segmentation": None}, "has no mask because its segmentation is None"),
         ({"segmentation": [[1, 1, 2, 2]]}, "three points or more"),
         ({"segmentation": [[1, 1, 2, 2, 3, 3, 4]]}, "three points or more"),
-        ({"segmentation": [[0, 0, 1e9, 0, 0, 1e9]]}, "far outside of its image, 6 x 4"),
+        ({"segmentation": [[0, 0, 1e9, 0, 0, 1e9]]}, "far outside its image, which is 6 x 4"),
         ({"segmentation": [[0, 0, float("nan"), 0, 0, 1]]}, "not a finite number"),
         (
             {"segmentation": [SQUARE], "category_id": 5},
@@ -128,7 +128,7 @@ def test_bad_instances(tmp_path: Path, annotation: dict[str, Any], message: str)
 def test_instances_of_another_image_size(tmp_path: Path) -> None:
     row = write_instances(tmp_path, [{"segmentation": [SQUARE]}])
     change_json(row, lambda document: document["images"][0].update(width=7))
-    with pytest.raises(OsmError, match=r"image 8 should have 7 x 4 pixels, but .*b\.png has 6 x 4 pixels"):
+    with pytest.raises(OsmError, match=r"image 8 is listed as 7 x 4 pixels, but .*b\.png has 6 x 4 pixels"):
         split_of(row).load(1)
 
 
@@ -148,7 +148,7 @@ def _segment(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: d["images"][0].update(file_name="/etc/x.png"), "id 100.* file name '/etc/x.png' leads out"),
         (lambda d: d["images"][0].pop("file_name"), "id 100.* file name None is not valid"),
         (lambda d: d["images"][0].update(id=101), "two different images have the id 101"),
-        (lambda d: d["images"][0].update(id=None), r"images\[0\] needs an 'id'"),
+        (lambda d: d["images"][0].update(id=None), r"images\[0\]: expected an 'id'"),
     ],
 )
 def test_bad_panoptic_json(pets: Dataset, change: Change, message: str) -> None:

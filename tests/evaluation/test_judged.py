@@ -64,7 +64,7 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
 
     refused("parts 0: expected 1 or more", parts=0)
     refused("--each -1: expected 1 or more", each=-1)
-    refused("set 'v3det': the annotation form boxes needs image_dir, which is not set", sets=["v3det"])
+    refused("set 'v3det': the annotation format boxes needs image_dir, which is not set", sets=["v3det"])
     refused("no prediction in mode 'own' of pets", mode="own")
     refused("1 of 1 parts are missing", out="nowhere")
     refused("sheets .*file: File exists; expected a folder", sheets="file")

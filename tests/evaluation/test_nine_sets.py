@@ -274,7 +274,7 @@ def test_parts_that_are_not_in_order(root: Path) -> None:
     with pytest.raises(OsmError, match="n01440000_1.png: is 9 x 6, its image"):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     first.unlink()
-    with pytest.raises(OsmError, match="1 of the 4 files to read are missing, the first is .*0000_1.png"):
+    with pytest.raises(OsmError, match="1 of the 4 files to read are missing; the first one is .*0000_1.png"):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     shutil.rmtree(first.parent)
     with pytest.raises(OsmError, match="partimagenet_mask_dir .*annotations/val: there is no such folder"):
@@ -315,7 +315,9 @@ def test_mat_files_with_what_nobody_knows(root: Path) -> None:
     with pytest.raises(OsmError, match=r"mask .*2008_000002\.mat: "):
         generate_predictions(AreaNamer(), row, 0, 1, root / "broken")
     (mats / "2009_000001.mat").write_bytes(b"")
-    with pytest.raises(OsmError, match=r"1 of the 6 files .* are missing, the first is .*JPEGImages/2009_000001\.jpg"):
+    with pytest.raises(
+        OsmError, match=r"1 of the 6 files .* are missing; the first one is .*JPEGImages/2009_000001\.jpg"
+    ):
         generate_predictions(AreaNamer(), row, 0, 1, root / "broken")
 
 

@@ -182,11 +182,11 @@ def change_meta(path: Path, **values: Any) -> None:
         ),
         (
             {"items": [1, 5]},
-            "pc459_pred_1_of_2.json starts at image 1 and pc459_pred_0_of_2.json ends at 2: the parts",
+            "pc459_pred_1_of_2.json starts at image 1 instead of image 2: the parts",
         ),
-        ({"items": [3, 5]}, "starts at image 3 and pc459_pred_0_of_2.json ends at 2: images 2 to 2 are missing"),
-        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 images had to be named"),
-        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2 according to its meta file; generate part 1 of 2 again"),
+        ({"items": [3, 5]}, "starts at image 3 instead of image 2: images 2 to 2 are missing"),
+        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but the run covers 5 images"),
+        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2 according to its meta file, but part 1 of 2"),
         ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3 according to its meta file"),
         ({"annotations": "0"}, "were made with different values of annotations"),
     ],
@@ -215,4 +215,4 @@ def test_overlapping_parts_without_meta_files(root: Path, name: str, capsys: pyt
     for path in root.glob("out/*_meta_*"):
         path.unlink()
     assert evaluate_main(["out", "2"]) == 2
-    assert f"is in {first.name} and in {second.name}: the parts overlap" in capsys.readouterr().err
+    assert f"is in both {first.name} and {second.name}: the parts overlap" in capsys.readouterr().err

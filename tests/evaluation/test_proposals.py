@@ -114,14 +114,14 @@ GOOD = {"image_id": 139, "segmentation": LEFT_RLE}
         ({"proposals": []}, r"--masks .*expected a list of \{image_id or file_name"),
         ([GOOD, 3], "expected a list of"),
         ([GOOD, {"segmentation": LEFT_RLE}], "proposal 1: has neither image_id nor file_name"),
-        ([{**GOOD, "image_id": 7}], "proposal 0: image_id 7 matches none of the 2 images of dataset 'coco'"),
+        ([{**GOOD, "image_id": 7}], "proposal 0: image_id 7 matches none of the 2 images in dataset 'coco'"),
         ([{**GOOD, "image_id": [139]}], "matches none of the 2 images"),
         ([{**GOOD, "image_id": True}], "matches none of the 2 images"),
         (
             [{"file_name": "../x.jpg", "segmentation": LEFT_RLE}],
             r"file_name '\.\./x\.jpg' matches none of the 2 images",
         ),
-        ([{**GOOD, "file_name": "000000000140.jpg"}], "refer to different images of dataset 'coco'"),
+        ([{**GOOD, "file_name": "000000000140.jpg"}], "refer to different images in dataset 'coco'"),
         ([{"image_id": 139}], "segmentation None is neither an RLE"),
         ([{**GOOD, "segmentation": "x"}], "is neither an RLE"),
         ([{**GOOD, "segmentation": {"size": [6, 8]}}], "RLE counts are neither"),
@@ -163,7 +163,7 @@ def test_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags in ((), ("--sets", "coco,lvis")):
         assert run("--masks", "proposals.json", *flags) == 2
         assert (
-            "--masks proposals.json: proposals belong to the images of one dataset; select this dataset with --sets"
+            "--masks proposals.json: a file of proposals belongs to a single dataset; select that dataset with --sets"
             in capsys.readouterr().err
         )
     assert run("--masks", "absent.json", "--sets", "coco") == 2

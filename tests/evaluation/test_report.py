@@ -180,7 +180,7 @@ def test_command_line(pets_yaml: Path, folder: Path, tmp_path: Path, capsys: pyt
         (["--predictions", "x=.", "--run", "absent"], "--run absent: the folder has no log.jsonl"),
         (["--predictions", "x=.", "--baselines", "absent.json"], "--baselines absent.json: No such file"),
         (["--predictions", "x=.", "--pictures", "-1"], "--pictures -1: expected 0 or more"),
-        (["--predictions", "x=.", "--parts", "0"], "--parts 0: expected the n"),
+        (["--predictions", "x=.", "--parts", "0"], "--parts 0: expected at least 1"),
         (["--predictions", "x=.", "--datasets", "absent.yaml"], "absent.yaml"),
     ],
 )

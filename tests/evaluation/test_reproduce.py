@@ -104,7 +104,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "--processes 0, --tolerance 0.5: expected at least 1 process" in capsys.readouterr().err
     assert run(tmp_path / "out", Generate("coco"), "--tolerance", "nan") == 2
     assert (
-        "--tolerance nan: expected at least 1 process and a finite tolerance of at least 0" in capsys.readouterr().err
+        "--tolerance nan: expected at least 1 process and a finite, non-negative tolerance" in capsys.readouterr().err
     )
     (tmp_path / "file").touch()
     assert run(tmp_path / "out", Generate("coco"), "--json", str(tmp_path / "file" / "x.json")) == 2
@@ -116,4 +116,4 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "unrecognized arguments: --alter" in capsys.readouterr().err
     # What generation says goes through: here, that nothing is there to be named.
     assert reproduce.main(["osm_final.pt", str(tmp_path / "none"), "--sets", "nothing"]) == 2
-    assert "--sets: unknown set 'nothing'" in capsys.readouterr().err
+    assert "--sets: unknown dataset 'nothing'" in capsys.readouterr().err

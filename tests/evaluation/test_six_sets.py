@@ -201,7 +201,7 @@ def test_bad_semantic_sets(root: Path) -> None:
             split.load(0)
     assert split_of(row).source_hash != good
     first.unlink()
-    with pytest.raises(OsmError, match=r"set 'a847': 1 of the 4 files .* are missing, the first is .*00001\.tif"):
+    with pytest.raises(OsmError, match=r"set 'a847': 1 of the 4 files .* are missing; the first one is .*00001\.tif"):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     (maps / "a.txt").write_text("no map")
     first.with_name("ADE_val_00000002.tif").rename(maps / "b.tif")

@@ -135,7 +135,7 @@ def test_shares_of_the_sides_are_no_pixels(form: str, tmp_path: Path, capsys: py
             row["segmentation"] = [[value / 100 for value in row["segmentation"][0]]]
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
-    assert "is between 0 and 1, so the coordinates are normalized" in capsys.readouterr().err
+    assert "value is between 0 and 1, so the coordinates seem to be normalized" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "second"), [("./0.png", "val/0.png"), ("0.png", r"val\0.png")])

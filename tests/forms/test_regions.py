@@ -115,8 +115,8 @@ def test_refs(tmp_path: Path) -> None:
     [
         (["--refs_file", "{refs}"], "--split None: expected one of train, val"),
         (["--refs_file", "{refs}", "--split", "testA"], "--split 'testA': expected one of train, val"),
-        (["--split", "val"], "--split val: needs --refs_file, which is not given"),
-        (["--refs_file", "refs(unc).p", "--split", "val"], "is a Python pickle, which can run any code"),
+        (["--split", "val"], "--split val: requires --refs_file, which was not given"),
+        (["--refs_file", "refs(unc).p", "--split", "val"], "is a Python pickle, which can run arbitrary code"),
         (["--refs_file", "nowhere.json", "--split", "val"], "--refs_file nowhere.json: No such file"),
         (["--refs_file", "{json}", "--split", "val"], "expected a list of {ref_id, ann_id"),
     ],
@@ -283,5 +283,5 @@ def test_val_split_of_refs(tmp_path: Path) -> None:
 
 def test_a_row_of_regions_has_no_labels(tmp_path: Path) -> None:
     path = more_sets.write_json(tmp_path / "x.yaml", {"datasets": {"mine": {"form": "regions", "labels": "coco"}}})
-    with pytest.raises(OsmError, match="set 'mine': labels 'coco': not supported by form regions"):
+    with pytest.raises(OsmError, match="set 'mine': the annotation format regions does not support labels"):
         DatasetTable().with_yaml(path)

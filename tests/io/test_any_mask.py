@@ -61,21 +61,21 @@ MEANT: dict[str, Any] = {
 }  # fmt: skip
 
 ASKED: dict[str, tuple[Any, str]] = {
-    "logits": (np.where(MASK, 10.0, -10.0), "m has values -10 to 10: are these logits. pass logits=True"),
+    "logits": (np.where(MASK, 10.0, -10.0), "m has values from -10 to 10: are these logits. pass logits=True"),
     "bfloat16 logits": (torch.from_numpy(np.where(MASK, 2.0, -3.0)).bfloat16(), "pass logits=True"),
     "positive": (np.where(MASK, 2.5, 0.25), "are these logits"),
     "signs": (np.where(MASK, 1, -1), "values -1 and 1"),
     "nan": (np.where(MASK, 1, np.nan), "contains NaN"),
-    "infinite": (np.where(MASK, np.inf, 0), "values 0 to inf"),
+    "infinite": (np.where(MASK, np.inf, 0), "values from 0 to inf"),
     "ids": (np.where(MASK, 3, 1), r"holds the ids 1, 3: which id marks the object\? pass label_id"),
     "ids of floats": (np.where(MASK, 3.0, 1.0), "holds the ids 1, 3"),
     "three ids": (MASK * 3 + (NOISE > 0.9), "holds the ids 1, 3, 4"),
     "many": ((NOISE * 255).round().astype(np.uint8), "values up to 255: is it a soft mask"),
-    "one id": (np.full(SIZE, 7), "is 7 everywhere: is the whole image inside the mask"),
-    "all likely": (0.6 + 0.3 * NOISE, "all over 0.5: the mask would cover the whole image"),
+    "one id": (np.full(SIZE, 7), "has the value 7 everywhere: is the whole image inside the mask"),
+    "all likely": (0.6 + 0.3 * NOISE, "all above 0.5: the mask would cover the whole image"),
     "another shape": (
         MASK[:9],
-        r"m has shape \(9, 60\) and type bool: expected a mask of 0 and 1 with shape \(40, 60\)",
+        r"m has shape \(9, 60\) and dtype bool: expected a binary mask \(0 and 1\) of shape \(40, 60\)",
     ),
     "exchanged": (MASK.T, "its sides are exchanged"),
     "several": (np.stack([MASK] * 3), "it holds 3 masks; pass a single mask"),
@@ -84,12 +84,12 @@ ASKED: dict[str, tuple[Any, str]] = {
     "text": ("mask.png", "shape"),
     "objects": (np.full(SIZE, None), "type object"),
     "complex": (MASK.astype(complex), "type complex128"),
-    "ragged": ([[0, 1], [1]], "is a list that is not an array"),
+    "ragged": ([[0, 1], [1]], "is a list, which cannot be converted to an array"),
     "nothing": (None, "shape"),
     "meta": (torch.from_numpy(MASK).to("meta"), "on the meta device, which has no values"),
     "meta of another shape": (torch.zeros(2, 3, device="meta"), r"shape \(2, 3\)"),
     "dict": ({"mask": MASK}, "is a dict with .*mask"),
-    "dict of dicts": ({"segmentation": {"segmentation": MASK}}, "its segmentation is a dict without counts"),
+    "dict of dicts": ({"segmentation": {"segmentation": MASK}}, "its segmentation is a dict without the key counts"),
     "rle without size": ({"counts": RLE["counts"]}, "RLE size None"),
     "rle without counts": ({"size": list(SIZE)}, "RLE counts"),
     "rle of another size": ({"size": [9, 9], "counts": [81]}, "RLE size .9, 9."),
@@ -123,7 +123,7 @@ def test_logits_and_labels_are_what_one_says_they_are() -> None:
     for labels in (np.where(MASK, 3, 1), np.where(MASK, 3.0, -1), Image.fromarray(np.where(MASK, np.uint8(3), 1)),
                    torch.from_numpy(np.where(MASK, 3, 0))):  # fmt: skip
         np.testing.assert_array_equal(as_mask(labels, SIZE, "m", label_id=3), MASK)
-        with pytest.raises(OsmError, match="m has no pixel of the id 9; it holds .*3"):
+        with pytest.raises(OsmError, match="m has no pixel with the id 9; it contains .*3"):
             as_mask(labels, SIZE, "m", label_id=9)
     for value in (MASK, RLE):
         with pytest.raises(OsmError, match="ha(s|ve) no ids"):
@@ -162,7 +162,7 @@ def test_a_faint_overlay_is_the_mask() -> None:
     red = np.zeros((*SIZE, 4), np.uint8)
     red[..., 0], red[..., 3] = 200, MASK * 102
     np.testing.assert_array_equal(as_mask(Image.fromarray(red), SIZE, "m"), MASK)
-    for alpha, told in ((0 * GREY, "is transparent everywhere"), (GREY // 5 + 9, "alpha channel of at most 60 of 255")):
+    for alpha, told in ((0 * GREY, "is fully transparent"), (GREY // 5 + 9, "maximum alpha 60 of 255")):
         red[..., 3] = alpha
         with pytest.raises(OsmError, match=told):
             as_mask(Image.fromarray(red), SIZE, "m")
@@ -266,14 +266,14 @@ def test_pictures_that_may_mean_two_things_raise_the_question(tmp_path: Path) ->
         (Image.fromarray(photo), "several colors"),
         (bright, "bright everywhere"),
         (bright.convert("RGB"), "bright everywhere"),
-        (Image.new("L", alpha.size, 200), "is 200 everywhere"),
+        (Image.new("L", alpha.size, 200), "has the value 200 everywhere"),
         (Image.new("RGB", alpha.size, "red"), "several colors"),
         (Image.fromarray(np.clip(ramp * 0.6 + 50, 0, 255).astype(np.uint8)), "holds the ids|mostly gray"),
         (
             Image.merge("LA", (Image.fromarray(ramp), alpha)),
-            "varies in the alpha channel and in brightness: which of the two is the mask",
+            "varies in both alpha and brightness: which of the two is the mask",
         ),
-        (Image.new("RGBA", alpha.size), "transparent everywhere"),
+        (Image.new("RGBA", alpha.size), "fully transparent"),
         (Image.fromarray(np.where(MASK, -1, 1).astype(np.int32)), "values -1 and 1"),
         (Image.fromarray(np.where(MASK, np.nan, 1).astype(np.float32)), "NaN"),
         (Image.new("L", (60, 41)), "is 60 x 41, its image 60 x 40"),
@@ -295,12 +295,12 @@ def test_label_maps_in_files(tmp_path: Path) -> None:
         path = tmp_path / f"labels.{ending}"
         image.save(path)
         np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x", 3), MASK)
-        with pytest.raises(OsmError, match="--mask x has no pixel of the id 2; it holds 1, 3"):
+        with pytest.raises(OsmError, match="--mask x has no pixel with the id 2; it contains 1, 3"):
             read_mask_file(path, SIZE, "--mask x", 2)
     clear = Image.merge("LA", (Image.fromarray(labels), Image.fromarray(GREY)))
     for image, ending, told in ((Image.fromarray(labels), "jpg", "as JPEG, which changes ids"),
                                 (clear, "png", "mode LA has transparent pixels"),
-                                (Image.fromarray(MASK), "png", "no pixel of the id 3; it holds 0, 1")):  # fmt: skip
+                                (Image.fromarray(MASK), "png", "with the id 3; it contains 0, 1")):  # fmt: skip
         path = tmp_path / f"labels.{ending}"
         image.save(path)
         with pytest.raises(OsmError, match=told):

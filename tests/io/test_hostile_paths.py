@@ -50,7 +50,7 @@ def test_paths_are_paths(path: str) -> None:
 def test_a_dataset_table_names_files_alone(folder: Path, field: str, command: str) -> None:
     row = {"form": "coco_panoptic", "labels": "coco", field: command}
     (folder / "sets.yaml").write_text(yaml.safe_dump({"datasets": {"mine": row}}))
-    with pytest.raises(OsmError, match=f"sets.yaml, set 'mine': {field} '.*': expected a local path, or a URL"):
+    with pytest.raises(OsmError, match=f"sets.yaml, set 'mine': {field} '.*': expected a local path or a URL"):
         DatasetTable().with_yaml(folder / "sets.yaml")
 
 
@@ -59,7 +59,7 @@ def test_flags_of_a_prediction_name_files_alone(folder: Path, command: str, caps
     arguments = ["0", "1", "x.pt", "out", "--sets", "coco", f"--coco_json_file={command}"]
     assert benchmark.generate_main(arguments, lambda *_, **__: pytest.fail("a model was loaded")) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "--coco_json_file" in said and "expected a local path, or a URL" in said
+    assert said.count("\n") == 1 and "--coco_json_file" in said and "expected a local path or a URL" in said
     assert not list(Path().iterdir())
 
 

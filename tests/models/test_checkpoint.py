@@ -142,7 +142,7 @@ def unnamed(state: dict[str, Any]) -> None:
         (less, "missing: mode_query.ade20k"),
         (reshaped, r"shape of window_pos_embed: \(1, 21, 32\) in the file, \(1, 20, 32\) in the model"),
         (transposed, r"base_model.language_projection.weight: \(24, 40\) in the file, \(40, 24\)"),
-        (no_tensor, "mask_query is no dense tensor of real numbers: str"),
+        (no_tensor, "mask_query is not a dense tensor of real numbers: str"),
         (twice, "given twice, with and without 'module.': mask_query"),
         (unnamed, "unexpected: 7"),
     ],
@@ -289,7 +289,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document = json.loads((folder / "config.json").read_text())
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=f"with the {part} .* of hash [0-9a-f]{{12}}.*, but the {part} found here has"):
+    with pytest.raises(OsmError, match=f"the {part} .*expected hash [0-9a-f]{{12}}.*, found [0-9a-f]{{12}}"):
         load_folder(folder)[0]
 
 
@@ -298,7 +298,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
     [
         ("config.json", b"{", "saved"),
         ("config.json", b"\xff\xfe\xfa", "saved"),
-        ("config.json", b"[]", "not a config of an OmniScientModel"),
+        ("config.json", b"[]", "not an OmniScientModel config"),
         ("config.json", b'{"format": 2, "model": {}}', "format 1"),
         ("model.safetensors", b"nothing", "saved"),
         ("model.safetensors", None, "saved"),
@@ -348,5 +348,5 @@ def test_a_pt_file_with_its_config_needs_nothing_else(built: tuple[OmniScientMod
 def test_widths_that_do_not_fit_name_the_flag(tmp_path: Path, flag: str, found: int) -> None:
     path = str(tiny_model_yaml(tmp_path))
     osm.create_model_and_transforms(path, **{flag: found})
-    with pytest.raises(OsmError, match=f"--{flag} 4096 does not fit the base model, which has {found}"):
+    with pytest.raises(OsmError, match=f"--{flag} is 4096, but the base model's value is {found}"):
         osm.create_model_and_transforms(path, **{flag: 4096})

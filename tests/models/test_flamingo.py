@@ -200,7 +200,7 @@ def test_the_first_token_is_left_out_where_nothing_stands_before_it(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"mask_to_grid": "nearest"}, "model.mask_to_grid 'nearest': the bridge flamingo requires 'area'"),
+        ({"mask_to_grid": "nearest"}, "model.mask_to_grid 'nearest': the flamingo bridge requires 'area'"),
         (
             {"flamingo": {"width": 30, "heads": 4}},
             "model.flamingo.width 30 is not a multiple of heads 4",
@@ -208,8 +208,8 @@ def test_the_first_token_is_left_out_where_nothing_stands_before_it(
         ({"flamingo": {"gated_width": 30, "gated_heads": 4}}, "model.flamingo.gated_width 30 is not a multiple of"),
         ({"flamingo": {"roi": 0}}, "model.flamingo.roi 0 is not 1 to"),
         ({"flamingo": {"dropout": 1.0}}, "model.flamingo.dropout 1.0 is not between 0 and 1"),
-        ({"flamingo": {"gate_gain": 0.0}}, "model.flamingo.gate_gain 0.0 must be over 0"),
-        ({"flamingo": {"roi": 33}}, "model.flamingo.roi 33 is over 32"),
+        ({"flamingo": {"gate_gain": 0.0}}, "model.flamingo.gate_gain 0.0 must be greater than 0"),
+        ({"flamingo": {"roi": 33}}, "model.flamingo.roi 33 exceeds the maximum of 32"),
         ({"qformer": {"layers": 3}}, "model.qformer has no effect with model.variant 'flamingo'"),
         ({"variant": "maskqformer", "flamingo": {"roi": 3}}, "model.flamingo has no effect with model.variant 'maskqf"),
         ({"variant": "kosmos"}, "model.variant 'kosmos': expected maskqformer or flamingo"),
@@ -225,5 +225,5 @@ def test_an_llm_of_few_layers_is_refused_by_its_setting(tmp_path: Path) -> None:
     section = tiny_model_section(tmp_path, variant="flamingo")
     section["flamingo"]["every"] = 3
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"model": section}))
-    with pytest.raises(OsmError, match=r"model.bridge.every 3: the LLM has 2 layers"):
+    with pytest.raises(OsmError, match=r"model.bridge.every 3: the LLM has only 2 layers"):
         osm.create_model_and_transforms(str(tmp_path / "few.yaml"))

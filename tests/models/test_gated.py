@@ -185,7 +185,7 @@ def test_what_is_shown_must_fit_the_rows() -> None:
     llm = make("llama")
     layers = gates(llm)
     layers.attach(llm)
-    with pytest.raises(OsmError, match="batch has 3 rows; expected a multiple of the 2 masks"):
+    with pytest.raises(OsmError, match=r"batch has 3 rows; expected a multiple of the number of masks \(2\)"):
         logits(llm, LlmInputs(given(llm, None, 3).embeds_RTW, ids(3) > 0, layers.project(tokens(2))))
     layers.detach()
     with pytest.raises(

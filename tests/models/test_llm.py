@@ -190,7 +190,7 @@ def test_special_tokens_that_the_llm_has_no_embedding_for(variant: str, tmp_path
     tokenizer = lettered(tmp_path / "llm", extra=("[PAD]", "[END]"))
     known = len(tokenizer) - 2
     with pytest.raises(
-        OsmError, match=rf"its tokenizer's eos token '\[END\]' has the id {known + 1}, but the LLM has "
+        OsmError, match=rf"the tokenizer's eos token '\[END\]' has the id {known + 1}, but the LLM has "
     ):
         small_model(tmp_path, tokenizer, known, variant)
 
@@ -301,7 +301,7 @@ def test_weights_that_lack_an_entry_are_refused(tmp_path: Path) -> None:
     state = load_file(file)
     del state[key]
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(OsmError, match=f"lack 1 entries: {key}"):
+    with pytest.raises(OsmError, match=f"missing 1 entries, beginning with {key}"):
         llms.load_llm(LlmConfig(str(tmp_path / "llm")))
 
 

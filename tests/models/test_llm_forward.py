@@ -118,6 +118,6 @@ def test_a_cache_is_left_out_or_read_one_by_one(llama: nn.Module) -> None:
 
 def test_a_cache_that_cannot_select_rows_says_so() -> None:
     with pytest.raises(
-        OsmError, match=r"the LLM's cache \(SimpleNamespace\) cannot select rows; set model.llm.self_check"
+        OsmError, match=r"the LLM's cache \(SimpleNamespace\) does not support row selection; set model.llm.self_check"
     ):
         select_rows(SimpleNamespace(layers=[]), torch.tensor([0]))

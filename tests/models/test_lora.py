@@ -138,7 +138,7 @@ def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named
     ("section", "message"),
     [
         ({"lora": {"rank": -1}}, "model.lora.rank -1 is not between 0 and 4096"),
-        ({"lora": {"rank": 2, "alpha": 0}}, "model.lora.alpha 0.0 must be over 0"),
+        ({"lora": {"rank": 2, "alpha": 0}}, "model.lora.alpha 0.0 must be greater than 0"),
         ({"lora": {"rank": 2, "dropout": 1}}, "model.lora.dropout 1.0 is not between 0 and 1"),
         ({"lora": {"dropout": 0.1}}, "model.lora.rank is 0, so the other settings of model.lora have no effect"),
         (
@@ -198,7 +198,7 @@ def test_an_llm_in_8_bits_is_near_the_one_in_32(how: str, variant: str, tmp_path
     # Its files: a bridge that was trained around another LLM cannot be told from this one's.
     plain.save_pretrained(tmp_path / "plain")
     document, _ = checkpoint.read_folder(tmp_path / "plain")
-    with pytest.warns(UserWarning, match=f"with model.llm.quantization '{how}' it is not checked that the LLM"):
+    with pytest.warns(UserWarning, match=f"because of model.llm.quantization '{how}', the LLM is not checked"):
         checkpoint.check_frozen(model, document, "plain")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -291,6 +291,6 @@ def test_a_large_head_may_stay_as_it_is(tmp_path: Path) -> None:
     config.vocab_size, config.hidden_size, config.intermediate_size = 6000, 64, 64
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
     llm, _, _ = load_llm(LlmConfig(str(tmp_path / "llm"), quantization="bnb_int8"))
-    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8' the LLM was quantized on cpu"):
+    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8', the LLM was quantized on cpu"):
         check_device(llm, "bnb_int8", torch.device("cuda"))
     check_device(llm, "", torch.device("cuda"))

@@ -140,7 +140,7 @@ def test_a_whole_model_is_built_around_one(tmp_path: Path) -> None:
     assert "QuickGELU" in repr(model.tower.visual)
     found["preprocess_cfg"]["std"] = [0, 0, 0]
     (folder / "open_clip_config.json").write_text(json.dumps(found))
-    with pytest.raises(OsmError, match="open_clip_config.json: no config of open_clip"):
+    with pytest.raises(OsmError, match="open_clip_config.json: not a valid open_clip config"):
         osm.create_model_and_transforms(str(tmp_path / "model.yaml"))
 
 
@@ -158,7 +158,7 @@ def test_what_weights_were_trained_with_is_known_or_asked_for(tmp_path: Path, mo
     assert (named.mean, named.std) == (tagged.mean, tagged.std)
     openai = load_clip(config("ViT-L-14", weights="openai"), here)
     assert (openai.mean, openai.std, openai.quick_gelu) == (CLIP_MEAN, CLIP_STD, True)
-    with pytest.raises(OsmError, match=r"has no open_clip_config.json, and ViT-L-14's published weights differ"):
+    with pytest.raises(OsmError, match=r"has no open_clip_config.json. .* ViT-L-14's published checkpoints do not all"):
         load_clip(config("ViT-L-14", weights=str(folder)), here)
     assert load_clip(config(weights=str(folder)), here).mean == CLIP_MEAN  # a model without any tag
 
@@ -173,20 +173,20 @@ def test_tags_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "window", "spoil", "message"),
     [
-        ("ViT-Z-99", {}, SIDE, None, "model.tower.name 'ViT-Z-99' is not a model of open_clip"),
+        ("ViT-Z-99", {}, SIDE, None, "model.tower.name 'ViT-Z-99' is not an open_clip model"),
         (
             "tiny-vit",
             {},
             SIDE,
             "visual.conv1.weight",
-            "weights for tiny-vit lack 1 entries, the first is 'conv1",
+            r"weights for tiny-vit are missing 1 entries \(the first is 'conv1",
         ),
         ("tiny-vit", {"width": 32}, SIDE, None, "model.tower 'tiny-vit' with windows of 64 pixels"),
-        ("tiny-vit", {"width": 0}, SIDE, None, "model.tower.options: width: 0: open_clip towers only support"),
+        ("tiny-vit", {"width": 0}, SIDE, None, "model.tower.options: width is 0, but open_clip towers only support"),
         ("tiny-vit", {"timm_model_name": "hf-hub:a/b"}, SIDE, None, "model.tower.options: timm_model_name"),
-        ("tiny-vit", {}, 70, None, "--sliding_window_size 70 is not a multiple of this tower's patch size, 16"),
-        ("tiny-coca", {}, SIDE, None, "it is not a plain ViT"),
-        ("RN50", {}, SIDE, None, "it is not a plain ViT"),
+        ("tiny-vit", {}, 70, None, r"--sliding_window_size 70 is not a multiple of this tower's patch size \(16\)"),
+        ("tiny-coca", {}, SIDE, None, "this model is not a plain ViT"),
+        ("RN50", {}, SIDE, None, "this model is not a plain ViT"),
         ("tiny-cnn", {}, SIDE, None, "model.tower 'tiny-cnn' with windows of 64 pixels"),
     ],
 )

@@ -111,7 +111,7 @@ def test_mistakes_are_named(towers: None) -> None:
         TOWERS.get("collections:OrderedDict")
     with pytest.raises(OsmError, match="no_such_module:Tower cannot be imported"):
         TOWERS.get("no_such_module:Tower")
-    with pytest.raises(OsmError, match="another tower has this name"):
+    with pytest.raises(OsmError, match="another tower already has this name"):
         register_tower("timm")(PlainTower)
     with pytest.raises(OsmError, match="expected a subclass of osm.models.bridges.bridge.Bridge"):
         register_bridge("linear")(nn.Linear)
@@ -166,7 +166,7 @@ def test_old_and_new_keys_mean_the_same(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"variant": "flamingo", "bridge": {}}, r"model\.variant is an older key for model\.bridge"),
+        ({"variant": "flamingo", "bridge": {}}, r"model\.variant was replaced by model\.bridge"),
         (
             {"bridge": {"kind": "maskqformer", "roi": 3}},
             r"model\.bridge: unknown field 'roi'; the fields are kind,",

@@ -42,12 +42,12 @@ def make(folder: Path, variant: str = "maskqformer", family: str = "", **changes
 @pytest.mark.parametrize(
     ("family", "variant", "why"),
     [
-        ("gemma3n_text", "maskqformer", "its logits for token ids differ from its logits for the embeddings"),
-        ("gemma3n_text", "flamingo", "its logits for token ids differ from its logits for the embeddings"),
+        ("gemma3n_text", "maskqformer", "the LLM's logits for token ids differ from its logits for the embeddings"),
+        ("gemma3n_text", "flamingo", "the LLM's logits for token ids differ from its logits for the embeddings"),
         ("gemma4_text (per-layer embeddings)", "maskqformer", "it does not run on embeddings that are no token's"),
-        ("bert (encoder)", "maskqformer", "it attends to tokens that come later"),
-        ("bert (encoder)", "flamingo", "it attends to tokens that come later"),
-        ("ctrl", "maskqformer", "it modifies its input embeddings in place"),
+        ("bert (encoder)", "maskqformer", "the LLM attends to later tokens"),
+        ("bert (encoder)", "flamingo", "the LLM attends to later tokens"),
+        ("ctrl", "maskqformer", "the LLM modifies its input embeddings in place"),
     ],
 )
 def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
@@ -111,7 +111,7 @@ def test_gradients_that_do_not_pass_are_refused(variant: str, tmp_path: Path, mo
 
     monkeypatch.setattr(factory, "load_llm", broken)
     with pytest.raises(
-        OsmError, match=r"no gradient passes through \d of its linear layers, the first is model.layers"
+        OsmError, match=r"gradients do not flow through \d of the LLM's linear layers \(the first is model.layers"
     ):
         make(tmp_path, variant)
 
@@ -121,7 +121,7 @@ def test_gradients_that_do_not_pass_are_refused(variant: str, tmp_path: Path, mo
         return llm, *rest
 
     monkeypatch.setattr(factory, "load_llm", halved)
-    with pytest.raises(OsmError, match=r"the gradient of its loss is [\d.e+-]+, but its finite difference is"):
+    with pytest.raises(OsmError, match=r"the gradient of the LLM's loss is [\d.e+-]+, but the finite difference is"):
         make(tmp_path, variant)
 
 

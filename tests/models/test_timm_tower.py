@@ -129,8 +129,8 @@ def test_tokens_of_vits_with_other_stems(
 @pytest.mark.parametrize(
     ("name", "strides", "window", "message"),
     [
-        ("inception_v3", (8, 16), 64, r"its feature map at stride 8 .* \(288, 5, 5\); expected \(288, 8, 8\)"),
-        ("levit_128s", (16,), 128, "128 and model.tower.strides.*does not run.*own windows are of 224 pixels"),
+        ("inception_v3", (8, 16), 64, r"the feature map at stride 8 .* \(288, 5, 5\); expected \(288, 8, 8\)"),
+        ("levit_128s", (16,), 128, "128 and model.tower.strides.*does not run.*own window size is 224 pixels"),
         ("visformer_tiny", (8, 16), 64, "visformer_tiny.*does not run"),
     ],
 )
@@ -252,8 +252,12 @@ def test_a_config_beside_a_single_file_counts_for_its_own_model(folder: Path, tm
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ([0.1, 0.2], [0.4, 0.5, 0.6], r"pretrained_cfg.mean \[0.1, 0.2\]: expected three numbers"),
-        ([0.1, 0.2, 0.3], [0.4, 0, 0.6], r"pretrained_cfg.std \[0.4, 0, 0.6\]: expected three numbers, each over 0"),
+        ([0.1, 0.2], [0.4, 0.5, 0.6], r"pretrained_cfg.mean is \[0.1, 0.2\]; expected three numbers"),
+        (
+            [0.1, 0.2, 0.3],
+            [0.4, 0, 0.6],
+            r"pretrained_cfg.std is \[0.4, 0, 0.6\]; expected three numbers greater than 0",
+        ),
         ([0.1, "x", 0.3], [0.4, 1, 0.6], "pretrained_cfg.mean"),
     ],
 )

@@ -78,9 +78,9 @@ def test_weights_that_do_not_fit_are_refused(name: str, strides: tuple[int, ...]
     """timm itself leaves what is missing at random when a model has another head, and says nothing."""
     state = timm.create_model(name).state_dict()
     key = [key for key in state if key.endswith("weight")][1]
-    with pytest.raises(OsmError, match=f"weights for {name} lack 1 entries, the first is '{key}'"):
+    with pytest.raises(OsmError, match=f"weights for {name} are missing 1 entries \\(the first is '{key}'"):
         timm_tower(name, strides, 64, {k: v for k, v in state.items() if k != key})
-    with pytest.raises(OsmError, match=f"weights for {name} do not fit it"):
+    with pytest.raises(OsmError, match=f"weights for {name} do not match the model"):
         timm_tower(name, strides, 64, {**state, key: torch.ones(3)})
 
 
@@ -123,7 +123,7 @@ def test_a_cnns_maps_are_laid_onto_the_finest_grid() -> None:
 @pytest.mark.parametrize(
     ("name", "strides", "window", "message"),
     [
-        (CNN, (16, 32), 48, "--sliding_window_size 48 is not a multiple of the coarsest stride, 32"),
+        (CNN, (16, 32), 48, r"--sliding_window_size 48 is not a multiple of the coarsest stride \(32\)"),
         (CNN, (32, 16), 64, "expected ascending strides"),
         (CNN, (16, 64), 64, r"model.tower.strides \[16, 64\]: .*\[2, 4, 8, 16, 32\]"),
         (CNN, (16, 16), 64, "expected ascending strides"),
@@ -271,7 +271,7 @@ def test_options_reach_timm() -> None:
     state = timm.create_model("resnet18", **options).state_dict()
     filled = timm_tower("resnet18", (8, 16), 64, state, options)
     assert torch.equal(filled.model.layer2[0].conv1.weight, state["layer2.0.conv1.weight"])
-    with pytest.raises(OsmError, match="weights for resnet18 do not fit it"):
+    with pytest.raises(OsmError, match="weights for resnet18 do not match the model"):
         timm_tower("resnet18", (8, 16), 64, state)
     assert timm_tower("test_vit", (), 32, None, {"embed_dim": 32, "num_heads": 2}).width == 32
 

@@ -193,7 +193,9 @@ def test_other_arguments_are_refused(panoptic: Set, change: dict[str, Any], mess
 def test_changed_json_is_refused(panoptic: Set) -> None:
     panoptic.convert()
     panoptic.json["annotations"].pop()
-    with pytest.raises(OsmError, match=r"holds the shards of a run with different arguments \(json_sha256 was"):
+    with pytest.raises(
+        OsmError, match=r"contains shards from a run with different arguments \(argument json_sha256 was"
+    ):
         panoptic.convert()
 
 
@@ -209,7 +211,7 @@ def test_two_writers_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("osm.data.shard_writer._LOCK_SECONDS", 0.0)
     with (
         ShardWriter(tmp_path, "webdataset"),
-        pytest.raises(OsmError, match="another process is writing shards there"),
+        pytest.raises(OsmError, match="another process is writing shards to this folder"),
     ):
         ShardWriter(tmp_path, "webdataset")
     with ShardWriter(tmp_path, "webdataset") as writer:

@@ -70,7 +70,10 @@ BAD = {
     "mask_truncated": (lambda s: cut(s.masks / "im0.png", 0.7), r"im0.png: .*broken data"),
     "mask_not_rgb": (lambda s: Image.new("LA", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode LA; expected RGB"),
     "no_id_in_png": (lambda s: write_mask(s.masks / "im0.png", (5, 6)), r"im0.png: none of the json's 2 segment ids"),
-    "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 twice"),
+    "segment_id_twice": (
+        lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000),
+        r"70000 more than once",
+    ),
 }
 
 
@@ -107,7 +110,7 @@ def test_sizes_that_do_not_agree(panoptic: Set, capsys: pytest.CaptureFixture[st
         panoptic.convert()
     said = capsys.readouterr().err
     assert "im0.png: is 24 x 18, its image" in said and "im0.jpg is 24 x 16" in said
-    assert "im1.jpg: is 24 x 16, in the json 25 x 16" in said
+    assert "im1.jpg: is 24 x 16, but the JSON file states 25 x 16" in said
     assert summary(panoptic.root / "out")["left_out"] == {"size_mismatch": 2}
 
 
@@ -165,7 +168,7 @@ WRONG = [
     (lambda s: s.json["images"][1].update(file_name="a/../../im1.jpg"), "leads out of its folder"),
     (lambda s: s.json["images"][1].pop("file_name"), r"images\[1\] \(id 1\), --image_dir"),
     (lambda s: s.json["images"][1].update(id=0), "two different images have the id 0"),
-    (lambda s: s.json["images"][1].pop("id"), r"images\[1\] needs an 'id'"),
+    (lambda s: s.json["images"][1].pop("id"), r"images\[1\]: expected an 'id'"),
     (lambda s: s.json.pop("categories"), "no list 'categories'"),
 ]
 
@@ -201,7 +204,7 @@ def test_wrong_instances_json(instances: Set) -> None:
     assert (result["written"], result["left_out"]) == (3, {"no_annotations": 1})
     assert result["warnings"] == {"category_unknown": 1}
     instances.json["annotations"][3] = {"image_id": 3, "segments_info": []}
-    with pytest.raises(OsmError, match="this is a panoptic json"):
+    with pytest.raises(OsmError, match="this is a panoptic JSON file"):
         instances.convert(instances.root / "panoptic")
 
 
@@ -238,7 +241,7 @@ def test_a_full_disk_ends_with_a_sentence_and_goes_on(
         capsys.readouterr()
         assert prepare(call) == 3
         said = capsys.readouterr().err
-        assert f"error: output_dir {disk / 'out'}: No space left on device; the same command resumes" in said
+        assert f"error: output_dir {disk / 'out'}: No space left on device; run the same command to resume" in said
         assert "Traceback" not in said and not list((disk / "out").glob("*.tmp"))
         filler.unlink()
         assert prepare(call) == 0

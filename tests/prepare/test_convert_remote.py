@@ -166,7 +166,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
         ("hf://datasets/a/b", "the location is read-only"),
         ("pipe:cat > x.tar", "commands like `pipe:` are not supported"),
         ("s3://key:secret@bucket/out", "a password in a URL would end up in logs"),
-        ("s3://bucket/out?versionId=1", "'?' in the URL of an output"),
+        ("s3://bucket/out?versionId=1", "the URL of an output must not contain '?'"),
         ("s3://no-such-bucket/out", "output_dir s3://no-such-bucket/out: there is no such bucket"),
     ],
 )

@@ -112,7 +112,7 @@ def test_ade20k_classes_that_cannot_be_right(
     mapping.write_text("4 21\n9 13\n")
     arguments = ["--data_dir", str(root), "--splits", "training", "--category_mapping", str(mapping)]
     assert main("ade20k", [*arguments, "--num_workers", "1"]) == 2
-    assert "of 6 instances only 0 lie on pixels of their class" in capsys.readouterr().err
+    assert "only 0 of 6 instances lie on pixels of their class" in capsys.readouterr().err
     assert not (root / "ade20k_panoptic_train.json").exists()
 
 
@@ -246,7 +246,7 @@ def test_pc459_labels_txt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "labels.txt: 62: 'case' is 'computer case' in the table" in capsys.readouterr().err
     for wrong, message in (
         (names[1:], "458 classes; expected 459 lines"),
-        ([*names[200:], *names[:200]], "expected the list of PC-459"),
+        ([*names[200:], *names[:200]], "expected the class list of PC-459"),
     ):
         listing.write_text("".join(f"{number}: {name}\n" for number, name in enumerate(wrong, 1)))
         assert main("pc459", [*arguments, "--labels_txt", str(listing)]) == 2

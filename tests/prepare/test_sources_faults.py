@@ -43,7 +43,12 @@ def boxes(made: Made, *rows: list[float]) -> None:
 # One bad sample of 4: (set, reason, what is done to it, what the message says).
 BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("cityscapes", "image_missing", lambda s: image(s).unlink(), "aachen_000000_000019_leftImg8bit.png: there is no"),
-    ("cityscapes", "size_mismatch", lambda s: write_image(image(s), 1, OTHER), "is 26 x 16, in the json 24 x 16"),
+    (
+        "cityscapes",
+        "size_mismatch",
+        lambda s: write_image(image(s), 1, OTHER),
+        "is 26 x 16, but the JSON file states 24 x 16",
+    ),
     ("cityscapes", "mask_truncated", lambda s: spoil(mask(s, "png")), "panoptic.png: .*broken data"),
     ("lvis", "image_missing", lambda s: image(s).unlink(), "train2017/000000000000.jpg: there is no such file"),
     ("lvis", "no_masks", lambda s: s.document["annotations"][0].update(segmentation=[]), "none of its annotations"),
@@ -51,7 +56,7 @@ BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("v3det", "image_truncated", lambda s: spoil(image(s), 0.9), "broken data"),
     ("v3det", "no_boxes", lambda s: boxes(s, [1, 2, 3]), r"bbox \[1, 2, 3\] is not \[x, y"),
     ("v3det", "no_boxes", lambda s: boxes(s, [1, 2, 3, float("nan")]), "bbox"),
-    ("v3det", "no_boxes", lambda s: boxes(s, [30, 2, 3, 3]), "is outside of the image, which is 24 x 16 pixels"),
+    ("v3det", "no_boxes", lambda s: boxes(s, [30, 2, 3, 3]), "is outside the image, which is 24 x 16 pixels"),
     ("a847", "mask_missing", lambda s: mask(s, "tif").unlink(), "im_00000000.tif: there is no such file"),
     ("a847", "image_missing", lambda s: image(s).unlink(), "im_00000000.jpg: there is no such file"),
     ("a847", "mask_truncated", lambda s: spoil(mask(s, "tif")), "im_00000000.tif"),
@@ -187,7 +192,7 @@ def test_partimagenet_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for path in folder.iterdir():
             path.rename(path.with_name(path.name.replace("train", "val")))
     assert made.convert(tmp_path / "out", "--split", "val") == 0
-    for split, message in (("train", "there is no such folder"), ("../x", "--split '../x' is not")):
+    for split, message in (("train", "there is no such folder"), ("../x", "'../x': expected the name of a subfolder")):
         assert made.convert(tmp_path / "other", "--split", split) == 2
         assert message in capsys.readouterr().err
 
@@ -246,4 +251,4 @@ def test_changed_files_are_another_set(tmp_path: Path, capsys: pytest.CaptureFix
     assert made.convert(tmp_path / "out") == 0
     write_image(made.paths["image_dir"] / "more.jpg", 1)
     assert made.convert(tmp_path / "out") == 2
-    assert "holds the shards of a run with different arguments (files_sha256 was" in capsys.readouterr().err
+    assert "contains shards from a run with different arguments (argument files_sha256 was" in capsys.readouterr().err

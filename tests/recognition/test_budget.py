@@ -73,7 +73,7 @@ def test_out_of_memory_halves_and_nothing_is_lost() -> None:
 
 def test_one_row_that_does_not_fit_is_said() -> None:
     device = Device(room=LENGTH * 10 - 1)
-    with pytest.raises(OsmError, match="runs out of memory even with a single mask: use --device_map auto"):
+    with pytest.raises(OsmError, match="ran out of memory even with a single mask: use --device_map auto"):
         RowBudget(None, device).run([1, 2], LENGTH, device.work)
 
 

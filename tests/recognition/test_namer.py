@@ -207,7 +207,7 @@ def test_wrong_sizes_and_modes(namer: Namer) -> None:
         namer.name_image(image, masks, ["any", "coca"])
     with pytest.raises(OsmError, match="modes must be a list, .* not the string 'any'"):
         namer.name_image(image, masks, "any")
-    with pytest.raises(OsmError, match="image is a ndarray; a PIL image is needed"):
+    with pytest.raises(OsmError, match="image is a ndarray; expected a PIL image"):
         namer.name_image(np.asarray(image), masks, ["any"])  # type: ignore[arg-type]
 
 

@@ -76,11 +76,11 @@ def test_what_is_refused() -> None:
     for masks, probs, message in [
         ([stripe(0, 1)], [], "1 masks, but 0 probabilities"),
         ([], [], "no masks"),
-        ([stripe(0, 1), stripe(0, 1, 10)], [1, 1], "one shape"),
+        ([stripe(0, 1), stripe(0, 1, 10)], [1, 1], "the same shape"),
     ]:
         with pytest.raises(OsmError, match=message):
             merge(masks, probs)
     for ids in ([[-1]], [[1 << 24]]):
-        with pytest.raises(OsmError, match="fit an RGB pixel"):
+        with pytest.raises(OsmError, match="fit in an RGB pixel"):
             as_png(np.array(ids))
     assert isinstance(as_png(np.zeros((2, 2), np.int32)), Image.Image)

@@ -84,7 +84,7 @@ def test_windows_that_memory_does_not_hold_are_fewer_at_once(
     assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
     close(recognizer.name(some_masks()), expected)
     most = 0
-    with pytest.raises(OsmError, match="the vision tower runs out of memory with a single image window"):
+    with pytest.raises(OsmError, match="the vision tower ran out of memory on a single image window"):
         recognizer.set_image(picture(0))
 
 
@@ -208,7 +208,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values -9 to 9: are these logits"),
+        ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values from -9 to 9: are these logits"),
         ({"masks": [some_masks()[1], some_masks()[1] * 2 + 1]}, "mask 1 holds the ids 1, 3"),
         ({"masks": some_masks()[None]}, "mask 0 has shape .* it holds .* masks; pass a single mask"),
         ({"masks": torch.zeros(1, 50, 70, device="meta")}, "mask 0 is a tensor on the meta device"),
@@ -222,7 +222,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"vocabulary": iter(())}, "vocabulary: no name in it"),
         (
             {"masks": np.zeros((1, 3, 4), bool)},
-            r"mask 0 has shape \(3, 4\) .*expected a mask of 0 and 1 with shape \(50, 70\)",
+            r"mask 0 has shape \(3, 4\) .*expected a binary mask \(0 and 1\) of shape \(50, 70\)",
         ),
         ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
@@ -234,7 +234,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"modes": "any"}, r"modes must be a list, such as \['any'\]"),
         ({"top_k": 0}, "top_k 0 must be 1 or more"),
         ({"vocabulary": []}, "vocabulary: no name in it"),
-        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; a list of names is needed"),
+        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; expected a list of names"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
         ({"vocabulary": ["cat"], "method": "guessed"}, "method 'guessed' is not one of constrained, scored, mapped"),
@@ -363,7 +363,7 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         "point 30,30 [any]",
     ]
     assert main([*base, *regions, "--way", "scored"]) == 2
-    assert "--way scored selects how a vocabulary is used; give --vocabulary as well" in capsys.readouterr().err
+    assert "--way scored has no effect without --vocabulary; give --vocabulary as well" in capsys.readouterr().err
     more = ["--vocabulary", str(names), "--top_k", "2", "--mode", "coco", "--mode", "any", "--json"]
     assert main([*base, *regions, *more]) == 0
     document = json.loads(capsys.readouterr().out)

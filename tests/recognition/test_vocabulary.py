@@ -77,14 +77,14 @@ def test_names_with_commas(tmp_path: Path, text: str, names: list[str]) -> None:
     [
         ("cup\n" + "x" * 300, ": line 2: 'xxx.* is no name .a text of 1 to 200 characters"),
         ("cup, " + "x" * 300, ": line 1: 'xxx"),
-        (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not UTF-8"),
+        (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not valid UTF-8"),
         ('"cup, plate', "^$|line 1"),
-        ("[cup, plate]", "begins like JSON, but is not valid JSON"),
+        ("[cup, plate]", "looks like JSON, but is not valid JSON"),
         ('{"categories": 3}', "an object that maps ids to names or names to ids, or an object with 'categories'"),
         ('["cup", 3]', ": entry 2: 3 is no name"),
         ('[{"id": 1}]', ": entry 1: None is no name"),
         ('{"0": " "}', ": id '0': ' ' is no name"),
-        ("[" * 5000, "begins like JSON"),
+        ("[" * 5000, "looks like JSON"),
         ("# nothing\n", ": vocabulary: no name in it"),
         ("[]", ": vocabulary: no name in it"),
         (",\n", ": vocabulary: no name in it"),
@@ -99,5 +99,5 @@ def test_faults_are_named_by_file_and_line(tmp_path: Path, text: str | bytes, to
 
 def test_names_may_come_from_anything_that_lists_them() -> None:
     assert check_names(name for name in ("Cup", "plate", "cup")) == ["cup", "plate"]
-    with pytest.raises(OsmError, match="vocabulary is a int; a list of names is needed"):
+    with pytest.raises(OsmError, match="vocabulary is a int; expected a list of names"):
         check_names(3)  # type: ignore[arg-type]

@@ -223,7 +223,7 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, address: str, tmp_path: P
     tab.page.get_by_text(f"text.jpg is not a readable image: expected a {FORMATS}.").wait_for()
     Image.new("RGB", (1100, 1000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
-    tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million allowed.").wait_for()
+    tab.page.get_by_text("wide.png has 1100 x 1000 pixels, but the maximum is 1 million.").wait_for()
     (tmp_path / "heavy.png").write_bytes(os.urandom(1_200_000))
     tab.upload(tmp_path / "heavy.png")
     tab.page.get_by_text("exceed the maximum allowed size of 1").wait_for()

@@ -122,7 +122,7 @@ def test_samples(tmp_path: Path) -> None:
 def test_uploads(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     assert read_upload(tmp_path / "good.png", 1200).size == (40, 30)
-    with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels: at most 0.001199 million allowed$"):
+    with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels, but the maximum is 0.001199 million$"):
         read_upload(tmp_path / "good.png", 1199)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(OsmError, match=f"^text.jpg is not a readable image: expected a {FORMATS}$"):

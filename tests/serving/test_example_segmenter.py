@@ -49,7 +49,7 @@ def test_names_and_paths(checkpoint: Path) -> None:
     recognizer = load_recognizer(checkpoint, device="cpu")
     one = load_segmenter("osm_example_segmenter:TileSegmenter", recognizer=recognizer, tiles=2)
     assert type(one) is SEGMENTERS.get("tiles") and one.tiles == 2
-    with pytest.raises(OsmError, match="--segmenter tiles accepts no checkpoint, but x.pth is given"):
+    with pytest.raises(OsmError, match="--segmenter tiles does not take a checkpoint, but x.pth was given"):
         load_segmenter("tiles", "x.pth")
     with pytest.raises(OsmError, match="segmenter 'osm.errors:OsmError': expected a subclass of .*base.Segmenter"):
         load_segmenter("osm.errors:OsmError")

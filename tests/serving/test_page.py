@@ -123,7 +123,7 @@ def test_markup_of_a_region_without_a_name() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--port", "0"], "--port 0 is not"),
+        (["--port", "0"], "--port 0 must be between 1 and 65535"),
         (["--max_file_mb", "0"], "--max_file_mb 0.0 must be over 0"),
         (["--max_megapixels", "nan"], "--max_megapixels nan"),
         (["--samples", "/no/such/folder"], "--samples /no/such/folder: no such folder"),

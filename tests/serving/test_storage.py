@@ -33,7 +33,7 @@ def test_all_uploads_together_are_bounded(page: Any, visitor: Visitor) -> None:
         assert status == 200
         paths += json.loads(answer)
     status, answer = visitor.upload(b"x" * 900_000)
-    assert status == 507 and answer == b"the pending uploads use all of 3 MiB; try again in a minute\n"
+    assert status == 507 and answer == b"the pending uploads have reached the limit of 3 MiB; try again in a minute\n"
     assert len(stored(page)) == 3 and "64 x 48" in visitor.show(picture())
     assert "not a readable image" in visitor.read(paths[0])
     assert visitor.upload(b"x" * 900_000)[0] == 200

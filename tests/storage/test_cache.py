@@ -132,7 +132,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path, shelf: Path, serve
     assert not cache.path_of(a).exists() or os.name == "nt"
     with opened:
         assert opened.read() == DATA  # whoever has it open keeps reading
-    with pytest.raises(OsmError, match="has 3000 bytes, over its size limit of 2500"):
+    with pytest.raises(OsmError, match="has 3000 bytes, over the size limit of 2500"):
         cache.get(server.url(put(shelf, "d", DATA * 3)))
 
 
@@ -158,7 +158,7 @@ def test_a_disk_without_room_is_seen_before(
     url = server.url(put(shelf, "x/a.bin"))
     monkeypatch.setattr(module, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=999)))
     for get in (lambda: cache.get(url), lambda: cache.get_tree(server.url("x"))):
-        with pytest.raises(RunStopped, match="1000 bytes must be fetched, but the disk of .* has 999 free"):
+        with pytest.raises(RunStopped, match="1000 bytes must be fetched, but the disk of .* has only 999 bytes free"):
             get()
     assert server.requests(method="GET") <= 1 and not parts(cache)  # the page of the folder
 
@@ -224,7 +224,9 @@ def test_a_disk_without_locks(
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(OsmError, match="its disk has no locks; expected a folder on a local disk of this machine"):
+    with pytest.raises(
+        OsmError, match="its disk has no locks; set OSM_CACHE to a folder on a local disk of this machine"
+    ):
         cache.get(server.url(put(shelf, "a")))
 
 

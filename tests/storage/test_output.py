@@ -72,9 +72,7 @@ def test_a_lock_of_another_machine_is_somebodys_until_it_is_stale(clean_s3: S3Se
     with Lock(URL, "out"):
         assert owner(clean_s3)["token"] != "theirs"
     clean_s3.put("bucket", "out/.osm.lock", b"a poem")
-    with pytest.raises(
-        OsmError, match=r"out: s3://bucket/out/.osm.lock has the name of a lock, but does not contain a lock"
-    ):
+    with pytest.raises(OsmError, match=r"out: s3://bucket/out/.osm.lock is named like a lock but does not contain one"):
         Lock(URL, "out").__enter__()
 
 
@@ -89,7 +87,7 @@ def test_a_lock_that_is_lost_ends_the_run_before_it_writes(clean_s3: S3Server, h
             clean_s3.put(
                 "bucket", "out/.osm.lock", json.dumps({**owner(clean_s3), "token": "theirs", "host": "b"}).encode()
             )
-        with pytest.raises(RunStopped, match=f"the lock {URL} was {how}"):
+        with pytest.raises(RunStopped, match=f"lost its lock: {URL} was {how}"):
             output.put("a.json")
         with pytest.raises(RunStopped):
             output.remove("b.json")
@@ -169,7 +167,7 @@ def test_a_file_is_written_there_or_here(clean_s3: S3Server, tmp_path: Path) -> 
     write_text(tmp_path / "deep" / "figures.json", "--json", ["{", "}"])
     assert (tmp_path / "deep" / "figures.json").read_text() == "{}"
     assert clean_s3.names("bucket") == ["deep/figures.json"] and not list((tmp_path / "cache" / "staging").iterdir())
-    with pytest.raises(OsmError, match="--json s3://bucket: expected the URL of a file"):
+    with pytest.raises(OsmError, match="--json s3://bucket: expected a file URL"):
         write_text("s3://bucket", "--json", [])
     with pytest.raises(OsmError, match=r"--json s3://nobody: there is no such bucket"):
         write_text("s3://nobody/a.json", "--json", [])

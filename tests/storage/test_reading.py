@@ -324,7 +324,7 @@ def test_a_table_on_a_server_has_its_paths_beside_it(shelf: Path, server: FileSe
     assert (row.json_file, row.image_dir) == (server.url("a b.json"), "s3://bkt/images")
     rows["near"]["json_file"] = "../../up.json"
     (shelf / "sets.yaml").write_text(yaml.safe_dump({"datasets": rows}))
-    with pytest.raises(OsmError, match=r"'\.\.' in a URL"):
+    with pytest.raises(OsmError, match=r"a URL must not contain '\.\.'"):
         split_of(DatasetTable().with_yaml(server.url("sets.yaml"))["near"])
 
 

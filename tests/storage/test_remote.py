@@ -31,7 +31,7 @@ def test_a_file_by_http(url: str, server: FileServer, tmp_path: Path, small_bloc
     assert remote.stat(url).size == len(DATA) and remote.exists(url) and not remote.exists(server.url("b"))
     assert remote.read_range(url, 10, 20) == DATA[10:20] and remote.read_whole(url, len(DATA)) == DATA
     assert remote.download(url, tmp_path / "x").size == len(DATA) and (tmp_path / "x").read_bytes() == DATA
-    with pytest.raises(OsmError, match="over the limit of 9 bytes"):
+    with pytest.raises(OsmError, match="which exceeds the limit of 9 bytes"):
         remote.read_whole(url, 9)
 
 

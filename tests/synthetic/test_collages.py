@@ -126,10 +126,12 @@ def test_a_split_is_the_same_whenever_it_is_made(folders: Path, segments: Path) 
     before = (made[0] / "panoptic.json").stat().st_mtime_ns
     write_collages(folders / "one", options(folders, segments=(segments,)))
     assert (made[0] / "panoptic.json").stat().st_mtime_ns == before
-    with pytest.raises(OsmError, match="holds collages made with different flags or files; choose a different folder"):
+    with pytest.raises(
+        OsmError, match="contains collages made with different flags or files; choose a different folder"
+    ):
         write_collages(folders / "one", options(folders))
     cutout(folders / "stamps/plum/a.png", (1, 2, 3), "LA")  # another picture under the same name
-    with pytest.raises(OsmError, match="holds collages made with different flags or files"):
+    with pytest.raises(OsmError, match="contains collages made with different flags or files"):
         write_collages(folders / "one", options(folders, segments=(segments,)))
     cutout(folders / "stamps/plum/a.png", COLOURS["plum"])
     # Interrupted before its end, it is made again, to the same bytes.
@@ -170,7 +172,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("- plum", "expected object names as keys, each with lists of files under train or val"),
+        ("- plum", "expected a mapping from object names to lists of files under train or val"),
         ("plum: [a.png]", "'plum': expected lists of files under train or val, found"),
         ("plum: {test: [a.png]}", "'plum': expected lists of files under train or val, found"),
         ("plum: {train: plum/a.png}", "'plum', train: expected a list of files, found 'plum/a.png'"),
@@ -179,7 +181,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
         ("plum: {train: [plum/c.png]}", "'plum', train: plum/c.png is not in --cutouts"),
         ("7: {train: [plum/a.png]}", "7 is not a name"),
         ("{", "not valid YAML"),
-        ("plum: {val: [plum/a.png]}", "no name in the table has a file under train"),
+        ("plum: {val: [plum/a.png]}", "none of the names in the table has any files under train"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folders: Path, table: str, message: str) -> None:
@@ -211,7 +213,7 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     with pytest.raises(OsmError, match="a.png: the image has no alpha channel, so the object's outline is unknown"):
         Cutout(folders / "stamps/plum/a.png").load()
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(folders / "stamps/lime/a.png")
-    with pytest.raises(OsmError, match="no pixel is opaque"):
+    with pytest.raises(OsmError, match="the image has no opaque pixels"):
         Cutout(folders / "stamps/lime/a.png").load()
     command = ["collages", str(folders / "bad"), "--table", str(folders / "missing.yaml")]
     assert main([*command, "--cutouts", str(folders), "--backgrounds", str(folders / "photos")]) == 2

@@ -8,7 +8,6 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -187,7 +186,7 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scenes are drawn in threads, and few of them to measure with: quicker than new processes."""
     threads = Namespace(get_context=lambda method: multiprocessing.dummy)
     monkeypatch.setattr(nano_tower, "multiprocessing", threads)
-    monkeypatch.setattr(nano_tower, "evaluate", partial(nano_tower.evaluate, scenes=20))
+    monkeypatch.setattr(nano_tower, "TEST_SCENES", 20)
 
 
 def test_an_interrupted_tower_goes_on_to_the_same_weights(
@@ -295,6 +294,8 @@ def test_the_command_writes_parts_that_load(tmp_path: Path, monkeypatch: Any, ca
     folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "weights" / "osm_nano")]
     output = tmp_path / "weights" / "osm_nano"
     sizes = ["--scenes", "32", "--epochs", "1", "--llm_steps", "1", "--threads", "1"]
+    monkeypatch.setattr(nano_tower, "TEST_SCENES", 20)
+    monkeypatch.setattr(nano_llm, "TEST_PAIRS", 10)
     assert main([*folders, *sizes, "--part", "llm"]) == 0
     assert "unfinished" in (output / "MODEL_CARD.md").read_text()
     assert main([*folders, *sizes, "--part", "tower"]) == 0

@@ -224,7 +224,7 @@ def test_the_command_writes_the_same(split: Path, tmp_path: Path, capsys: pytest
         (["--images", "0"], "--images 0 must be 1 or more"),
         (["--sets", "scenes_fine,coco"], "--sets 'coco' is not one of scenes_fine, scenes_plain"),
         (["--sets", ","], "--sets: no dataset given"),
-        (["--split", "a/b"], "--split 'a/b' must be the name of one folder"),
+        (["--split", "a/b"], "--split 'a/b' must be a single folder name"),
         (["--split", ".."], "--split '..'"),
         (["--split", ""], "--split ''"),
         (["--pairs", "unseen"], "--pairs 'unseen' is not one of seen, held_out, all"),

@@ -181,13 +181,16 @@ def test_a_kill_between_the_last_file_and_the_name_loses_nothing(workshop: Works
     ("change", "sentence"),
     [
         ({"epoch": 10**30}, "must be an integer from 0|epoch is"),
-        ({"epoch": 10**9}, "epoch 1000000000, but the run has 2"),
+        ({"epoch": 10**9}, "epoch 1000000000, but the run has only 2"),
         ({"batches": 10**6}, "batch 1000000, but an epoch has only 4"),
-        ({"positions": {"pan": {"0": [2, {"0": 10**12}]}}}, "has drawn 1000000000000 samples for 2 batches; at most"),
+        (
+            {"positions": {"pan": {"0": [2, {"0": 10**12}]}}},
+            "drawn 1000000000000 samples for 2 batches, but it can have drawn at most",
+        ),
         ({"positions": {"pan": {"0": [10**12, {"0": 2}]}}}, "is at batch 1000000000000, but an epoch has only 4"),
         ({"streams": 10**9}, "streams is 1000000000, but must be an integer from 0"),
         ({"step": -1}, "step is -1"),
-        ({"best": "x" * 9999}, "its progress cannot be read"),
+        ({"best": "x" * 9999}, "the checkpoint's progress cannot be read"),
     ],
 )
 def test_counters_are_bounded_by_the_size_of_the_run(

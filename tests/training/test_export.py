@@ -136,7 +136,7 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(source: Path, tmp_path: 
     assert (tmp_path / "of_run.pt").read_bytes() == (tmp_path / "of_file.pt").read_bytes()
     for path in source.parent.iterdir():
         path.unlink()
-    assert "contains no model: no checkpoint" in refused("export", source.parent, tmp_path / "x")
+    assert "contains no model: neither a checkpoint" in refused("export", source.parent, tmp_path / "x")
     ran("export", tmp_path / "of_run.pt", source.parent / "final")
     assert f"did you mean {source.parent / 'final'}?" in refused("export", source.parent, tmp_path / "x")
 
@@ -149,11 +149,11 @@ def test_the_optimizer_comes_along_where_it_is_asked_for(source: Path, tmp_path:
         assert found[name] == given[name]
     assert torch.equal(found["optimizer_state_dict"]["state"][0]["exp_avg"], torch.ones(3))
 
-    assert "cannot store the optimizer state; export to a name that ends in .pt" in refused(
+    assert "cannot store the optimizer state; choose a name that ends in .pt" in refused(
         "export", source, tmp_path / "folder", "--with_optimizer"
     )
     ran("export", source, tmp_path / "folder")
-    assert "folder has no optimizer_state_dict" in refused(
+    assert "folder has no optimizer state (key optimizer_state_dict)" in refused(
         "export", tmp_path / "folder", tmp_path / "x.pt", "--with_optimizer"
     )
     assert not (tmp_path / "x.pt").exists()
@@ -310,10 +310,10 @@ def not_plain(document: dict[str, Any]) -> None:
         (more, "unexpected: llm.lm_head.weight"),
         (reshaped, "shape of mask_query: (1, 5, 24) in the file, (1, 4, 24) in the model"),
         (foreign, "has no entry window_pos_embed with 3 dimensions"),
-        (no_config, "not a config of an OmniScientModel"),
+        (no_config, "not an OmniScientModel config"),
         (odd_field, "unknown field 'colour'"),
-        (odd_mode, "its config's sizes and modes are invalid"),
-        (not_plain, "its config contains values that JSON does not support"),
+        (odd_mode, "the sizes or modes in its config are invalid"),
+        (not_plain, "the config contains values that JSON does not support"),
     ],
 )
 def test_what_does_not_hang_together_is_refused(
@@ -379,7 +379,9 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
     out = tmp_path / "ours"
     other = refused("import", zoo, out, "--config", tiny_model_yaml(tmp_path))
     assert "missing: " in other and "does not fit this model" in other
-    assert f"--config {tmp_path / 'tiny.yaml'} is not the model that the file was trained with" in other
+    assert (
+        f"the weights in this file were trained with a different model than --config {tmp_path / 'tiny.yaml'}" in other
+    )
     flags = ["--base_model_name", base, *SIZE_FLAGS]
     smaller = refused("import", zoo, out, *flags, "--input_size", "28")
     assert "shape of window_pos_embed: (1, 20, 32) in the file, (1, 5, 32) in the model" in smaller
@@ -396,7 +398,7 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
 def test_each_command_names_the_other(source: Path, zoo: Path, tmp_path: Path, refused: Any) -> None:
     out = tmp_path / "out"
     assert f"osm export {source} {out}" in refused("import", source, out)
-    assert "osm export reads folders" in refused("import", source.parent, out)
+    assert "use osm export for folders" in refused("import", source.parent, out)
     assert f"osm import {zoo} {out} --config" in refused("export", zoo, out)
     shutil.copy(zoo, out.with_suffix(".pt"))
     assert "replace it with --force" in refused("import", zoo, out.with_suffix(".pt"))

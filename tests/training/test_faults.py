@@ -144,7 +144,7 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
     said = capsys.readouterr().err.splitlines()
     error = next(line for line in said if line.startswith("error: "))
     assert error == said[-1] and str(lost) in error and "run the same command to resume" in error
-    assert not any("Traceback" in line or "correct annotation form" in line for line in said)
+    assert not any("Traceback" in line or "correct annotation format" in line for line in said)
 
 
 def test_a_set_without_a_usable_sample_is_told_without_a_traceback(
@@ -179,7 +179,7 @@ def test_broken_samples_are_counted_and_bounded(workshop: Workshop, tmp_path: Pa
     capsys.readouterr()
     assert main(workshop.arguments(tmp_path / "other", *many, "--max_bad_samples", "0.3", sets=sets)) == 3
     said = capsys.readouterr().err
-    assert "--pan_shards:" in said and "'image_truncated'" in said and "more than --max_bad_samples 0.3" in said
+    assert "--pan_shards:" in said and "'image_truncated'" in said and "exceeds --max_bad_samples 0.3" in said
 
 
 def test_a_truncated_tar_in_the_mix(workshop: Workshop, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     victim = tmp_path / "made by the file"
     good = (newest / ".metadata").read_bytes()
     (newest / ".metadata").write_bytes(pickle.dumps(Evil(victim)))
-    with pytest.raises(OsmError, match="refers to posix.mkdir, which is not allowed; the checkpoint is not loaded"):
+    with pytest.raises(OsmError, match="refers to posix.mkdir, which is not allowed; the checkpoint was not loaded"):
         sharded_layout.read_tensors(newest)
     given = workshop.arguments(run, "--resume_from_checkpoint", str(newest), sets={"pan": (1, 8)})
     with pytest.raises(OsmError, match=r"\.metadata does not match its stored checksum|\.metadata has \d+ bytes"):
@@ -296,7 +296,7 @@ def test_the_metadata_alone_may_not_ask_for_memory(workshop: Workshop, tmp_path:
     name = next(name for name in metadata.state_dict_metadata if name.endswith("window_pos_embed"))
     metadata.state_dict_metadata[name].size = torch.Size((1 << 40,))
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(OsmError, match="its files are smaller than the tensors that its metadata lists"):
+    with pytest.raises(OsmError, match="its files are smaller than the tensors listed in its metadata"):
         sharded_layout.read_tensors(newest)
 
 

@@ -129,7 +129,9 @@ def test_nothing_to_evaluate_on_is_said(workshop: Workshop, tmp_path: Path, caps
     flags = ("--held_out_share", "0.0001", "--eval_every_steps", "1")
     assert main(workshop.arguments(tmp_path / "run", *flags, sets={"pan": (2, 8)})) == 2
     said = capsys.readouterr().err
-    assert "--held_out_share 0.0001: pan has no usable held-out samples (none in 2 shard(s)); use a larger" in said
+    assert (
+        "--held_out_share 0.0001: dataset pan has no usable held-out samples (none in 2 shard(s)); use a larger" in said
+    )
 
 
 def test_the_best_is_by_its_metric() -> None:

@@ -1,10 +1,10 @@
-"""Metrics of predicted names, computed only from names, probabilities and mask areas.
+"""Metrics for predicted names, computed only from names, probabilities and mask areas.
 
 No metric reads an image. Some metrics use a sentence encoder if one is installed. No other model is used.
 
 To add a metric from another package, subclass `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and list the class
 in the entry-point group `osm.metrics` (see examples/metric), or call `register_metric`. The flag `--metrics` also
-accepts a metric class as `module:Class`.
+accepts a metric class, given as `module:Class`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The interface of all metrics.
 
-A metric returns columns. A column contains either one score for each mask or a single value for all masks. A column of
-scores is reported as its mean with a bootstrap interval, and a single value is reported without an interval.
+A metric returns columns. A column contains either one score per mask or a single value for all masks. A column of
+scores is reported as its mean with a bootstrap confidence interval; a single value is reported without an interval.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class NamedMasks:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Float array (masks,): 1 if the predicted name is correct by the rule of the published evaluation, else 0.
+        """Float array of shape (masks,): 1 if the name is correct by the rule of the published evaluation, else 0.
 
-        All accuracies in the evaluation are means over values of `correct`.
+        Every accuracy in the evaluation is a mean over values of `correct`.
         """
         return np.array([is_correct(name, label.names) for name, label in self.pairs], dtype=float)
 
@@ -101,24 +101,24 @@ class Metric(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def titles(self) -> dict[str, str]:
-        """Return a dict from column key to title, with every column that the metric can return."""
+        """Return a dict that maps the keys of all columns that the metric can return to their titles."""
         return {self.name: self.title}
 
     @abstractmethod
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
         """Return the metric's columns by key.
 
-        A column is a float array (masks,), with nan for masks to which the metric does not apply, or one float for all
-        masks. A column without data may be absent.
+        A column is either a float array of shape (masks,), with NaN for masks to which the metric does not apply, or a
+        single float for all masks. A column without data may be absent.
         """
 
 
 class MaskMetric(Metric):
-    """A metric that computes the score of each predicted name independently of all other masks."""
+    """A metric that scores each predicted name independently of all other masks."""
 
     @abstractmethod
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return the score of one mask, or nan if the metric does not apply to the mask.
+        """Return the score of one mask, or NaN if the metric does not apply to it.
 
         Args:
             prediction: the predicted name, exactly as in the prediction file.
@@ -127,7 +127,7 @@ class MaskMetric(Metric):
         """
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return one column with the score of each mask."""
+        """Return a single column with the score of each mask."""
         scores = [self.score(name, label, mask) for (name, label), mask in zip(masks.pairs, masks.masks, strict=True)]
         return {self.name: np.array(scores, dtype=float)}
 
@@ -142,7 +142,7 @@ def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
     for key, column in metric.columns(masks).items():
         where = f"metric {metric.name!r}: column {key!r}"
         if key not in metric.titles():
-            raise OsmError(f"{where} has no title; the columns with a title are {', '.join(metric.titles())}")
+            raise OsmError(f"{where} has no title; titles() only has {', '.join(metric.titles())}")
         values = np.asarray(column, dtype=float)
         if values.shape not in ((), (len(masks.masks),)):
             raise OsmError(
@@ -150,6 +150,6 @@ def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
                 f"{len(masks.masks)} masks"
             )
         if np.isinf(values).any():
-            raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for skipped masks")
+            raise OsmError(f"{where} contains infinite values; expected finite values, or NaN for skipped masks")
         found[key] = values if values.shape else float(values)
     return found

@@ -32,7 +32,7 @@ class Score:
 
     @classmethod
     def of(cls, scores: MaskScores) -> Score:
-        """Return the numbers of scored masks, of correct names and of names outside the vocabulary."""
+        """Return the numbers of scored masks, correct names and out-of-vocabulary names."""
         acc, niv = scores.columns["acc"], scores.columns["niv"]
         return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
@@ -90,7 +90,7 @@ class SetResult:
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The metadata stored with the first prediction file, or an empty mapping if no meta file exists."""
+        """The contents of the first meta file, or an empty mapping if no meta file exists."""
         return self.records.meta
 
     def lines(self) -> str:
@@ -116,7 +116,7 @@ class SetResult:
 
 
 def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[list[SetResult], list[str]]:
-    """Evaluate every dataset in the table for which the folder has prediction files.
+    """Evaluate every dataset in the table for which the folder contains prediction files.
 
     Args:
         out_dir: the folder written by generate_pred.py.
@@ -131,7 +131,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
             content of a file is invalid.
     """
     if parts < 1:
-        raise OsmError(f"number of parts {parts}: expected the n (1 or more) that was passed to generate_pred.py")
+        raise OsmError(f"number of parts {parts}: expected at least 1; use the n that was passed to generate_pred.py")
     if not out_dir.is_dir():
         raise OsmError(f"{out_dir} is not a folder; expected the out_dir that was passed to generate_pred.py")
     present = list(list_predictions(out_dir))
@@ -157,7 +157,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
-    """Evaluate one dataset from its prediction files, one file for each part of the dataset."""
+    """Evaluate one dataset from its prediction files (one file per part)."""
     result = SetResult(read_files(row, paths))
     for image in result.records.images:
         for mask in image.masks:
@@ -169,7 +169,7 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Add one annotation of a prediction file to all counts of the dataset, except the counts for Acc and NIV."""
+    """Add one annotation from a prediction file to all counts of the dataset except those for Acc and NIV."""
     if not mask.predictions:
         if mask.crowd:
             result.crowd += 1

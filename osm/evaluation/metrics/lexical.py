@@ -1,10 +1,10 @@
 """WordNet relations between a predicted name and a class's names, and the Wu-Palmer similarity (WUPS).
 
-A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
-several words, such as "striped kettle", the name counts as a hyponym of its longest ending in WordNet ("kettle"). A
-note in parentheses, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
-relation between two names holds if it holds between any of their senses. False relations between names are more likely
-than missed relations, because one related pair of senses is enough.
+A name is a noun of one or more words. A plural is treated as its singular. If a multi-word name such as "striped
+kettle" is not in WordNet, it counts as a hyponym of its longest trailing phrase that is in WordNet ("kettle"). A
+parenthesized note, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
+relation between two names holds if it holds between any of their senses. Spurious relations between names are more
+likely than missed relations, because a single related pair of senses is enough.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class Judgement:
 
 
 class Lexicon:
-    """Compares predicted names with class names in WordNet. The result of each (prediction, class) pair is cached."""
+    """Compares predicted names with class names using WordNet.
+
+    Results are cached per (prediction, class) pair.
+    """
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet
@@ -70,7 +73,7 @@ class Lexicon:
 
     def _entry(self, name: str) -> WordNetEntry:
         words = _NOTE.sub(" ", normalize(name)).split()
-        # A predicted name may have a million words, so endings longer than the longest WordNet entry are skipped.
+        # A name can be a million words long, so trailing phrases longer than the longest WordNet entry are skipped.
         for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
                 return WordNetEntry(senses, below=start > 0)
@@ -92,7 +95,7 @@ class Lexicon:
         return Judgement(relation, max(self._similarity(said, entry) for entry in meant), by_head)
 
     def _same_lemma(self, prediction: str, names: Iterable[str]) -> bool:
-        """Return whether the prediction and a class name share a WordNet entry, such as "men" and "man".
+        """Return whether the prediction and a class name share a WordNet entry, as "men" and "man" do.
 
         The plural rules of the published evaluation do not cover irregular plurals such as "men".
         """
@@ -102,7 +105,7 @@ class Lexicon:
     def _relation(self, said: WordNetEntry, meant: WordNetEntry) -> str:
         if not said.below and not meant.below and said.senses & meant.senses:
             return "synonym"
-        # A name that is not in WordNet counts as more specific than its longest ending that is in WordNet.
+        # A name that is not in WordNet counts as more specific than its longest trailing phrase that is in WordNet.
         # A name without its own WordNet entry is never treated as a hypernym of another name.
         if not meant.below and any(not meant.senses.isdisjoint(self.wordnet.above(one)) for one in said.senses):
             return "hyponym"
@@ -118,9 +121,9 @@ class Lexicon:
         return max(self._wu_palmer(a, b, said.below + meant.below) for a in said.senses for b in meant.senses)
 
     def _wu_palmer(self, a: int, b: int, more: int) -> float:
-        """Return the Wu-Palmer similarity of two senses: the maximum over their common hypernyms.
+        """Return the Wu-Palmer similarity between two senses, which is the maximum over their common hypernyms.
 
-        For a common hypernym of depth d, the similarity is 2 d / (2 d + m + n), where m and n are the numbers of steps
+        For a common hypernym at depth d, the similarity is 2 d / (2 d + m + n), where m and n are the numbers of steps
         from the two senses up to the hypernym.
 
         Args:

@@ -22,7 +22,7 @@ from osm.storage.cache import localize
 
 
 def title_of(key: str) -> str:
-    """Return the table title of a column, or the column's key if no registered metric has this column."""
+    """Return the table title of a column, or its key if no registered metric has this column."""
     return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 
@@ -41,7 +41,7 @@ class ModeMeasures:
     calibration: Calibration
 
     def main(self) -> dict[str, Rate]:
-        """Return all rates except the accuracies of individual classes."""
+        """Return all rates except the per-class accuracies."""
         return {key: rate for key, rate in self.rates.items() if not key.startswith(CLASS)}
 
 
@@ -65,7 +65,7 @@ class SetMeasures:
 
     @property
     def modes(self) -> dict[str, ModeMeasures]:
-        """The metrics by mode (`specific` or `agnostic`); a mode without predictions is missing."""
+        """The metrics keyed by mode (`specific` or `agnostic`); modes without predictions are absent."""
         both = {"specific": self.specific, "agnostic": self.agnostic}
         return {name: mode for name, mode in both.items() if mode is not None}
 
@@ -79,7 +79,7 @@ class SetMeasures:
         }
 
     def lines(self, row: Dataset) -> list[str]:
-        """Return the table of the dataset's metrics as lines of text."""
+        """Return a table of the dataset's metrics as lines of text."""
         modes = self.modes
         if not modes:
             return [f"{row.title}: no prediction in any mode"]
@@ -170,7 +170,7 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Read the files passed with `--frequencies`, and return which classes are rare, common or frequent.
+    """Read the files passed to `--frequencies` and return which classes are rare, common or frequent.
 
     Args:
         given: values of `--frequencies`, each `SET=FILE`. The file is a JSON file whose `categories` have `frequency`
@@ -197,7 +197,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         found[name] = {key: group for key, group in groups.items() if group and key in table[name].label_set}
         if not found[name]:
             raise OsmError(
-                f"--frequencies {text!r}: {file} has no category that belongs to set {name!r} and has a `frequency` or "
+                f"--frequencies {text!r}: {file} has no category of dataset {name!r} with a `frequency` or "
                 "`image_count`"
             )
     return found
@@ -209,7 +209,8 @@ def _group(category: Mapping[str, Any], file: str) -> str:
         if group not in tuple(FREQUENCIES):
             expected = ", ".join(FREQUENCIES)
             raise OsmError(
-                f"{file}: category {category['id']}: frequency {shown(group)}: expected one of {expected}, as in LVIS"
+                f"{file}: category {category['id']} has the frequency {shown(group)}; expected one of {expected}, as "
+                "in LVIS"
             )
         return group
     if type(count) is not int or count < 1:

@@ -2,7 +2,7 @@
 
 *Acc* is the share of masks whose predicted name is a name of their class, or a plural or singular form of such a name.
 *NIV* (not in vocabulary) is the share of masks whose predicted name is not a name of any class of the dataset. For NIV,
-plural forms of class names count as outside the vocabulary.
+plural forms of class names count as out of vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from osm.datasets.labels import LabelSet
 def plural_forms(name: str) -> set[str]:
     """Return the accepted plural forms of a name: + s, + es, y -> ies, f -> ves, fe -> ves.
 
-    The plural rules apply to every name, as in the published evaluation, so some forms are not English words.
+    The plural rules apply to every name, as in the published evaluation, so some of the resulting forms are not English
+    words.
     """
     forms = {name + "s", name + "es"}
     if name.endswith("y"):
@@ -57,7 +58,7 @@ def _accepted(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def normalize(prediction: str) -> str:
-    """Normalize a prediction for comparison with class names: lower case, without surrounding whitespace."""
+    """Lowercase a prediction and strip surrounding whitespace, for comparison with class names."""
     return prediction.lower().strip()
 
 
@@ -67,7 +68,7 @@ def is_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the prediction's last word is the last word of a class name ("kettle" in "striped kettle").
+    """Return whether the prediction's last word matches the last word of a class name ("kettle" in "striped kettle").
 
     Plural and singular forms of the last word are accepted.
     """
@@ -88,7 +89,7 @@ def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
-    """Return whether the prediction is a name of any class of the dataset.
+    """Return whether the prediction is a name of any class in the dataset.
 
     Synonyms count as names of a class, but plural forms do not.
     """
@@ -98,8 +99,8 @@ def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
 def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
     """Return the most frequent category id and its share of the masks, or None if there are no masks.
 
-    The share of the most frequent category is the accuracy of a model that always predicts this category. If several
-    category ids are equally frequent, the smallest id is returned.
+    The share of the most frequent category is the accuracy of a model that always predicts that category. Ties are
+    broken in favor of the smallest id.
 
     Args:
         counts: for each category id, the number of counted masks.

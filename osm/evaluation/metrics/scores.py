@@ -52,7 +52,7 @@ def _target_and_best(metric: Metric) -> dict[str, str]:
 
 
 class Accuracy(Metric):
-    """Acc: the share of masks whose predicted name is one of the class's names, in singular or plural."""
+    """Acc: the share of masks whose predicted name is one of the class's names, in the singular or plural."""
 
     name, title = "acc", "Acc"
 
@@ -62,17 +62,17 @@ class Accuracy(Metric):
 
 
 class NotInVocabulary(Metric):
-    """NIV: the share of masks whose predicted name is not a name of any class of the dataset."""
+    """NIV: the share of masks whose predicted name is not a name of any class in the dataset."""
 
     name, title = "niv", "Not-In-Vocab"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return 1 for each mask whose predicted name is outside the vocabulary, else 0."""
+        """Return 1 for each mask whose predicted name is out of vocabulary, else 0."""
         return {self.name: _floats(not in_vocabulary(name, masks.row.label_set) for name in masks.predictions)}
 
 
 class SemanticIoU(Metric):
-    """Semantic IoU: the number of words that two names share, divided by the number of distinct words in both names."""
+    """Semantic IoU: the number of words shared by two names, divided by the number of distinct words in both names."""
 
     name, title = "semantic_iou", "Semantic IoU"
 
@@ -89,7 +89,7 @@ class SemanticIoU(Metric):
 
 
 class PartsOfNames(Metric):
-    """Parts of names: whether the whole name, last word and modifiers are correct, for class names of several words."""
+    """Parts of names: whether the whole name, last word and modifiers are correct, for multi-word class names."""
 
     name, title = "parts_of_names", "parts of names"
 
@@ -100,7 +100,7 @@ class PartsOfNames(Metric):
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
         """Return one accuracy column each for the whole name, the last word and the modifiers.
 
-        No column is returned if all class names are single words.
+        No columns are returned if all class names are single words.
         """
         several = np.array([len(label.target.split()) > 1 for label in masks.labels], dtype=bool)
         if not several.any():
@@ -117,12 +117,12 @@ class EitherVocabulary(MaskMetric):
     name, title = "either_vocabulary", "Acc in any vocabulary"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the accuracy column in the open-vocabulary mode `any` if at least one annotation has `names`."""
+        """Return the accuracy column for the open-vocabulary mode `any` if at least one annotation has `names`."""
         given = masks.mode == ANY_MODE and any(mask.names is not None for mask in masks.masks)
         return super().columns(masks) if given else {}
 
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return 1 if the predicted name is in the annotation's `names`, 0 if not, or nan without `names`."""
+        """Return 1 if the predicted name is in the annotation's `names`, 0 if not, or NaN if there are no `names`."""
         return np.nan if mask.names is None else is_correct(prediction, map(normalize, mask.names))
 
 
@@ -213,7 +213,7 @@ class AccuracyByFrequency(Metric):
 def _by_group(
     masks: NamedMasks, prefix: str, groups: list[str | None], known: Iterable[str], title: str, why: str
 ) -> dict[str, Column]:
-    """Return the Acc column of each group of masks. A mask without a group is skipped, and `why` states the reason."""
+    """Return an Acc column for each group of masks. Masks without a group are skipped, and `why` gives the reason."""
     if not groups:
         return {}
     without = sum(group is None for group in groups)
@@ -235,7 +235,7 @@ def all_metrics() -> list[Metric]:
 
 
 def select_metrics(text: str) -> list[Metric]:
-    """Return the metrics that are selected by a value of the flag `--metrics`.
+    """Return the metrics selected by a value of the flag `--metrics`.
 
     Args:
         text: comma-separated metric names, or classes as `module:Class`. `all` stands for all registered metrics and
@@ -294,7 +294,7 @@ class MaskScores:
     notes: list[str] = field(default_factory=list)
 
     def sums(self) -> ImageSums:
-        """Return the sums of all columns over the masks of each image, and the sums of Acc for each class."""
+        """Return the per-image sums of all columns, and the per-image sums of Acc for each class."""
         return ImageSums(self.images, self.image_count, self.columns, ("acc", self.classes))
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
@@ -331,7 +331,7 @@ def score_rows(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Compute the scores of masks for the selected metrics.
+    """Score masks with the selected metrics.
 
     Args:
         row: the row of the masks' dataset.
@@ -374,7 +374,7 @@ def _add_columns(scores: MaskScores, metric: Metric, named: NamedMasks) -> None:
     titles = metric.titles()
     for key, column in checked_columns(metric, named).items():
         if key in scores.titles or key.startswith(CLASS):
-            raise OsmError(f"metric {metric.name!r}: column {key!r} already exists in another metric; rename it")
+            raise OsmError(f"metric {metric.name!r}: column {key!r} is already defined by another metric; rename it")
         scores.titles[key] = titles[key]
         if isinstance(column, np.ndarray):
             scores.columns[key] = column

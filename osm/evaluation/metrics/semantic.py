@@ -20,14 +20,14 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(name: str) -> frozenset[str]:
-    """Return the words of a name in lower case. A word is a run of letters and digits."""
+    """Return the lowercased words of a name. A word is a run of letters and digits."""
     return frozenset(_WORD.findall(name.lower()))
 
 
 def semantic_iou(prediction: str, name: str) -> float:
     """Return the Jaccard index (0 to 1) between the word sets of two names.
 
-    The singular and the plural of a noun count as different words. If neither name contains a word, the Jaccard index
+    The singular and plural forms of a noun count as different words. If neither name contains a word, the Jaccard index
     is 0.
     """
     said, meant = words(prediction), words(name)

@@ -1,9 +1,9 @@
-"""Rates with 95 % confidence intervals: the Wilson interval, and a bootstrap over images.
+"""Rates with 95% confidence intervals: the Wilson interval and a bootstrap over images.
 
 The bootstrap resamples whole images with all their masks, because masks in the same image are not independent samples:
-they share the scene, the light and often the class. Resampling whole images is known as the cluster bootstrap (Davison
-and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each bootstrap interval extends from the 2.5th
-to the 97.5th percentile of the resampled rates.
+they share the scene, the lighting and often the class. Resampling whole images is known as the cluster bootstrap
+(Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each bootstrap interval extends from
+the 2.5th to the 97.5th percentile of the resampled rates.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _DIGITS = 9
 
 
 def ratio(count: int, total: int) -> float:
-    """Return count / total, or nan if total is 0."""
+    """Return count / total, or NaN if total is 0."""
     return count / total if total else float("nan")
 
 
 def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndarray) -> float:
-    """Return the AUROC: the probability that a value of `higher` exceeds a value of `lower`; a tie counts as 0.5.
+    """Return the AUROC: the probability that a value of `higher` exceeds a value of `lower`; ties count as 0.5.
 
     Neither sequence may be empty.
     """
@@ -37,9 +37,9 @@ def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndar
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
-    """Return the Wilson 95 % confidence interval of a proportion, or None if total is 0.
+    """Return the 95% Wilson confidence interval for a proportion, or None if total is 0.
 
-    Unlike the normal approximation, the Wilson interval is valid for small totals and for proportions near 0 and 1.
+    Unlike the normal approximation, the Wilson interval remains valid for small totals and for proportions near 0 or 1.
     """
     if not total:
         return None
@@ -85,7 +85,7 @@ class Rate:
 
 
 class ImageSums:
-    """The sum and the count of every column over the masks of each image.
+    """Per-image sums and mask counts of every column.
 
     Args:
         images: int (masks,), the index of each mask's image.
@@ -108,7 +108,7 @@ class ImageSums:
         self.sums = np.zeros((int(used.sum()), len(self.keys)))
         self.counts = np.zeros_like(self.sums)
         if split and len(groups):
-            # With a thousand classes, one dense column over all masks for each class would take gigabytes.
+            # With a thousand classes, a dense column per class over all masks would take gigabytes of memory.
             cells, of_groups = (int(used.sum()), len(groups)), slice(len(columns), None)
             flat = np.ravel_multi_index(((np.cumsum(used) - 1)[images], places), cells)
             sums = np.bincount(flat, weights=columns[split[0]], minlength=cells[0] * cells[1])
@@ -134,7 +134,7 @@ class ImageSums:
     def resampled(self, bootstrap: Bootstrap) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield the rates in each bootstrap sample, one block of columns at a time.
 
-        The same seed always draws the same images, so the differences between two runs are paired.
+        A given seed always draws the same images, so the differences between two runs are paired.
 
         Yields:
             A slice of `keys`, and float (samples, columns in the slice), nan where a sample has no mask of the column.
@@ -158,7 +158,7 @@ class ImageSums:
 
 
 def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Yield blocks of bootstrap samples, as float arrays (samples, images) that count how often each image is drawn."""
+    """Yield blocks of bootstrap samples as float arrays (samples, images) that count how often each image is drawn."""
     random = np.random.default_rng(bootstrap.seed)
     some = max(1, _DRAWN_AT_ONCE // max(images, 1))
     for first in range(0, bootstrap.samples, some):
@@ -171,7 +171,7 @@ def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
 
 
 def middle(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the 2.5th and 97.5th percentiles of the values, ignoring nan, or None if all values are nan."""
+    """Return the 2.5th and 97.5th percentiles of the values, ignoring NaN, or None if all values are NaN."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None

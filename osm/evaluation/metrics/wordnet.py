@@ -1,4 +1,4 @@
-"""A reader for the nouns of a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
+"""Reader for the nouns in a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
 
 The reader uses only the noun files that every release and package of WordNet includes (`index.noun`, `data.noun` and
 `noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
@@ -22,7 +22,7 @@ HOW_TO_INSTALL = (
     "folder), or set WNSEARCHDIR to the folder that holds index.noun"
 )
 _INDEX, _DATA, _EXCEPTIONS = "index.noun", "data.noun", "noun.exc"
-# The rules for removing the endings of nouns, in the order of morphy(7WN).
+# Rules for removing noun endings, in the same order as in morphy(7WN).
 _ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -61,7 +61,7 @@ class WordNet:
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise OsmError(f"WordNet {source}: {error}; expected {_INDEX}, {_DATA} and {_EXCEPTIONS}") from None
         except (ValueError, IndexError):
-            raise OsmError(f"WordNet {source}: {_INDEX} or {_EXCEPTIONS} is not in WordNet's format") from None
+            raise OsmError(f"WordNet database {source}: {_INDEX} or {_EXCEPTIONS} is not in WordNet's format") from None
         self.longest = max((1 + entry.count("_") for entry in self._index), default=0)
         version = re.search(rb"WordNet (\d[\d.]*) Copyright", self._data[:4096])
         self.version = version[1].decode().rstrip(".") if version else "of unknown version"
@@ -72,7 +72,7 @@ class WordNet:
     def lemmas(self, name: str) -> set[str]:
         """Return the WordNet entries that match a name: the name itself and its singular forms.
 
-        Spellings with spaces, with hyphens, and with no separator are equivalent.
+        Spellings with spaces, with hyphens and without a separator are equivalent.
         """
         written = "_".join(name.lower().split())
         spellings = {written, written.replace("-", "_"), written.replace("_", "-")}
@@ -99,7 +99,7 @@ class WordNet:
         return frozenset().union(*(self._links(one)[1] for one in self.above(sense)))
 
     def depth(self, sense: int) -> int:
-        """Return the number of senses on the longest path from the root to a sense, counting the root and the sense."""
+        """Return the number of senses on the longest path from the root to a sense, including both ends."""
         if sense not in self._depths:
             self._depths[sense] = 1 + max((self.depth(up) for up in self._links(sense)[0]), default=0)
         return self._depths[sense]
@@ -122,7 +122,9 @@ class WordNet:
                 found = [line[start + 1 + 4 * k : start + 5 + 4 * k] for k in range(int(line[start]))]
                 nouns = [(symbol, int(target)) for symbol, target, kind, _ in found if kind == b"n"]
             except (ValueError, IndexError):
-                raise OsmError(f"WordNet {self.source}: {_DATA} is not in WordNet's format at byte {sense}") from None
+                raise OsmError(
+                    f"WordNet database {self.source}: {_DATA} is not in WordNet's format at byte {sense}"
+                ) from None
             up = tuple(target for symbol, target in nouns if symbol in _HYPERNYMS)
             self._pointers[sense] = up, frozenset(target for symbol, target in nouns if symbol in _MERONYMS)
         return self._pointers[sense]

@@ -1,4 +1,4 @@
-"""Deliberately wrong inputs for control tests: they must lower the accuracy of a model that uses the mask and image.
+"""Deliberately wrong inputs for control experiments, which must lower the accuracy of a model that uses mask and image.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
 `blank_image`: every image is replaced by a uniform mid-gray image.
@@ -23,7 +23,7 @@ def blank(image: Image.Image) -> Image.Image:
 
 
 def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Return the mask of another random annotation, resized to `size` (H, W) by nearest-neighbor interpolation.
+    """Return the mask of a different random annotation, resized to `size` (H, W) with nearest-neighbor interpolation.
 
     The random choice depends only on the seed and the annotation, so it stays the same if a prediction run is split or
     restarted.
@@ -53,11 +53,13 @@ def other_mask(split: Split, count: int, index: int, position: int, size: tuple[
         mask = resize_nearest(item.mask(k), size)
         if mask.any():
             return mask
-    raise OsmError(f"set {split.row.name!r}: --alter shuffle_masks found no other mask in the first {count} images")
+    raise OsmError(
+        f"dataset {split.row.name!r}: --alter shuffle_masks found no other mask among the first {count} images"
+    )
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask (h, w) to (H, W) by nearest-neighbor interpolation."""
+    """Resize a mask (h, w) to (H, W) with nearest-neighbor interpolation."""
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
     return mask[rows[:, None], columns]

@@ -32,7 +32,7 @@ logger = message_logger(__name__)
 
 OWN_MODE = "own"
 # Maximum total number of mask pixels in memory (1 byte per pixel).
-# A large LVIS image with 300 masks is below the maximum number of mask pixels.
+# A large LVIS image with 300 masks stays below the maximum number of mask pixels.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The names of the counters in a meta file.
@@ -104,18 +104,18 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
     """
     resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
     if not resolved:
-        raise OsmError(f"modes: none given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
+        raise OsmError(f"modes: no mode was given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
     for mode in resolved:
         if mode not in available:
             raise OsmError(
-                f"modes: set {row.name!r} needs mode {mode!r}, but the checkpoint has only "
+                f"modes: dataset {row.name!r} needs mode {mode!r}, but the checkpoint has only "
                 f"{', '.join(available)}; for open-vocabulary names only, use --modes {ANY_MODE}"
             )
     return resolved
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """Return the indices of one of `parts` equal parts of `count` images; the last part also contains the remainder.
+    """Return the image indices of one of `parts` equal parts of `count` images; the last part also gets the remainder.
 
     The published evaluation script divides a dataset into the same parts.
     """
@@ -148,8 +148,8 @@ def generate_predictions(
 ) -> Path | str:
     """Name the masks in one part of a dataset, and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
-    If `proposals` names a file of masks, these masks are named instead of the ground-truth masks, and the output file
-    is `<set>_proposals_<part>_of_<parts>.json`.
+    If `proposals` is the path of a file of masks, those masks are named instead of the ground-truth masks, and the
+    output file is `<set>_proposals_<part>_of_<parts>.json`.
 
     A killed run keeps the results of its finished images, and the next run with the same arguments resumes after the
     last finished image. The prediction file of a resumed run is byte-identical to that of an uninterrupted run (on a
@@ -221,7 +221,7 @@ def _upload_part(
     meta_name: str,
     header: dict[str, Any],
 ) -> str:
-    """Write the files of one part in the local staging folder and upload them, unless they are already uploaded."""
+    """Write one part's files to the local staging folder and upload them, unless they have already been uploaded."""
     output = open_output(out_dir, "out_dir")
     path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
     with locked(output, f"{name}.lock"), staging(output.path):
@@ -234,7 +234,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # Complete files that remain after a failed upload are uploaded now if they were made with the same arguments.
+        # Complete files left over from a failed upload are uploaded now if they were made with the same arguments.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -262,7 +262,7 @@ def _start(
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
     if not 0 <= max_bad_annotations <= 1:
-        raise OsmError(f"max_bad_annotations {max_bad_annotations}: expected a share from 0 to 1")
+        raise OsmError(f"max_bad_annotations {max_bad_annotations}: expected a fraction from 0 to 1")
     split = (
         split_of(row, max_bad_annotations)
         if proposals is None
@@ -302,7 +302,7 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
 
 @dataclass
 class _MaskChunk:
-    """A group of masks of one image that fits into memory.
+    """A group of masks from one image that fits in memory.
 
     Attributes:
         place: index of the image in the batch.
@@ -356,7 +356,7 @@ def _image(run: _Run, item: Item) -> Image.Image:
 
 
 def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
-    """Yield the non-empty masks of an image in chunks that fit into memory.
+    """Yield the non-empty masks of an image in chunks that fit in memory.
 
     If `boxed` is true, only masks that were created from boxes are yielded. If `boxed` is false, only masks that were
     not created from boxes are yielded.
@@ -378,7 +378,7 @@ def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> 
 
 
 def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
-    """Group chunks of masks into batches that fit into memory, with separate batches for masks created from boxes."""
+    """Group chunks of masks into batches that fit in memory, with separate batches for masks created from boxes."""
     pack: list[_MaskChunk] = []
     for chunk in chunks:
         full = sum(other.masks.size for other in pack) + chunk.masks.size > _MASK_PIXELS
@@ -435,7 +435,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report finds the dataset's images by the paths in the meta file.
+        # The report finds the dataset's images through the paths in the meta file.
         # The header contains no dataset paths, because a dataset may be moved before a prediction run is resumed.
         "files": run.split.source_files,
     }
@@ -449,7 +449,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
-    # Entries are written one at a time, because LVIS's prediction file is too large to be held in memory twice.
+    # Entries are written one at a time, because LVIS's prediction file is too large to hold in memory twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])

@@ -1,4 +1,4 @@
-"""The command-line interface of `test/generate_pred.py` (also `osm generate`)."""
+"""Command-line interface of `test/generate_pred.py` (also `osm generate`)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,10 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Return the part index and the number of parts. The arguments `auto auto` mean torchrun's rank and world size."""
+    """Return the part index and the number of parts.
+
+    The arguments `auto auto` stand for torchrun's rank and world size.
+    """
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts
@@ -109,16 +112,16 @@ def _part(args: argparse.Namespace) -> tuple[int, int]:
 def _environment(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isascii() or not text.isdigit():
-        found = f"is {text!r}" if text else "is not set"
+        found = repr(text) if text else "not set"
         raise OsmError(
-            f"arguments i n 'auto auto': the environment variable {name} {found}; start the command with torchrun, or "
-            "pass two numbers"
+            f"arguments i n 'auto auto': the environment variable {name} is {found}; start the command with torchrun, "
+            "or pass two numbers"
         )
     return int(text)
 
 
 def _own_device(device: str) -> str:
-    """Return the device of this process. Under torchrun, the device `auto` is the GPU of the local rank."""
+    """Return the device of this process. Under torchrun, the device `auto` resolves to the GPU of the local rank."""
     if device != "auto" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
@@ -206,11 +209,11 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     for name in asked or ():
         if name not in table:
             raise OsmError(
-                f"--sets: unknown set {name!r}; known sets: {', '.join(table)} (add your own with --datasets)"
+                f"--sets: unknown dataset {name!r}; known datasets: {', '.join(table)} (add your own with --datasets)"
             )
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
         raise OsmError(
-            f"--masks {args.masks}: proposals belong to the images of one dataset; select this dataset with --sets"
+            f"--masks {args.masks}: a file of proposals belongs to a single dataset; select that dataset with --sets"
         )
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):

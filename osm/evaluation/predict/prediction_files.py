@@ -1,8 +1,8 @@
 """File names of prediction and meta files, and checks that all prediction files in a folder come from one run.
 
-A meta file records how a prediction file was made, and therefore what the prediction file must contain. A prediction
-run divides a dataset into parts and writes one prediction file for each part. The finished images of an unfinished part
-are stored in a separate file, from which the prediction run can be resumed.
+A meta file records how a prediction file was made, and therefore what it must contain. A prediction run divides a
+dataset into parts and writes one prediction file for each part. The finished images of an unfinished part are stored in
+a separate file, from which the prediction run can be resumed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def meta_path(predictions: Path, kind: str = "pred") -> Path:
 
 
 def partial_path(predictions: Path) -> Path:
-    """Return the path of the file that stores the finished images of an unfinished part of a run."""
+    """Return the path of the file in which an unfinished part stores its finished images."""
     return predictions.with_suffix(".partial.jsonl")
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """For every prediction file in a folder, yield the dataset name and the number of parts from the file name."""
+    """For each prediction file in a folder, yield the dataset name and number of parts parsed from its file name."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -111,20 +111,20 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
     if meta["set"] != set_name:
         raise OsmError(
-            f"meta file {path}: the content belongs to set {shown(meta['set'])}, but the file name belongs to set "
-            f"{set_name!r}"
+            f"meta file {path}: the file was written for dataset {shown(meta['set'])}, but its name belongs to "
+            f"dataset {set_name!r}"
         )
     images, limit = meta.get("images"), meta.get("limit")
     if images is not None and meta["items"][1] > images:
-        raise OsmError(f"meta file {path}: the range of items {meta['items']} exceeds the number of images, {images}")
+        raise OsmError(f"meta file {path}: the range of items {meta['items']} exceeds the number of images ({images})")
     if images is not None and limit is not None and images > limit:
-        raise OsmError(f"meta file {path}: the number of images, {images}, exceeds the limit, {limit}")
+        raise OsmError(f"meta file {path}: the number of images ({images}) exceeds the limit ({limit})")
     return meta
 
 
 @dataclass(frozen=True)
 class Content:
-    """The counts of images and masks that a prediction file actually contains.
+    """The numbers of images and masks that a prediction file actually contains.
 
     Attributes:
         entries: number of images. In a file of proposals, this is the number of images with proposals.
@@ -142,7 +142,7 @@ class Content:
 
 
 def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
-    """Check that the content of a prediction file matches its meta file.
+    """Check that the contents of a prediction file match its meta file.
 
     Raises:
         OsmError: The numbers of images or masks differ, or the modes differ.
@@ -158,15 +158,15 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
     for what, (here, stated) in expected.items():
         if here != stated:
             raise OsmError(
-                f"predictions {path}: the file contains {here} {what}, but its meta file says {stated}: the file is "
-                "cut short, or belongs to a different run; generate the file again"
+                f"predictions {path}: the number of {what} is {here} in the file, but {stated} in its meta file; the "
+                "file is cut short or belongs to a different run; generate the file again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
     if odd is not None:
         raise OsmError(
-            f"predictions {path}: a mask has names in the modes {shown(sorted(odd))}, but the meta file says "
-            f"{shown(sorted(wanted))}; generate the file again"
+            f"predictions {path}: a mask has names in the modes {shown(sorted(odd))}, but the meta file lists "
+            f"the modes {shown(sorted(wanted))}; generate the file again"
         )
 
 
@@ -180,11 +180,11 @@ def check_all_there(name: str, paths: Sequence[Path]) -> None:
         names = ", ".join(path.name for path in missing)
         unfinished = [path.name for path in missing if partial_path(path).exists()]
         hint = f" (unfinished, resume with generate_pred.py: {', '.join(unfinished)})" if unfinished else ""
-        raise OsmError(f"set {name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
+        raise OsmError(f"dataset {name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
 
 
 def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Path, dict[str, Any]]:
-    """Return the meta files of a dataset's prediction files, and check that all meta files come from one run.
+    """Read the meta files of a dataset's prediction files, and check that they all come from one run.
 
     Prediction files without a meta file are skipped.
 
@@ -227,22 +227,24 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         stated = (meta.get("part", part), meta.get("parts", len(paths)))
         if stated != (part, len(paths)):
             raise OsmError(
-                f"{path.name} is part {stated[0]} of {stated[1]} according to its meta file; generate part {part} of "
-                f"{len(paths)} again"
+                f"{path.name} is part {stated[0]} of {stated[1]} according to its meta file, but part {part} of "
+                f"{len(paths)} according to its name; generate the file again"
             )
         start, end = meta.get("items", (None, None))
         if start is not None and stop is not None and start != stop:
-            after = f" and {before} ends at {stop}" if before else ""
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
-            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of the two files again")
+            raise OsmError(
+                f"{path.name} starts at image {start} instead of image {stop}: {wrong}; regenerate this file or the "
+                "file of the previous part"
+            )
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
-        raise OsmError(f"{before} ends at image {stop}, but {count} images had to be named; generate the file again")
+        raise OsmError(f"{before} ends at image {stop}, but the run covers {count} images; generate the file again")
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
-    """Return notes on settings in a meta file that make the scores incomparable with scores on the whole dataset."""
+    """Return notes on settings in a meta file that prevent a comparison with scores on the whole dataset."""
     notes = []
     if meta.get("alter", "none") != "none":
         notes.append(f"made with --alter {shown(meta['alter'])}")
@@ -254,7 +256,7 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
 
 
 class UniqueImages:
-    """Detects images that occur in two prediction files of a dataset."""
+    """Detects images that occur in more than one prediction file of a dataset."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -265,11 +267,11 @@ class UniqueImages:
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
-                f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; "
-                "generate one of the two files again"
+                f"dataset {self._name!r}: image {shown(key)} is in both {other.name} and {path.name}: the parts "
+                "overlap; generate one of the two files again"
             )
 
 
 def listing(checkpoints: Mapping[str, str]) -> str:
-    """Return a text such as `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
+    """Return a string such as `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
     return ", ".join(f"{name} from {checkpoint}" for checkpoint, name in checkpoints.items())

@@ -1,6 +1,6 @@
-"""The reader of prediction files for the metrics, the report and the comparison of runs.
+"""Reads prediction files for the metrics, the report and the comparison of runs.
 
-The content of a prediction file is checked against its meta file and, if available, the dataset's annotations.
+The contents of a prediction file are checked against its meta file and, if available, the dataset's annotations.
 """
 
 from __future__ import annotations
@@ -88,14 +88,17 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SetRecords:
-    """The records of one dataset. `meta` is the content of the first meta file, or empty if no meta file exists."""
+    """The records of one dataset.
+
+    `meta` holds the contents of the first meta file, or is empty if no meta file exists.
+    """
 
     row: Dataset
     images: tuple[ImageRecord, ...]
     meta: Mapping[str, Any]
 
     def counted(self) -> Iterator[tuple[int, MaskRecord]]:
-        """Yield (image index, mask) for every scored mask. Entries with equal image keys count as one image."""
+        """Yield (image index, mask) for every scored mask. Entries with the same image key count as one image."""
         for number, entry in zip(self.numbers, self.images, strict=True):
             for mask in entry.masks:
                 if mask.counted:
@@ -108,7 +111,7 @@ class SetRecords:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """The image index of each entry. Entries with equal image keys have the same image index."""
+        """The image index of each entry. Entries with the same image key have the same image index."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))
@@ -124,8 +127,8 @@ def read_set(row: Dataset, folder: Path, parts: int) -> SetRecords:
 def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     """Read and check all prediction files of one dataset.
 
-    Each prediction file is checked against its meta file and the annotations of the dataset, if these are available.
-    Files that are truncated, empty or from a different dataset are rejected.
+    Each prediction file is checked against its meta file and the dataset's annotations, if available. Files that are
+    truncated, empty or from a different dataset are rejected.
 
     Raises:
         OsmError: A part is missing, parts overlap or come from different runs, a file does not contain what its meta
@@ -165,7 +168,9 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
     except OsmError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OsmError(f"predictions {path}: not in the format of annotation form {row.form} ({error!r})") from None
+        raise OsmError(
+            f"predictions {path}: the file is not in the format of annotation format {row.form} ({error!r})"
+        ) from None
 
 
 def content_of(images: Sequence[ImageRecord]) -> Content:
@@ -186,20 +191,21 @@ def _check_not_empty(
 ) -> None:
     """Raise OsmError if the prediction files contain no predictions.
 
-    Prediction files that list images without predictions are accepted if every file has a meta file, which records that
-    no mask was named.
+    Prediction files that list only images without predictions are accepted if every file has a meta file, because the
+    meta file records that no mask was named.
     """
     if any(mask.predictions for image in images for mask in image.masks):
         return
     names = ", ".join(path.name for path in paths)
     if not images:
         raise OsmError(
-            f"set {row.name!r}: no image in {names} (folder {paths[0].parent}); generate the predictions again"
+            f"dataset {row.name!r}: the prediction files contain no images: {names} (folder {paths[0].parent}); "
+            "generate the predictions again"
         )
     if len(metas) < len(paths):
         raise OsmError(
-            f"set {row.name!r}: no mask in the {len(images)} images of {names} (folder {paths[0].parent}) has a "
-            "prediction; expected files written by generate_pred.py"
+            f"dataset {row.name!r}: none of the masks in the {len(images)} images of {names} (folder "
+            f"{paths[0].parent}) has a prediction; expected files written by generate_pred.py"
         )
 
 
@@ -237,7 +243,7 @@ def prediction_in(value: Any, where: str) -> Prediction:
         OsmError: The value is invalid.
     """
     if not isinstance(value, Mapping) or "class" not in value:
-        raise OsmError(f"{where}: {shown(value)}: not in the format {{class: a name, prob: 0 to 1}}")
+        raise OsmError(f"{where}: the prediction {shown(value)} is not in the format {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
         raise OsmError(f"{where}: class {shown(name)}: expected a string with the predicted name")
@@ -261,7 +267,7 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of strings; expected the list of correct names")
+        raise OsmError(f"{where}: names is {shown(names)}; expected a list of strings with the correct names")
     return tuple(names)
 
 
@@ -281,14 +287,14 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
     """Return the dataset with the paths recorded in the meta file if all of them exist; otherwise return `row`."""
     files = meta.get("files")
     needs = form_class(row.form).needs
-    # Unlike os.path.exists, Path.exists raises an error for a string that cannot be a path.
+    # Unlike os.path.exists, Path.exists raises an error for strings that cannot be paths.
     if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
         return replace(row, **{f: files[f] for f in needs})
     return row
 
 
 def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
-    """Return the dataset with the `json_file` recorded in the meta file, if the dataset table defines no class names.
+    """Return the dataset with the `json_file` recorded in the meta file if the dataset table defines no class names.
 
     `row` is returned unchanged if the table defines class names, or if the recorded file no longer exists.
     """
@@ -303,7 +309,7 @@ def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """Return the split whose masks were named, or None if the split's files are missing, unreadable or changed."""
     row = row_with_files(row, meta)
     places = [getattr(row, field) for field in form_class(row.form).needs]
-    # URLs are read only if they come from the dataset table, because a meta file is untrusted.
+    # URLs are read only if they come from the dataset table, because meta files are untrusted.
     if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
         return None
     try:
@@ -316,7 +322,7 @@ def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
 def check_masks(
     split: Split, parts: Sequence[tuple[Path, Mapping[str, Any], Sequence[PredictionEntry]]], images: int | None
 ) -> None:
-    """Check that the prediction files of a dataset have exactly the images and masks of the split.
+    """Check that the prediction files of a dataset cover exactly the images and masks of the split.
 
     Args:
         split: the images and masks of the dataset.
@@ -349,7 +355,7 @@ def check_masks(
                 raise OsmError(_other_masks(split, found[key][0], key, found[key][1], expected))
         elif expected is None or expected:
             raise OsmError(
-                f"set {split.row.name!r}: image {shown(key)} of {split.source} is in none of "
+                f"dataset {split.row.name!r}: image {shown(key)} of {split.source} is in none of "
                 f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate the file again"
                 + ("" if images is not None else " (predictions with --limit need their meta file)")
             )
@@ -359,20 +365,20 @@ def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashabl
     """Raise OsmError if an image in a prediction file is not in the split, or is in a different part of the split."""
     if not places:
         raise OsmError(
-            f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "
-            "the predictions are for a different set"
+            f"predictions {path}: image {shown(key)} is not among the images of {split.source} that the run covers; "
+            "the predictions belong to a different dataset"
         )
     if "items" in meta:
         start, stop = meta["items"]
         if not any(start <= place < stop for place in places):
             raise OsmError(
-                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but the "
-                f"meta file says that the part has images {start} to {stop - 1}; generate the part again"
+                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but "
+                f"according to its meta file, this part contains images {start} to {stop - 1}; generate the part again"
             )
 
 
 def _other_masks(split: Split, path: Path, key: Hashable, found: Masks, wanted: Masks) -> str:
-    """Return the error message about the first mask that differs between a prediction file and the split."""
+    """Return an error message about the first mask that differs between a prediction file and the split."""
     strange, lost = found - wanted, wanted - found
     own_id, category = next(iter(strange or lost))
     which = f"mask {shown(own_id)} of category {shown(category)}"

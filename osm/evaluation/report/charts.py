@@ -1,7 +1,7 @@
-"""The charts of the report, drawn by matplotlib as inline SVG: the loss curve and the calibration plot.
+"""The report's charts, drawn as inline SVG by matplotlib: the loss curve and the calibration plot.
 
 The same data always produces the same SVG. Text and axes use colors from the page's style sheet, so the charts follow
-the light or dark theme of the page.
+the page's light or dark theme.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The color-blind-safe palette of Okabe and Ito, without yellow, which is hard to see on white.
+# The color-blind-safe Okabe-Ito palette, without yellow, which is hard to see on white.
 # Lines also differ in their dashes.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MODE_STYLES: dict[str, dict[str, Any]] = {
     "own mode": {"color": "#0072b2"},
     "any": {"color": "#d55e00", "dashes": (4, 2)},
 }
-# Placeholder colors that no other element uses, replaced by CSS variables in the finished SVG.
+# Placeholder colors that no other element uses; they are replaced with CSS variables in the finished SVG.
 _INK, _GRID, _FRAME = "#010101", "#020202", "#030303"
 _CSS_COLOURS = {_INK: "currentColor", _GRID: "var(--line)", _FRAME: "var(--dim)"}
 _SETTINGS: Any = {
@@ -98,8 +98,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
 def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
     """Draw the calibration plot of one dataset.
 
-    The upper plot shows each bin's accuracy against its mean probability, and larger dots stand for bins with more
-    masks. The bar chart below the upper plot shows the number of masks in each bin.
+    The upper plot shows each bin's accuracy against its mean probability; larger dots represent bins with more masks.
+    The lower plot is a bar chart of the number of masks in each bin.
 
     Args:
         name: name of the dataset.
@@ -197,7 +197,7 @@ def _scale_reliability_axes(upper: Axes, lower: Axes, most: int) -> None:
 
 
 def _format_axes(axes: Axes, keep_x: bool = True) -> None:
-    """Draw a grid without tick marks, and format tick labels without trailing zeros."""
+    """Draw a grid without tick marks and format tick labels without trailing zeros."""
     if keep_x:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -208,10 +208,10 @@ def _format_axes(axes: Axes, keep_x: bool = True) -> None:
 
 
 def _placeholder(number: int) -> str:
-    """Return a placeholder text for a legend label, which matplotlib uses to compute the layout.
+    """Return placeholder text for a legend label, which matplotlib uses to compute the layout.
 
-    The actual legend labels come from files, and are escaped and inserted into the finished SVG. Because matplotlib
-    never sees the actual labels, it neither interprets them nor warns about characters that its font lacks.
+    The actual legend labels come from files; they are escaped and inserted into the finished SVG. Because matplotlib
+    never sees the actual labels, it neither interprets them nor warns about characters missing from its font.
     """
     return f"label-{number:018d}"
 
@@ -219,7 +219,7 @@ def _placeholder(number: int) -> str:
 def _svg(
     size: tuple[int, int], draw: Callable[[Figure], None], class_: str, spoken: str, labels: Sequence[str]
 ) -> Markup:
-    """Draw a figure of the given size in points, and return the figure as an SVG element with an ARIA label.
+    """Draw a figure of the given size in points and return it as an SVG element with an ARIA label.
 
     `size` is (width, height).
     """

@@ -1,4 +1,4 @@
-"""Compares two folders of predictions mask by mask: metrics, differences with intervals, and changed names."""
+"""Compares two prediction folders mask by mask: metrics, differences with confidence intervals, and changed names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 @dataclass(frozen=True)
 class Change:
-    """A mask whose predicted name is correct in one of two compared folders and wrong in the other.
+    """A mask whose predicted name is correct in one of the two compared folders and wrong in the other.
 
     Attributes:
         image: key of the image in the prediction files.
@@ -79,7 +79,7 @@ class ModeComparison:
         return self.outcomes.total()
 
     def main(self) -> list[str]:
-        """Return the keys of all compared columns except the accuracies of individual classes."""
+        """Return the keys of all compared columns except the per-class accuracies."""
         return [key for key in self.difference if not key.startswith(CLASS)]
 
     def as_json(self) -> dict[str, Any]:
@@ -153,8 +153,8 @@ def compare_folders(
     both = [name for name in a if name in b]
     if not both:
         raise OsmError(
-            f"A has predictions for {', '.join(a)}, B has predictions for {', '.join(b)}; expected at least one common "
-            "dataset"
+            f"A has predictions for {', '.join(a)}, but B has predictions for {', '.join(b)}; expected at least one "
+            "dataset in common"
         )
     return [
         compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both
@@ -199,17 +199,19 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
         lost = next((key for key in one if key not in other), None)
         if lost is not None:
             raise OsmError(
-                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B has {len(of_b)} masks in "
-                f"{b.image_count} images; only {side} has image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
-                "predictions for the same masks"
+                f"dataset {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, and B has {len(of_b)} "
+                f"masks in {b.image_count} images; only {side} has mask {shown(lost[1])} of image {shown(lost[0][1])}; "
+                "expected predictions for the same masks"
             )
     pairs = []
     for key, (number, mask) in of_a.items():
         other_mask = of_b[key][1]
         if mask.category_id != other_mask.category_id:
-            where = f"set {a.row.name!r}: image {shown(key[0][1])}, mask {shown(key[1])}"
-            classes = f"class {shown(mask.category_id)} in A, {shown(other_mask.category_id)} in B"
-            raise OsmError(f"{where}: {classes}; expected predictions for the same masks")
+            raise OsmError(
+                f"dataset {a.row.name!r}: mask {shown(key[1])} of image {shown(key[0][1])} has class "
+                f"{shown(mask.category_id)} in A, but class {shown(other_mask.category_id)} in B; expected predictions "
+                "for the same masks"
+            )
         pairs.append((number, key[0][1], mask, other_mask))
     return pairs
 
@@ -278,7 +280,7 @@ def _has(mask: MaskRecord, mode: str) -> bool:
 
 
 def _keep_common(a: MaskScores, b: MaskScores) -> None:
-    """Remove columns that are missing in A or B, such as Acc by mask size if one folder contains no mask areas."""
+    """Remove columns that are missing from A or B, such as Acc by mask size if one folder contains no mask areas."""
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
@@ -352,7 +354,7 @@ def _example(change: Change) -> str:
 def comparison_page(
     comparisons: Sequence[SetComparison], titles: tuple[str, str], notes: Sequence[str], bootstrap: Bootstrap
 ) -> Iterator[str]:
-    """Render the comparison as one HTML page and yield the page in pieces.
+    """Render the comparison as one HTML page and yield the page in chunks.
 
     Args:
         comparisons: the comparisons of all datasets.
@@ -392,7 +394,7 @@ def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -
 
 
 def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str, Any]:
-    """Return one row of the comparison table. A difference is significant if its 95 % interval excludes 0."""
+    """Return one row of the comparison table. A difference is significant if its 95% confidence interval excludes 0."""
     interval = difference.interval
     return {
         "title": title,

@@ -20,7 +20,7 @@ NOTHING = "–"
 
 
 def render_page(template: str, **context: Any) -> Iterator[str]:
-    """Render a template from this package and yield the page in pieces.
+    """Render a template from this package and yield the page in chunks.
 
     Names come from files and may contain any characters, so every string in the template's context is escaped, and its
     control characters are made visible (see `printable`). Only strings of type `Markup` are inserted unchanged.
@@ -29,7 +29,7 @@ def render_page(template: str, **context: Any) -> Iterator[str]:
 
 
 def percent(share: float) -> str:
-    """Format a share (0 to 1) as a percentage with one decimal place and a no-break space."""
+    """Format a fraction (0 to 1) as a percentage with one decimal place and a non-breaking space."""
     return f"{100 * share:.1f}\u00a0%"
 
 

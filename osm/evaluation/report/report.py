@@ -25,7 +25,7 @@ TITLE = "Open-ended recognition: results"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The optional content of a report, which always contains the published metrics.
+    """The optional contents of a report, which always contains the published metrics.
 
     Attributes:
         run: the folder of a training run, for the loss curve.
@@ -59,7 +59,7 @@ class ReportOptions:
 
 @dataclass
 class SetReport:
-    """The report's data for one dataset in one folder of predictions.
+    """The report's data for one dataset in one prediction folder.
 
     Attributes:
         result: the published metrics of the dataset.
@@ -79,14 +79,14 @@ class SetReport:
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all values that `evaluate_pred.py --json` writes, and the values that only the report computes."""
+        """Return all values that `evaluate_pred.py --json` writes, plus those that only the report computes."""
         measured = {"metrics": self.measures.as_json()} if self.measures else {}
         return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json(), **measured}
 
 
 @dataclass
 class Report:
-    """All the data that the report page shows.
+    """All data shown on the report page.
 
     Attributes:
         title: the heading of the page.
@@ -105,7 +105,7 @@ class Report:
     versions: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of `results.json`, with null for infinite and nan values, which JSON does not allow."""
+        """Return the contents of `results.json`, with null for NaN and infinite values, which JSON does not allow."""
         last = self.records[-1] if self.records else None
         document = {
             "predictions": {
@@ -121,7 +121,7 @@ class Report:
 def collect_report(
     predictions: Mapping[str, Path], parts: int, table: Mapping[str, Dataset], options: ReportOptions
 ) -> Report:
-    """Evaluate folders of predictions, draw images and read the training log for a report.
+    """Evaluate prediction folders, draw images and read the training log for a report.
 
     The arguments and exceptions are the same as those of `osm.evaluation.report.report_page.write_report`.
     """
@@ -163,7 +163,7 @@ def _draw(entry: SetReport, options: ReportOptions) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace nan and infinite numbers (for example, in the losses of a diverged run) with None."""
+    """Replace NaN and infinite values (for example, in the losses of a diverged run) with None."""
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

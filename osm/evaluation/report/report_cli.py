@@ -1,4 +1,4 @@
-"""The command-line interfaces of `osm report`, `osm picture` and `osm compare`."""
+"""Command-line interfaces of `osm report`, `osm picture` and `osm compare`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
 def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(f"--parts {args.parts}: expected the n (1 or more) that was passed to generate_pred.py")
+        raise OsmError(f"--parts {args.parts}: expected at least 1; use the n that was passed to generate_pred.py")
     bootstrap = bootstrap_of(args)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap")

@@ -1,4 +1,4 @@
-"""Mask counts for the report: for each class, confusion and part of a class name, and for names in any vocabulary."""
+"""Mask counts for the report: per class, per confusion, per part of a class name, and for names in any vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from osm.evaluation.predict.records import SetRecords
 
 @dataclass
 class Breakdown:
-    """Mask counts of one dataset in one folder of predictions, for the report's tables.
+    """Mask counts of one dataset in one prediction folder, for the report's tables.
 
     Attributes:
         classes: in the dataset's own mode, (correct, total) mask counts by category id.
@@ -33,7 +33,7 @@ class Breakdown:
     either: Counter[str] = field(default_factory=Counter)
 
     def commonest(self, count: int) -> list[tuple[str, str, int]]:
-        """Return the most frequent confusions as (class name, prediction, count), with ties ordered by name."""
+        """Return the most frequent confusions as (class name, prediction, count) tuples, with ties ordered by name."""
         ordered = sorted(self.confusions.items(), key=lambda entry: (-entry[1], entry[0]))
         return [(*pair, times) for pair, times in ordered[:count]]
 
@@ -57,7 +57,7 @@ class Breakdown:
 
 
 def break_down(records: SetRecords) -> Breakdown:
-    """Count the correct and wrong names of one dataset in a folder of predictions."""
+    """Count the correct and wrong names of one dataset in a prediction folder."""
     result = Breakdown()
     row = records.row
     own = score_masks(records, row.name, metrics=[PartsOfNames()])
@@ -76,7 +76,7 @@ def break_down(records: SetRecords) -> Breakdown:
 
 
 def _counted(column: np.ndarray | None) -> tuple[int, int]:
-    """Return the number of masks to which a 0/1 column applies, and the number of masks with the score 1."""
+    """Return the number of masks to which a 0/1 column applies, and the number of masks with a score of 1."""
     if column is None:
         return 0, 0
     counted = column[~np.isnan(column)]
@@ -84,7 +84,7 @@ def _counted(column: np.ndarray | None) -> tuple[int, int]:
 
 
 def intervals(result: SetResult) -> dict[str, Any]:
-    """Return the 95 % intervals of a dataset's Acc and NIV in both modes, or None for a mode without predictions."""
+    """Return the 95% confidence intervals of Acc and NIV in both modes, or None for a mode without predictions."""
     return {
         mode: {
             "acc": wilson_interval(score.correct, score.total),

@@ -1,4 +1,4 @@
-"""Writes the evaluation report as one HTML page, and its values as a JSON file."""
+"""Writes the evaluation report as one HTML page and its values as a JSON file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from osm.files import write_atomically
 PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
 MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # A table in the report with more than 60 classes is collapsed.
-_MANY_MASKS = 15  # A table in the report with more than 15 masks is collapsed.
+_MANY_CLASSES = 60  # Tables in the report with more than 60 classes are collapsed.
+_MANY_MASKS = 15  # Tables in the report with more than 15 masks are collapsed.
 _FEW = 5  # The report lists the 5 worst classes among the classes with at least 5 masks.
 
 
@@ -92,7 +92,7 @@ def write_report(
 
 
 def page(report: Report) -> Iterator[str]:
-    """Render the report and yield the HTML page in pieces."""
+    """Render the report and yield the HTML page in chunks."""
     main_title, main = next(iter(report.predictions.items()))
     measured = any(entry.measures for sets in report.predictions.values() for entry in sets.values())
     sections = {"scores": "Scores", "training": "Training"}
@@ -123,12 +123,12 @@ def page(report: Report) -> Iterator[str]:
 
 
 def _set_names(report: Report) -> list[str]:
-    """Return the names of all datasets in the folders of predictions, without duplicates."""
+    """Return the names of all datasets in the prediction folders, without duplicates."""
     return list(dict.fromkeys(name for sets in report.predictions.values() for name in sets))
 
 
 def _share(count: int, total: int, rate: Rate | None = None) -> ShareOfMasks:
-    """Return a share of masks with the bootstrap interval of `rate`, or with Wilson's interval if `rate` has none."""
+    """Return a share of masks with the bootstrap interval of `rate`, or with a Wilson interval if `rate` has none."""
     over_images = rate.interval if rate else None
     return ShareOfMasks(count, total, over_images or wilson_interval(count, total), bool(over_images))
 
@@ -171,7 +171,7 @@ def _score_row(title: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies of whole names, last words and modifiers, for datasets with class names of several words."""
+    """Yield the accuracies of whole names, last words and modifiers, for datasets with multi-word class names."""
     for name in _set_names(report):
         rows = []
         for title, sets in report.predictions.items():
@@ -199,7 +199,7 @@ def _made_with(report: Report) -> list[str]:
 def _training(report: Report) -> dict[str, Any] | None:
     """Return the last logged values and the loss curve of the training run.
 
-    The result is None if there is no training run, and {} if the training log contains no step.
+    The result is None if there is no training run, and {} if the training log contains no steps.
     """
     if not report.records:
         return None if report.records is None else {}
@@ -227,7 +227,7 @@ def _is_further(key: str) -> bool:
 
 
 def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return a table of selected metrics of one dataset, with a column for each pair of prediction folder and mode."""
+    """Return a table of selected metrics for one dataset, with one column per pair of prediction folder and mode."""
     entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
     columns: dict[str, ModeMeasures] = {
         f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
@@ -250,8 +250,8 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
     """Return the notes for one table of metrics in the report.
 
-    Notes on Acc by mask size and Acc by class frequency belong to the table of these two metrics. All other notes,
-    except notes on calibration, belong to the report's table of further metrics.
+    Notes on Acc by mask size and Acc by class frequency go in the table of these two metrics. All other notes, except
+    those on calibration, go in the report's table of further metrics.
     """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 
@@ -272,7 +272,7 @@ def _calibration(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _classes(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the accuracies of all classes, most frequent first, and the frequent classes with the worst accuracies."""
+    """Return the accuracies of all classes, most frequent first, and the frequent classes with the lowest accuracy."""
     labels = entry.result.row.label_set
     rows = [
         ClassAccuracy(labels[key].target, _share(right, total, _rate(entry, "specific", f"{CLASS}{key}")))
@@ -314,7 +314,7 @@ def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
 def _picture(image: DrawnImage) -> dict[str, Any]:
     """Return a drawn image and its number of correct names.
 
-    A mask without a name in the dataset's own mode counts with its name in mode `any`.
+    For a mask without a name in the dataset's own mode, the name in mode `any` is used.
     """
     marked = [own or anyone for _, own, anyone in image.masks]
     return {

@@ -1,4 +1,4 @@
-"""Draws masks and predicted names on images: the numbered images of the report, and the mosaic of `osm picture`."""
+"""Draws masks and predicted names on images, for the report's numbered images and the mosaic of `osm picture`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Minimum and maximum length in pixels of the longer side of a drawn image.
+# Minimum and maximum length of a drawn image's longer side, in pixels.
 # Small images are enlarged to keep mask numbers legible, and large images are reduced to keep the page small.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
@@ -31,7 +31,7 @@ _QUALITY = 85
 
 @dataclass(frozen=True)
 class Guess:
-    """The name that is predicted for one mask in one vocabulary mode.
+    """The name predicted for one mask in one vocabulary mode.
 
     Attributes:
         name: the predicted name.
@@ -73,12 +73,12 @@ def choose(records: SetRecords, count: int, seed: int) -> list[int]:
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """Choose up to `count` images with the most confident wrong names, and as many with the most confident right names.
+    """Choose the images with the most confident wrong names and those with the most confident correct names.
 
-    The confidence of an image is the mean probability over its masks, where probabilities of wrong names count as
-    negative. For each mask, the name predicted in the dataset's own mode is used, or otherwise the name predicted in
-    mode `any`. Masks without a probability are skipped. Images with negative confidence are in the first returned list,
-    and images with positive confidence are in the second list.
+    Up to `count` images of each kind are chosen. The confidence of an image is the mean probability over its masks,
+    where probabilities of wrong names count as negative. For each mask, the name predicted in the dataset's own mode is
+    used, falling back to the name predicted in mode `any`. Masks without a probability are skipped. Images with
+    negative confidence are returned in the first list, and images with positive confidence in the second.
 
     Returns:
         The indices of the images with wrong names, and of the images with right names, the most confident first.
@@ -124,7 +124,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
 
 
 def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
-    """Return the annotations of each image, without crowd annotations."""
+    """Return the annotations of each image, excluding crowd annotations."""
     return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
 
 
@@ -179,7 +179,7 @@ _TINT = 0.0  # masks are not tinted, because a name may refer to a color
 def write_picture(
     path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
 ) -> Path:
-    """Draw a mosaic of images of one dataset, with the names predicted in the dataset's own vocabulary mode.
+    """Draw a mosaic of images from one dataset, with the names predicted in the dataset's own vocabulary mode.
 
     The images are evenly spaced in the dataset and resized to the size of the first image. In the mosaic, a wrong name
     is followed by the correct name in brackets.

@@ -60,7 +60,10 @@ class ClassNames:
         self._candidates = _owners(label for label in classes if label.id not in ignored)
 
     def match(self, texts: Iterable[str]) -> dict[str, Match]:
-        """Return the class match of each predicted name. The keys of the returned dict are the unchanged names."""
+        """Return the class match of each predicted name.
+
+        The returned dict is keyed by the original, unmodified names.
+        """
         found: dict[str, Match] = {}
         left: dict[str, list[str]] = {}
         for text in dict.fromkeys(texts):

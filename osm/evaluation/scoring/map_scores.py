@@ -2,7 +2,7 @@
 
 `Painter` converts overlapping masks to a segment map.
 
-Shapes: H, W = height and width of an image; T, P = number of true and of predicted segments; C = number of classes.
+Shapes: H, W = height and width of an image; T, P = numbers of true and predicted segments; C = number of classes.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ClassQuality:
 class PanopticQuality:
     """Panoptic quality of each class (Kirillov et al., "Panoptic Segmentation", CVPR 2019), accumulated over images.
 
-    A predicted and a true segment of the same class match if their IoU exceeds 0.5. For each class, SQ is the mean IoU
-    of the matches in all images, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd segments
-    are treated as in `panopticapi`, the authors' implementation of PQ. Void pixels are removed from a predicted segment
-    before the IoU is computed. A crowd segment is neither a match nor a false negative. An unmatched predicted segment
-    is not a false positive if more than half of its pixels are void or crowd of the same class. A mean over classes
-    excludes classes that have neither a true nor a predicted segment.
+    A predicted segment and a true segment of the same class match if their IoU exceeds 0.5. For each class, SQ is the
+    mean IoU of the matches over all images, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd
+    segments are treated as in `panopticapi`, the authors' implementation of PQ. Void pixels are removed from a
+    predicted segment before the IoU is computed. A crowd segment is neither a match nor a false negative. An unmatched
+    predicted segment is not a false positive if more than half of its pixels are void or belong to crowd segments of
+    the same class. Means over classes exclude classes that have neither a true nor a predicted segment.
     """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class PanopticQuality:
 
 
 class MeanOverlap:
-    """Mean IoU of label maps. The IoU of each class is computed over the pixels of all images together.
+    """Mean IoU of label maps. The IoU of each class is computed over the pooled pixels of all images.
 
     The IoU of a class is the number of pixels with this class in both the ground truth and the prediction, divided by
     the number of pixels with this class in at least one of the two. Void pixels are excluded. A pixel without a
@@ -164,7 +164,7 @@ class MeanOverlap:
     def mean(self) -> dict[str, Any]:
         """Return a dict with `miou`, the mean IoU, and `classes`, the number of averaged classes.
 
-        The mean IoU is from 0 to 1, or None if the ground truth contains no class.
+        The mean IoU ranges from 0 to 1, or is None if the ground truth contains no classes.
         """
         found = list(self.by_class().values())
         return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
@@ -174,13 +174,13 @@ class Painter:
     """Paints overlapping masks of one image into a map with at most one segment per pixel.
 
     `Painter` implements the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of
-    their scores, each on the pixels that no earlier mask covers. A mask with too few uncovered pixels is skipped. All
-    masks of a stuff class become one segment.
+    score, each on the pixels that no earlier mask covers. A mask with too few uncovered pixels is skipped. All masks of
+    a stuff class are merged into one segment.
 
     Args:
-        size: height and width of the image.
-        merged: category ids of the stuff classes. All masks of a stuff class become one segment.
-        min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already belong to the merged segment
+        size: height and width of the image. merged: category ids of the stuff classes. All masks of a stuff class are
+        merged into one segment. min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already
+        belong to the merged segment
             of its class, for the mask to be painted.
 
     Attributes:
@@ -197,7 +197,7 @@ class Painter:
         self._of_class: dict[int, int] = {}
 
     def add(self, mask_HW: np.ndarray, category_id: int) -> None:
-        """Paint a bool mask. Masks must be added in descending order of their scores."""
+        """Paint a bool mask. Masks must be added in descending order of score."""
         value = self._of_class.get(category_id)
         area = int(mask_HW.sum())
         free_HW = mask_HW & (self.segments_HW == 0)

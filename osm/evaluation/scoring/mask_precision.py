@@ -1,4 +1,4 @@
-"""Average precision (AP) of masks by the COCO and LVIS protocols, computed by `faster-coco-eval`.
+"""Mask average precision (AP) under the COCO and LVIS protocols, computed with `faster-coco-eval`.
 
 The AP of a class is the precision averaged over 101 recall levels and the IoU thresholds 0.50, 0.55, ..., 0.95.
 
@@ -24,7 +24,7 @@ import numpy as np
 from osm.errors import OsmError
 
 _COCO_MASKS, _LVIS_MASKS = 100, 300
-# Maximum number of (image, class) pairs per evaluation, because `faster-coco-eval` keeps an object for each pair.
+# Maximum number of (image, class) pairs per evaluation; `faster-coco-eval` keeps one object per pair in memory.
 _PAIRS_AT_ONCE = 1_000_000
 _AP50, _AP75 = 0, 5  # indices of the IoU thresholds
 
@@ -52,8 +52,8 @@ class MaskPrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError:
             raise OsmError(
-                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or skip "
-                "AP with --without_ap"
+                "mask AP needs the package faster-coco-eval; install it with pip install 'osm-recognition[proposals]', "
+                "or skip AP with --without_ap"
             ) from None
         self.federated = federated
         self._images: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ class MaskPrecision:
         self._evaluated: set[int] = set()  # classes that are evaluated in the current image
 
     def add_image(self, size: tuple[int, int], about: Federated | None = None) -> None:
-        """Start a new image, to which all masks added afterwards belong.
+        """Start a new image; all masks added afterwards belong to it.
 
         Args:
             size: height and width of the image.
@@ -79,7 +79,7 @@ class MaskPrecision:
     def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
         """Add a bool ground-truth mask of the current image."""
         self._evaluated.add(category_id)
-        # Boxes are required by `faster-coco-eval`, although it does not use boxes to evaluate masks.
+        # Boxes are required by `faster-coco-eval`, although it does not use them to evaluate masks.
         entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
         self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
 
@@ -135,7 +135,7 @@ def mean_precision(
 ) -> dict[str, Any]:
     """Return `ap`, `ap50` and `ap75`, averaged over the classes that `among` selects (None if it selects no class).
 
-    The key `classes` in the result contains the number of averaged classes.
+    In the result, `classes` is the number of averaged classes.
     """
     found = [figures for i, figures in by_class.items() if among(i)]
     means = np.mean(found, axis=0).tolist() if found else [None] * 3
@@ -147,4 +147,4 @@ def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> 
 
 
 def _quiet(*_: object) -> None:
-    """Discard the progress messages of `faster-coco-eval`."""
+    """Suppress the progress messages of `faster-coco-eval`."""

@@ -50,11 +50,11 @@ def read_proposals(
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> dict[Path, list[Proposal]]:
-    """Read the proposals from the files of all parts of a dataset, and return the proposals grouped by image path.
+    """Read the proposals from the files of all parts of a dataset and return them grouped by image path.
 
     Args:
         row: the dataset.
-        form: the annotation form of the dataset.
+        form: the annotation format of the dataset.
         paths: the files of all parts.
         mode: the mode whose names are read.
         metas: the content of the existing meta files, by the path of the proposal file.
@@ -82,14 +82,14 @@ def read_proposals(
             found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
     if not found:
         raise OsmError(
-            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (folder {paths[0].parent}); "
-            "generate the proposals again"
+            f"dataset {row.name!r}: the files contain no proposals: {', '.join(path.name for path in paths)} "
+            f"(folder {paths[0].parent}); generate the proposals again"
         )
     return found
 
 
 def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
-    """Count the images and proposals in one file. Proposals with `iscrowd` are counted like all others."""
+    """Count the images and proposals in one file. Proposals marked as `iscrowd` are counted like all others."""
     named = [entry[FIELD] for entry in entries if entry.get(FIELD)]
     return Content(
         images, len(entries), len(named), 0, [frozenset(modes) for modes in named if isinstance(modes, dict)]
@@ -113,7 +113,7 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
         raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (select a mode with --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
-        raise OsmError(f"{where}: {FIELD} {mode!r}: prob is missing, but a proposal's score is computed from it")
+        raise OsmError(f"{where}: open_end_pred has no prob for mode {mode!r}, which is needed to compute the score")
     return Proposal(where, draw, said.name, float(score) * said.prob)
 
 

@@ -1,4 +1,4 @@
-"""The command-line interface of `test/evaluate_proposals.py`, which scores mask proposals with predicted names."""
+"""Command-line interface of `test/evaluate_proposals.py`, which scores mask proposals with predicted names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from osm.terminal import CommandParser, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
-# Descriptions of the proposal counts in the log.
+# Descriptions of the proposal counts shown in the log.
 # The counts `exact` and `nearest` are reported even if they are 0.
 _PROPOSALS = {
     "exact": "with the name of a class, or a form of it",
@@ -95,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(f"number of parts {args.parts}: expected the n (1 or more) that was passed to generate_pred.py")
+        raise OsmError(
+            f"number of parts {args.parts}: expected at least 1; use the n that was passed to generate_pred.py"
+        )
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
     options = ScoringOptions(args.overlap, args.min_score, not args.without_ap)
     rows = _rows(args, dataset_table(args.benchmark, args.datasets))
@@ -128,11 +130,11 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
     for name in asked:
         if name not in table:
             raise OsmError(
-                f"--sets: unknown set {name!r}; known sets: {', '.join(table)} (add your own with --datasets)"
+                f"--sets: unknown dataset {name!r}; known datasets: {', '.join(table)} (add your own with --datasets)"
             )
     if not asked:
         raise OsmError(
-            f"{args.out_dir}: no file <set>_{KIND}_<i>_of_{args.parts}.json belongs to a known set "
+            f"{args.out_dir}: no file named <set>_{KIND}_<i>_of_{args.parts}.json belongs to a known dataset "
             f"({', '.join(table)}; add your own with --datasets)"
         )
     return [table[name] for name in asked]

@@ -1,4 +1,4 @@
-"""Computes PQ, mask or box AP and mean IoU of mask proposals with predicted names, in one pass over a dataset.
+"""Computes PQ, mask or box AP, and mean IoU for mask proposals with predicted names in one pass over a dataset.
 
 Shapes: H, W = height and width of an image.
 """
@@ -28,7 +28,7 @@ from osm.terminal import ProgressBar
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Options for painting proposals into a panoptic map, and for computing AP.
+    """Options for painting proposals into a panoptic map and for computing AP.
 
     Attributes:
         overlap: minimum share (0 to 1) of a proposal's pixels that must be free for the proposal to be painted.
@@ -42,7 +42,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
-            raise OsmError(f"--overlap {self.overlap}: expected a share (0 to 1) of a mask's pixels")
+            raise OsmError(f"--overlap {self.overlap}: expected a fraction (0 to 1) of a mask's pixels")
         if not math.isfinite(self.min_score):
             raise OsmError(f"--min_score {self.min_score}: expected a number, such as 0.3")
 
@@ -55,7 +55,7 @@ class Scores:
         row: the dataset.
         mode: the mode whose names are scored.
         split: the ground truth.
-        quality, precision, overlap: PQ, AP and mean IoU; None if the score is not defined for the annotation form of
+        quality, precision, overlap: PQ, AP and mean IoU; None if the score is not defined for the annotation format of
             the dataset or was not requested.
         counts: numbers of images and proposals by outcome.
         shared: names that belong to several classes of the dataset, with the ids of these classes.
@@ -106,7 +106,7 @@ class Scores:
 
 
 def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
-    """Score the named proposals of one dataset, which are stored in one file for each part of the dataset.
+    """Score the named proposals of one dataset, which are stored in one file per part.
 
     All images of the dataset are scored, so every segment of an image without proposals counts as missed. If the
     proposals were named with `--limit`, only images with proposals are scored.
@@ -126,8 +126,10 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     meta = next(iter(metas.values()), {})
     split = truth_split(row, form_class(row.form))
     if not options.with_ap and split.scores == (split.precision,):
-        only = f"only {split.precision} is defined: {split.why_not}"
-        raise OsmError(f"--without_ap: set {row.name!r} would have no score; {only}")
+        raise OsmError(
+            f"--without_ap: dataset {row.name!r} would have no score, because only {split.precision} is defined for it "
+            f"({split.why_not})"
+        )
     proposals = read_proposals(row, form_class(row.form), paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)

@@ -1,8 +1,8 @@
-"""Ground truth for scoring the proposals of a dataset, with one Python class for each type of annotation.
+"""Ground truth for scoring the proposals of a dataset, with one Python class per annotation type.
 
 Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three kinds of faults are counted and reported:
-segments that are only in the json, segments that are only in the PNG, and invalid annotations. Segments that are only
-in the json are skipped, because they have no pixels. Segments that are only in the PNG are void.
+segments found only in the JSON, segments found only in the PNG, and invalid annotations. Segments found only in the
+JSON are skipped, because they have no pixels. Segments found only in the PNG are treated as void.
 
 Shapes: H, W = height and width of an image.
 """
@@ -81,7 +81,7 @@ class TruthSplit(Split):
 
     @property
     def precision(self) -> str:
-        """The kind of AP that is defined for the dataset ("mask AP" or "box AP"), or "" if no AP is defined."""
+        """The kind of AP defined for the dataset ("mask AP" or "box AP"), or "" if no AP is defined."""
         return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
@@ -194,7 +194,7 @@ class InstancesTruth(TruthSplit):
 
 
 class BoxesTruth(InstancesTruth):
-    """Ground truth of boxes. Box AP is computed on filled boxes, whose edges are rounded outwards to whole pixels."""
+    """Ground truth of boxes. Box AP is computed on filled boxes, whose edges are rounded outward to whole pixels."""
 
     scores = (BOX_AP,)
     why_not = "boxes overlap, and contain pixels of other objects"
@@ -204,7 +204,7 @@ class BoxesTruth(InstancesTruth):
 
 
 class MapsTruth(TruthSplit):
-    """Ground truth of label maps. All pixels of a class are one segment, regardless of the number of objects.
+    """Ground truth of label maps. All pixels of a class form one segment, regardless of the number of objects.
 
     Pixels without a class are void. In a dataset of object parts, all pixels outside the parts are void, and proposals
     are not scored on void pixels.
@@ -241,8 +241,8 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
     """Return the ground truth of a dataset.
 
-    The class of the returned object is taken from the first entry of `_TRUTHS` whose annotation form is a base class of
-    `form`.
+    The class of the returned object is taken from the first entry of `_TRUTHS` whose annotation format is a base class
+    of `form`.
     """
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from osm.registry import Registry
 
 T = TypeVar("T", bound=type)
-# The classes are `type[Bridge]`. Importing `Bridge` for the annotation would create an import cycle.
+# The classes are `type[Bridge]`. Importing `Bridge` for the type annotation would create an import cycle.
 BRIDGES: Registry[Any] = Registry(
     "bridge",
     group="osm.bridges",

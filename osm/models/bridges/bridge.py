@@ -1,4 +1,4 @@
-"""The interface of trainable bridges between a vision tower and an LLM. Each kind of bridge is a subclass of `Bridge`.
+"""The interface for trainable bridges between a vision tower and an LLM. Each kind of bridge is a subclass of `Bridge`.
 
 Shapes: N images, R rows (masks), S input size, L image tokens, C tower width, P prefix embeddings, W LLM width.
 """
@@ -27,7 +27,7 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """The tokenized instruction of each row. Only the bridge `maskqformer` uses instructions.
+    """Each row's tokenized text instruction. Only the `maskqformer` bridge uses text instructions.
 
     Attributes:
         ids_RT: token ids.
@@ -39,7 +39,7 @@ class Instruction:
 
 
 class Condition(NamedTuple):
-    """The visual input on which the LLM is conditioned.
+    """The visual input that the LLM is conditioned on.
 
     Attributes:
         prefix_RPW: embeddings that are placed before BOS.
@@ -85,7 +85,7 @@ class Bridge(nn.Module):
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
         """Build a bridge between the ViT and the LLM of an InstructBLIP model.
 
-        This base implementation copies no weights from the InstructBLIP model.
+        This default implementation copies no weights from the InstructBLIP model.
 
         Args:
             base_model: a `transformers.InstructBlipForConditionalGeneration`.
@@ -120,7 +120,7 @@ class Bridge(nn.Module):
 
     @abstractmethod
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
-        """Compute the state that depends only on the images, so that all masks of an image can share it."""
+        """Compute the state that depends only on the images, so that all masks in an image can share it."""
 
     @abstractmethod
     def forward(
@@ -140,7 +140,7 @@ class Bridge(nn.Module):
 
     @abstractmethod
     def layers(self) -> list[nn.Module]:
-        """Return the blocks whose activations are recomputed with gradient checkpointing."""
+        """Return the blocks whose activations are recomputed during gradient checkpointing."""
 
     def layers_to_shard(self) -> list[nn.Module]:
         """Return the blocks that are large enough to be FSDP units."""
@@ -161,22 +161,22 @@ class Bridge(nn.Module):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's named tensors under the names that checkpoints use.
+        """Return a model's tensors, keyed by their checkpoint names.
 
-        In the model, the names of the bridge's tensors begin with `bridge.`, and the names of LoRA's tensors with
-        `llm.`.
+        In the model, the names of the bridge's tensors begin with `bridge.`, a prefix that checkpoints omit. LoRA's
+        tensors have the prefix `llm.` in the model but `lora.` in checkpoints.
         """
         plain = {name.removeprefix("bridge."): value for name, value in named.items()}
         return {f"lora.{k.removeprefix('llm.')}" if k.startswith("llm.") else k: v for k, v in plain.items()}
 
 
 def check_names(modes: Sequence[str]) -> None:
-    """Raise OsmError if the name of a mode is not a valid key of `nn.ParameterDict`."""
+    """Raise OsmError if a mode's name is not a valid `nn.ParameterDict` key."""
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
             raise OsmError(
-                f"mode {shown(mode)}: expected letters, digits, _ and -, and a name that is not a dict attribute such "
-                "as 'keys'"
+                f"mode {shown(mode)}: a mode name may contain only letters, digits, _ and -, and must not be a dict "
+                "attribute such as 'keys'"
             )
 
 
@@ -198,7 +198,7 @@ def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
 
 
 def initialize(bridge: nn.Module, queries: Iterable[Tensor]) -> None:
-    """Initialize queries and embedding tables with a truncated normal distribution, and matrices with Xavier."""
+    """Initialize queries and embeddings from a truncated normal distribution, and matrices with Xavier uniform."""
     for query in queries:
         nn.init.trunc_normal_(query, std=0.02)
     for module in bridge.modules():

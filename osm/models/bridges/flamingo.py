@@ -1,7 +1,7 @@
-"""The bridge `flamingo`: pooled image tokens of a mask, a resampler, and gated cross-attention in the LLM.
+"""The `flamingo` bridge: pooled image tokens of a mask, a resampler, and gated cross-attention in the LLM.
 
-The image tokens are pooled over the mask. A resampler reduces the pooled tokens to a few visual tokens, and the LLM
-attends to the visual tokens in gated layers (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
+The bridge pools the image tokens over each mask. A resampler reduces the pooled tokens to a few visual tokens. The LLM
+attends to the visual tokens in gated layers, as in Flamingo (Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
 
 Shapes: N images, R rows (masks), S input size, L image tokens, C token width, T pooled tokens, Q queries (the last one
 belongs to the mode), K = T + Q keys, D width, H heads, d = D / H.
@@ -27,13 +27,13 @@ from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, 
 from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower
 
-_FREQUENCIES = 6  # the octaves of each geometry value of a token; the shortest period is 1/16 of the input
+_FREQUENCIES = 6  # the frequencies for each geometry value of a token; the shortest period is 1/16 of the input
 
 
 class ResamplerLayer(nn.Module):
     """A resampler layer (Flamingo, section 3.1.1).
 
-    The queries attend to the pooled tokens and to all queries, and then pass through a feed-forward network.
+    The queries attend to the pooled tokens and to each other, and then pass through a feed-forward network.
     """
 
     def __init__(self, config: FlamingoConfig) -> None:
@@ -57,9 +57,9 @@ class ResamplerLayer(nn.Module):
 
 
 class FlamingoBridge(Bridge):
-    """The bridge `flamingo`, which passes pooled and resampled tokens of each mask to gated layers within the LLM.
+    """The `flamingo` bridge, which passes each mask's pooled and resampled tokens to gated layers within the LLM.
 
-    This module contains all trained parameters of a model except LoRA and `window_pos_embed`.
+    The bridge contains all of a model's trained parameters except for LoRA's and `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.
@@ -98,13 +98,14 @@ class FlamingoBridge(Bridge):
         sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: gated blocks need a list of num_hidden_layers decoder layers, "
-                "which this LLM lacks; choose a different LLM, or set model.bridge.kind to maskqformer"
+                f"model.llm.name {config.llm.name!r}: the flamingo bridge requires an LLM that stores its decoder "
+                "layers in a list of length num_hidden_layers; choose a different LLM, or set model.bridge.kind to "
+                "maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.bridge.every {sizes.every}: the LLM has {layers} layers, so there would be no gated block; "
-                "choose a smaller number"
+                f"model.bridge.every {sizes.every}: the LLM has only {layers} layers, so there would be no gated "
+                "blocks; choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
 
@@ -117,7 +118,7 @@ class FlamingoBridge(Bridge):
         return cls(_sizes(config), config.modes, size("window_pos_embed", 3, -1), width, blocks)
 
     def reset_parameters(self) -> None:
-        """Initialize embeddings with a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
+        """Initialize embeddings from a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         initialize(self, (self.query, self.place, *self.mode_query.values()))
         if self.config.direct_tokens:
             self.direct.reset(1.0)  # a layer norm with unit variance follows
@@ -139,10 +140,10 @@ class FlamingoBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """Return the keys and values that all gated layers of the LLM attend to.
+        """Return the keys and values that all of the LLM's gated layers attend to.
 
         The keys and values are projected from each mask's Q resampled tokens, the last of which belongs to its mode.
-        The prefix is empty, because this bridge adds no embeddings before the text.
+        The prefix is empty, because the `flamingo` bridge adds no embeddings before the text.
         """
         (image,) = state
         assert image is not None
@@ -192,9 +193,9 @@ def _sizes(config: ModelConfig) -> FlamingoConfig:
 
 
 def fourier(numbers: Tensor) -> Tensor:
-    """Return Fourier features (..., n * 13) of numbers (..., n): the numbers, their sines, and their cosines.
+    """Return Fourier features (..., n * 13): the numbers (..., n), and their sines and cosines at 6 frequencies.
 
-    Sines and cosines are computed at 6 octaves.
+    Each frequency is twice the previous one.
     """
     scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * scales).flatten(-2)

@@ -3,9 +3,9 @@
 A gated block runs before every n-th decoder layer (Alayrac et al. 2022). All gates start closed, so the LLM's output is
 unchanged at the start of training.
 
-The gated blocks are not submodules of the LLM. Forward hooks run the gated blocks before the decoder layers. With
-hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is supported.
-Removing the hooks restores the original LLM.
+The gated blocks are not submodules of the LLM. Forward hooks run the gated blocks before the decoder layers. Thanks to
+the hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is
+supported. Removing the hooks restores the original LLM.
 
 Shapes: R rows, K selected rows, N visual tokens, D visual token width, T text positions, B blocks, H heads,
 d attention width / H, W LLM width.
@@ -32,7 +32,7 @@ LayerKV = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FlamingoConfig(DirectPathConfig):
-    """Settings of the bridge `flamingo`, which consists of a resampler and gated cross-attention blocks in the LLM.
+    """Settings for the `flamingo` bridge, which consists of a resampler and gated cross-attention blocks in the LLM.
 
     Attributes:
         width: the width of the resampler.
@@ -68,19 +68,19 @@ class FlamingoConfig(DirectPathConfig):
         check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
         check_layers(self)
         if self.roi > 32:
-            raise FieldError(f"roi {self.roi} is over 32, so each mask would have more than 2 * 32^2 pooled tokens")
+            raise FieldError(f"roi {self.roi} exceeds the maximum of 32 (at most 2 * 32^2 pooled tokens per mask)")
         check_heads(self, "width", "heads")
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
         self.check_direct()
         if not 0 < self.gate_gain <= 1000:
-            raise FieldError(f"gate_gain {self.gate_gain} must be over 0 and at most 1000")
+            raise FieldError(f"gate_gain {self.gate_gain} must be greater than 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
             raise OsmError(
-                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo requires 'area', because it weights "
-                "grid cells by the covered area"
+                f"model.mask_to_grid {model.mask_to_grid!r}: the flamingo bridge requires 'area', because it weights "
+                "grid cells by their covered area"
             )
 
     def least_parameters(self) -> int:
@@ -92,7 +92,7 @@ class FlamingoConfig(DirectPathConfig):
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a network (the layers of a transformer), or an empty list if there are none."""
+    """Return a network's repeated blocks (the layers of a transformer), or an empty list if there are none."""
     lists = [
         list(found)
         for found in module.modules()
@@ -104,8 +104,8 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
 def decoder_layers(llm: Any) -> list[nn.Module]:
     """Return the decoder layers of an LLM, first to last.
 
-    In a hybrid LLM, the decoder layers may be instances of different classes. The result is empty if the LLM contains
-    no module list of length `num_hidden_layers` (from its config).
+    In a hybrid LLM, the decoder layers may be instances of different classes. The result is empty if the LLM has no
+    module list of length `num_hidden_layers` (a field of its config).
     """
     config = getattr(llm, "config", None)
     count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -122,13 +122,13 @@ def decoder_layers(llm: Any) -> list[nn.Module]:
 def hidden_width(llm: Any) -> int:
     """Return W, the width of an LLM's hidden states.
 
-    The word embeddings of an LLM may be narrower than its hidden states, as in OPT-350m.
+    An LLM's word embeddings may be narrower than its hidden states, as in OPT-350m.
     """
     return llm.config.get_text_config().hidden_size
 
 
 class GatedBlock(nn.Module):
-    """A gated block: attention to visual tokens and a feed-forward, both scaled by tanh(gain * gate).
+    """A gated block: attention to visual tokens and a feed-forward network, both scaled by tanh(gain * gate).
 
     `forward` returns the update that the caller adds to the hidden states. If both gates are 0, the update is exactly 0
     in any precision.
@@ -177,7 +177,7 @@ class GatedLayers(nn.Module):
         return [gate for block in self.blocks if isinstance(block, GatedBlock) for gate in (block.gate, block.mlp_gate)]
 
     def project(self, tokens_RND: Tensor) -> GatedKeyValues:
-        """Return the keys and values of all blocks for visual tokens."""
+        """Project visual tokens (R, N, resampler width) to the keys and values of all gated blocks."""
         found = [
             rearrange(project(tokens_RND), "r n (two h d) -> two r h n d", two=2, h=self.heads)
             for project in self.keys_values
@@ -214,7 +214,7 @@ class GatedLayers(nn.Module):
 class _Hook:
     """A hook that runs a gated block before a decoder layer.
 
-    The hook is a class and not a closure, because `copy.deepcopy` does not copy closures.
+    The hook is a class rather than a closure, because `copy.deepcopy` does not copy closures.
     """
 
     def __init__(self, layers: GatedLayers, number: int) -> None:
@@ -235,7 +235,7 @@ class _Hook:
 
 
 class GatedKeyValues:
-    """Keys and values of all gated blocks for R masks.
+    """The keys and values of R masks for all gated blocks.
 
     Inside `with gated_kv:`, the LLM's gated blocks attend to the keys and values in `gated_kv`.
     """
@@ -248,17 +248,19 @@ class GatedKeyValues:
         return len(self.keys_values[0][0])
 
     def of_rows(self, block: int, rows: int) -> LayerKV:
-        """Return a block's keys and values for an LLM batch that may contain several adjacent beams per mask."""
+        """Return a block's keys and values for an LLM batch, which may contain several adjacent beams per mask."""
         key_RHNd, value_RHNd = self.keys_values[block]
         if rows == len(key_RHNd):
             return key_RHNd, value_RHNd
         if rows % len(key_RHNd):
-            raise OsmError(f"the LLM's batch has {rows} rows; expected a multiple of the {len(key_RHNd)} masks")
+            raise OsmError(
+                f"the LLM's batch has {rows} rows; expected a multiple of the number of masks ({len(key_RHNd)})"
+            )
         beams = rows // len(key_RHNd)
         return key_RHNd.repeat_interleave(beams, 0), value_RHNd.repeat_interleave(beams, 0)
 
     def select(self, rows_K: Tensor) -> GatedKeyValues:
-        """Return the keys and values of the masks with the indices `rows_K`, in this order. Indices may repeat."""
+        """Return the keys and values of the masks with indices `rows_K`, in that order. Indices may repeat."""
         rows_K = rows_K.to(self.keys_values[0][0].device)
         return GatedKeyValues(self.layers, [(key[rows_K], value[rows_K]) for key, value in self.keys_values])
 

@@ -1,12 +1,13 @@
-"""The bridge `maskqformer`: queries that attend to the image inside a mask and around the mask (paper, section 3.3).
+"""The `maskqformer` bridge: queries that attend to the image inside and around a mask (paper, section 3.3).
 
 Each layer is a Q-Former layer from InstructBLIP, extended to handle many masks per image. Keys and values are computed
 once per image and shared by the queries of all its masks. Parameters have the same names as in InstructBLIP's Q-Former,
 so that InstructBLIP's weights and the published checkpoints can be loaded by name.
 
-Shapes: N images, R rows (masks), S input size, L image tokens, Q = mask + context + 1 mode queries, M mask queries,
-T instruction tokens, U = Q + T, C Q-Former width (in `tokens_NLC` the tower width), I inner width of a block, H heads,
-D = C / H, W LLM width, V visible keys. Attention has a batch of B = R rows or N images, P positions and J keys.
+Shapes: N images, R rows (masks), S input size, L image tokens, Q = mask + context + 1 mode queries, M mask queries, T
+instruction tokens, U = Q + T, C Q-Former width (in `tokens_NLC` the tower width), I inner width of a block, H heads, D
+= C / H, W LLM width, V visible keys. In attention, B is the batch size (R rows or N images), P the number of positions
+and J the number of keys.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `bas
 
 @dataclass(frozen=True)
 class QFormerConfig(DirectPathConfig):
-    """Settings of the bridge `maskqformer`.
+    """Settings for the `maskqformer` bridge.
 
-    If the model has an InstructBLIP base model, all fields except `dropout` are taken from the base model.
+    If the model has an InstructBLIP base model, all settings except `dropout` are taken from that base model.
 
     Attributes:
         layers: the number of layers.
@@ -91,7 +92,7 @@ class QFormerConfig(DirectPathConfig):
 
 
 class RowGroups:
-    """Packs all mask rows of an image together, so that they attend to the image's keys without copies of the keys.
+    """Packs all mask rows of an image together, so that they can attend to the image's keys without copying them.
 
     In the shapes below, K is the largest number of mask rows per image, G = N * K slots, and X is any width.
     """
@@ -100,7 +101,7 @@ class RowGroups:
         index = image_index_R.tolist()
         wrong = [image for image in index if not 0 <= image < images]
         if wrong:
-            raise OsmError(f"image_index contains {wrong[0]}, but there are {images} images")
+            raise OsmError(f"image_index contains the index {wrong[0]}, but there are {images} images")
         rows_of: Counter[int] = Counter()
         slots = []
         for image in index:
@@ -146,7 +147,8 @@ class VisibleKeyIndices:
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
     """Convert the visible keys to indices.
 
-    Adjacent rows with the same visible keys, such as one mask in several modes, share one entry.
+    Adjacent rows with the same visible keys, such as the rows of one mask in several modes, share one
+    `VisibleKeyIndices`.
     """
     found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
@@ -189,14 +191,14 @@ class _Projections(nn.Module):
     def attend_to_visible(
         self, queries_RQC: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
-        """Compute `attend` on the visible keys only, because most masks can attend to few of the image's keys."""
+        """Compute `attend` on the visible keys only, because most masks can attend to just a few image keys."""
         query_RHQD = self._split(self.query(queries_RQC))
         out_RHQD = torch.empty_like(query_RHQD)
         for group in visible:
             key_HLD, value_HLD = (part[group.image] for part in keys_values)
             halves = (slice(0, mask_queries), group.by_mask_V), (slice(mask_queries, None), group.by_context_V)
             for places, index_V in halves:
-                # All rows of a group attend to the same keys, so the queries of the rows are concatenated.
+                # All rows of a group attend to the same keys, so their queries are concatenated.
                 some_HRQD = query_RHQD[group.rows, :, places].transpose(0, 1)
                 read_1HPD = F.scaled_dot_product_attention(
                     some_HRQD.flatten(1, 2)[None], key_HLD[:, index_V][None], value_HLD[:, index_V][None]
@@ -234,7 +236,7 @@ class _Intermediate(nn.Module):
 
 
 class MaskQFormerLayer(nn.Module):
-    """A Q-Former layer: self-attention, masked cross-attention of the queries, and two feed-forward networks.
+    """A Q-Former layer: self-attention, masked cross-attention for the queries, and two feed-forward networks.
 
     Queries and instruction tokens share the self-attention, but have separate feed-forward networks.
     """
@@ -245,7 +247,7 @@ class MaskQFormerLayer(nn.Module):
         self.has_cross_attention = index % config.cross_attention_frequency == 0
         if self.has_cross_attention:
             self.crossattention = _Attention(config, key_width)
-        # The last layer does not use its text feed-forward network, but checkpoints contain the weights of the network.
+        # The last layer does not use its text feed-forward network, but checkpoints contain that network's weights.
         self.reads_text = index < config.layers - 1
         self.intermediate = _Intermediate(config.width, config.mlp_width)
         self.output = _Residual(config.mlp_width, config.width, config.dropout)
@@ -312,7 +314,7 @@ class _Encoder(nn.Module):
 
 
 class MaskQFormer(nn.Module):
-    """The transformer of the MaskQ-Former, which maps queries and an instruction to output queries."""
+    """The MaskQ-Former's transformer, which maps queries and an instruction to output queries."""
 
     def __init__(self, config: QFormerConfig, key_width: int, vocabulary: int, positions: int) -> None:
         super().__init__()
@@ -320,7 +322,7 @@ class MaskQFormer(nn.Module):
         self.encoder = _Encoder([MaskQFormerLayer(config, key_width, i) for i in range(config.layers)])
 
     def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
-        """Return the images' keys and values for each layer; the entry is None for a layer without cross-attention."""
+        """Return the images' keys and values for each layer, or None for a layer without cross-attention."""
         return [
             layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
             for layer in self.encoder.layers()
@@ -350,13 +352,13 @@ class MaskQFormer(nn.Module):
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             raise OsmError(
-                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former supports only "
+                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former supports at most "
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
         x_RUC = self.embeddings(queries_RQC, ids_RT)
         text_visible_RT = text_mask_RT.bool()
         self_visible_R11U = torch.cat([text_visible_RT.new_ones(len(x_RUC), count), text_visible_RT], 1)[:, None, None]
-        # Unused slots attend to all keys, because a softmax over no keys, like its gradient, would be NaN.
+        # Unused query slots attend to all keys, because a softmax over zero keys would be NaN, as would its gradient.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x_RUC = layer(x_RUC, count, self_visible_R11U, kv, image_visible, groups, mask_queries)
@@ -364,7 +366,7 @@ class MaskQFormer(nn.Module):
 
 
 class MaskQFormerBridge(Bridge):
-    """The bridge `maskqformer`, which maps image tokens, masks, instructions and modes to a prefix for the LLM's input.
+    """The `maskqformer` bridge, which maps image tokens, masks, instructions and modes to a prefix for the LLM's input.
 
     Args:
         config: the sizes of the bridge.
@@ -412,7 +414,7 @@ class MaskQFormerBridge(Bridge):
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
         """Build a bridge with the sizes and weights of the Q-Former in an InstructBLIP model.
 
-        The mask queries and the context queries are both initialized with the base model's queries.
+        The mask queries and the context queries are both initialized from the base model's queries.
         """
         base, queries = base_model.config.qformer_config, base_model.query_tokens.shape[1]
         if base.hidden_act != "gelu":
@@ -458,7 +460,7 @@ class MaskQFormerBridge(Bridge):
         )
 
     def reset_parameters(self) -> None:
-        """Initialize embeddings with a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
+        """Initialize embeddings from a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         modes = (*self.qformer_mode_query.values(), *self.mode_query.values())
         initialize(self, (self.mask_query, self.context_query, *modes))
         if self.config.direct_tokens:
@@ -539,7 +541,10 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors under their published names. The entry `base_model.query_tokens` repeats `context_query`."""
+        """Return a model's tensors, keyed by their names in published checkpoints.
+
+        The tensor `context_query` is also returned under the name `base_model.query_tokens`.
+        """
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value

@@ -1,12 +1,12 @@
-"""Area-weighted pooling of tower tokens over a mask, over its context box, and over a small grid on each of the two.
+"""Area-weighted pooling of tower tokens over a mask and its context box, and over the cells of a k x k grid in each.
 
-Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. With these weights, a
-mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
+Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. Thanks to this area
+weighting, a mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
 
-Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size,
-g = S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
-tokens: [mask, context, image | k x k in the mask | k x k in the context box]. Before `_with_image`, the token of the
-image is missing.
+Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size, g
+= S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
+tokens: [mask, context, image | k x k in the mask | k x k in the context box]. The image token is missing until
+`_with_image` inserts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEAST = 1e-9  # smaller areas (in cells) count as zero; the RoI cells of a one-
 
 @dataclass
 class RegionFeatures(MaskFeatures):
-    """The grid coverage and the bounding boxes of R masks.
+    """The grid coverage and bounding boxes of R masks.
 
     Attributes:
         coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
@@ -62,14 +62,17 @@ def _cells(box_R4: Tensor, patch: int) -> Tensor:
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Divide each box into a k x k grid, and return its row and column edges, each (R, k + 1), in units of cells."""
+    """Divide each box into a k x k grid, and return the row and column edges, each of shape (R, k + 1).
+
+    The edges are measured in cells of the tower's grid.
+    """
     step_E = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top_R1, left_R1, bottom_R1, right_R1 = (side[:, None] for side in box_R4.unbind(1))
     return top_R1 + (bottom_R1 - top_R1) * step_E, left_R1 + (right_R1 - left_R1) * step_E
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """Return the overlap of each interval between adjacent edges with each unit cell, (R, E - 1, cells)."""
+    """Return the overlap (R, E - 1, cells) of each interval between two adjacent edges with each unit-length cell."""
     low_g = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start_RI1, end_RI1 = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end_RI1, low_g + 1) - torch.maximum(start_RI1, low_g)).clamp(min=0)
@@ -105,7 +108,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     g = coverage_R1gg.shape[-1]
     in_box_RKgg, in_context_RKgg = (_areas(box_R4, k, g) for box_R4 in (features.box_R4, features.context_R4))
-    # The masked part of a grid cell is inside the mask's box, even if most of the cell is outside the box.
+    # All of a grid cell's coverage is divided among the RoI cells, even if most of the cell is outside the mask's box.
     in_mask_RKgg = coverage_R1gg * in_box_RKgg / in_box_RKgg.sum(1, keepdim=True).clamp(min=_LEAST)
     weights_RTgg = torch.cat([coverage_R1gg, in_context_RKgg.sum(1, keepdim=True), in_mask_RKgg, in_context_RKgg], 1)
     area_RT = weights_RTgg.sum((2, 3))
@@ -140,7 +143,7 @@ def _of_whole_images(tokens_NLC: Tensor, cells: int) -> Tensor:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """Insert the entry of the whole image after the entries of the mask and its context."""
+    """Insert the whole image's value after the values of the mask and its context (positions 0 and 1)."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
@@ -152,7 +155,7 @@ def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Return a weighted mean of the image tokens for each mask, without copying the image tokens per mask."""
+    """Return a weighted mean of the image tokens for each mask, without making per-mask copies of the tokens."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from osm.registry import Registry
 
 T = TypeVar("T", bound=type)
-# The classes are `type[Tower]`. Importing `Tower` for the annotation would create an import cycle.
+# The classes are `type[Tower]`. Importing `Tower` for the type annotation would create an import cycle.
 TOWERS: Registry[Any] = Registry(
     "tower",
     group="osm.towers",

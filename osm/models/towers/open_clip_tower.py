@@ -2,8 +2,8 @@
 
 Shape letters have the same meaning as in `osm.models.towers.tower`.
 
-Models and weights are specified by open_clip's names and tags. The package open_clip
-(`pip install 'osm-recognition[open_clip]'`) is only imported when a tower is built.
+Models and weights are specified by open_clip's names and tags. The open_clip package is imported only when a tower is
+built (`pip install 'osm-recognition[open_clip]'`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from osm.models.towers.tower import (
 from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
 
-# The names of weight files in an open_clip hub repository; the first existing file is used.
+# The names of weight files in an open_clip hub repository; the first file that exists is used.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG = "open_clip_config.json"
 _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"])
@@ -40,7 +40,7 @@ _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"
 
 @dataclass(frozen=True)
 class OpenClipTowerConfig(PretrainedTowerConfig):
-    """Settings of a ViT from open_clip.
+    """Settings for a ViT from open_clip.
 
     Attributes:
         weights: the name under which the weights are searched, or one of open_clip's tags. Empty = `name`.
@@ -52,7 +52,7 @@ class OpenClipTowerConfig(PretrainedTowerConfig):
 
 @dataclass(frozen=True)
 class Clip:
-    """The weights of a CLIP model, and the settings with which the weights were trained.
+    """The weights of a CLIP model, and the settings that they were trained with.
 
     Attributes:
         state: the weights of the whole model.
@@ -100,7 +100,9 @@ class OpenClipTower(Tower):
     def check_window(self, window: int) -> None:
         super().check_window(window)
         if window % self.patch:
-            raise OsmError(f"--sliding_window_size {window} is not a multiple of this tower's patch size, {self.patch}")
+            raise OsmError(
+                f"--sliding_window_size {window} is not a multiple of this tower's patch size ({self.patch})"
+            )
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         found = self.visual.forward_intermediates(
@@ -113,7 +115,7 @@ class OpenClipTower(Tower):
         )
         patches_WGC = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
-        # The prefix is the class token followed by register tokens, or register tokens alone.
+        # The prefix tokens are the class token (if the ViT has one), followed by register tokens.
         return (patches_WGC[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches_WGC
 
 
@@ -134,8 +136,8 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
         if name not in _OPTIONS or not number or value <= 0:
             known = ", ".join(sorted(_OPTIONS))
             raise OsmError(
-                f"model.tower.options: {name}: {shown(value)}: open_clip towers only support {known}, and each "
-                "value must be a number over 0"
+                f"model.tower.options: {name} is {shown(value)}, but open_clip towers only support the options "
+                f"{known}, and each value must be a number greater than 0"
             )
     sizes = _model_config(config.name)
     if config.options and "timm_model_name" in sizes["vision_cfg"]:
@@ -147,7 +149,7 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
-        raise OsmError(f"{about}: it is not a plain ViT (with one grid of tokens and no attention pooling)")
+        raise OsmError(f"{about}: this model is not a plain ViT (with one grid of tokens and no attention pooling)")
     no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
     library = _library()
     try:
@@ -177,7 +179,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights. An open_clip tag is resolved to its repository.
+    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are given as a tag.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.
@@ -207,9 +209,9 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
         different = {(bool(t.get("quick_gelu")), t.get("mean"), t.get("std")) for t in tags.values()}
         if len(different) > 1:
             raise OsmError(
-                f"model.tower.weights {config.weights!r}: {found.location} has no {_CONFIG}, and {config.name}'s "
-                f"published weights differ in normalization or activation; add the file {_CONFIG}, or set "
-                f"model.tower.weights to one of open_clip's tags: {', '.join(tags)}"
+                f"model.tower.weights {config.weights!r}: {found.location} has no {_CONFIG}. This file is needed "
+                f"because {config.name}'s published checkpoints do not all use the same normalization and activation. "
+                f"Add the file, or set model.tower.weights to one of open_clip's tags: {', '.join(tags)}"
             )
         known = next(iter(tags.values()), {})
     mean, std = (tuple(known.get(key) or usual) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
@@ -217,7 +219,7 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
 
 
 def _own_config(found: Found) -> dict[str, Any] | None:
-    """Return the normalization and activation from the config file next to the weights, or None if it is missing."""
+    """Read the normalization and activation from the config file next to the weights. Return None if it is missing."""
     place = Path(found.location)
     try:
         if found.source == "hub":
@@ -233,10 +235,10 @@ def _own_config(found: Found) -> dict[str, Any] | None:
         given = document["preprocess_cfg"]
         mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean and std must have three values each, and the values of std must be over 0")
+            raise ValueError("mean and std must each have three values, and the values of std must be greater than 0")
         return {"mean": mean, "std": std, "quick_gelu": bool(document["model_cfg"].get("quick_gelu", False))}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise OsmError(f"{path}: no config of open_clip ({type(error).__name__}: {error})") from None
+        raise OsmError(f"{path}: not a valid open_clip config ({type(error).__name__}: {error})") from None
 
 
 def _download(repository: str, *names: str) -> Path:
@@ -250,7 +252,7 @@ def _download(repository: str, *names: str) -> Path:
 
 
 def _repository(pretrained: dict[str, Any]) -> tuple[str, str]:
-    """Split a tag's `owner/name/` or `owner/name/file` into the hub id and the file name, which may be empty."""
+    """Split a tag's location, `owner/name/` or `owner/name/file`, into a hub id and a file name (empty if missing)."""
     owner, _, rest = str(pretrained.get("hf_hub") or "").partition("/")
     name, _, file = rest.partition("/")
     return (f"{owner}/{name}", file) if name else ("", "")
@@ -261,7 +263,7 @@ def _library() -> Any:
         import open_clip
     except ImportError:
         raise OsmError(
-            "model.tower.kind open_clip needs the package open_clip_torch: pip install 'osm-recognition[open_clip]'"
+            "model.tower.kind open_clip needs the open_clip_torch package: pip install 'osm-recognition[open_clip]'"
         ) from None
     return open_clip
 
@@ -269,12 +271,12 @@ def _library() -> Any:
 def _model_config(name: str) -> dict[str, Any]:
     found = _library().get_model_config(name)
     if found is None:
-        raise OsmError(f"model.tower.name {name!r} is not a model of open_clip; open_clip.list_models() lists them")
+        raise OsmError(f"model.tower.name {name!r} is not an open_clip model; open_clip.list_models() lists all models")
     return found
 
 
 def _tags(name: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of all published weights of an open_clip model, by tag."""
+    """Return the settings of all published weights of an open_clip model, keyed by tag."""
     library = _library()
     _model_config(name)
     return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

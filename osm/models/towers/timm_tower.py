@@ -1,8 +1,8 @@
 """Vision towers from timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-Shape letters have the same meaning as in `osm.models.towers.tower`. In addition, T counts the tokens of a window with
-register tokens, and D and h are the channels and the side of a feature map. The package timm is only imported when a
-model is built.
+Shape letters have the same meaning as in `osm.models.towers.tower`. In addition, T is the number of tokens in a window,
+including register tokens, D is the number of channels of a feature map, and h is its side length. The timm package is
+imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class TimmTowerConfig(PretrainedTowerConfig):
-    """Settings of a tower from timm.
+    """Settings for a tower from timm.
 
     Attributes:
         options: additional arguments of `timm.create_model`, for a model with sizes that differ from timm's.
@@ -56,7 +56,7 @@ class TimmTowerConfig(PretrainedTowerConfig):
 
 
 class TimmTower(Tower):
-    """A tower from timm, which returns a ViT's patch tokens or a model's feature maps."""
+    """A timm tower, which returns a ViT's patch tokens or a model's feature maps."""
 
     Config = TimmTowerConfig
 
@@ -101,7 +101,7 @@ class TimmMapsTower(TimmTower):
     """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.
 
     Each map is normalized over its channels at every position, so that all maps have the same scale. Finally, the maps
-    are concatenated along the channels, finest first.
+    are concatenated along the channel dimension, finest first.
     """
 
     def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -119,7 +119,7 @@ class TimmMapsTower(TimmTower):
     def check_window(self, window: int) -> None:
         super().check_window(window)
         if window % self.coarsest:
-            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride, {self.coarsest}")
+            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride ({self.coarsest})")
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         side = windows_W3ww.shape[-1]
@@ -128,9 +128,9 @@ class TimmMapsTower(TimmTower):
             expected = (channels, side // stride, side // stride)
             if tuple(map_WDhh.shape[1:]) != expected:
                 raise OsmError(
-                    f"its feature map at stride {stride} has the shape (channels, height, width) "
-                    f"{tuple(map_WDhh.shape[1:])}; expected {expected}, so that the position of each cell is known; "
-                    "choose different strides or a different window size"
+                    f"the feature map at stride {stride} has the shape (channels, height, width) = "
+                    f"{tuple(map_WDhh.shape[1:])}; expected {expected}, so that the position of each cell is known. "
+                    "Choose different strides or a different window size"
                 )
             map_WDhh = F.layer_norm(map_WDhh.permute(0, 2, 3, 1), map_WDhh.shape[1:2]).permute(0, 3, 1, 2)
             if stride != self.patch:
@@ -158,16 +158,16 @@ def timm_hub_id(name: str) -> str:
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise OsmError(
-            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
+            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists all models ({error})"
         ) from None
     return config.hf_hub_id or f"timm/{name}"
 
 
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
+    """Return the mean and std of the RGB input (0..1) that a timm model's weights were trained with.
 
-    The first available source is used: the pip package, the `config.json` next to the weights, or the tag in the name
-    of the weights (`timm/vit_base_patch16_224.dino`).
+    Mean and std are read from the first available source: the pip package, the `config.json` next to the weights, or
+    the tag in the name of the weights (`timm/vit_base_patch16_224.dino`).
 
     Args:
         name: the name of the model, from the config of the tower.
@@ -220,8 +220,8 @@ def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[fl
         value = config[key]
         numbers = isinstance(value, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in value)
         if not numbers or len(value) != 3 or (key == "std" and min(value) <= 0):
-            over = ", each over 0" if key == "std" else ""
-            raise OsmError(f"{path}: pretrained_cfg.{key} {shown(value)}: expected three numbers{over}")
+            over = " greater than 0" if key == "std" else ""
+            raise OsmError(f"{path}: pretrained_cfg.{key} is {shown(value)}; expected three numbers{over}")
         values.append(tuple(map(float, value)))
     return values[0], values[1]
 
@@ -258,7 +258,7 @@ def timm_tower(
     except Exception as error:  # with unusual sizes, timm or torch may raise any exception
         if not options:
             raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({one_line(error)})") from None
-        raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
+        raise OsmError(f"model.tower.options {options} are not valid for {name} ({error})") from None
 
 
 def _about(name: str, strides: Sequence[int], window: int) -> str:
@@ -293,12 +293,12 @@ def _maps_tower(
         if options and not isinstance(error, (RuntimeError, AttributeError)):
             raise
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
-    # If several feature maps have the same stride, as in a ViT, the last map of this stride is used.
+    # If several feature maps have the same stride, as in a ViT, the last map with that stride is used.
     places = dict(zip(info.reduction(), info.out_indices, strict=True))
     if list(strides) != sorted(set(strides) & set(places)):
         raise OsmError(
-            f"model.tower.strides {list(strides)}: expected ascending strides of the feature maps of {name}, which "
-            f"are {info.reduction()}"
+            f"model.tower.strides {list(strides)}: expected ascending strides; the feature maps of {name} have the "
+            f"strides {info.reduction()}"
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
@@ -322,7 +322,7 @@ def _resized_maps(
     options: dict[str, Any],
     error: OsmError,
 ) -> Tower:
-    """Build a tower that supports only this window size, for models with a fixed input size (swin, coatnet, ...).
+    """Build a tower that supports only the given window size, for models with a fixed input size (swin, coatnet, ...).
 
     Raises:
         OsmError: the model cannot be built for this window size either. The message is the message of `error`, followed
@@ -337,7 +337,7 @@ def _resized_maps(
         except Exception:  # the model has no argument img_size, or timm cannot resample its position embeddings
             config: Any = timm.get_pretrained_cfg(name)
             own = config.input_size[-1]
-            hint = "" if own == window else f"; the model's own windows are of {own} pixels"
+            hint = "" if own == window else f"; the model's own window size is {own} pixels"
             raise OsmError(f"{error}{hint}") from None
     tower.window = window
     return tower
@@ -357,7 +357,7 @@ def _filled_maps(
     except (RuntimeError, KeyError) as error:
         if state_dict is None:
             raise
-        raise OsmError(f"weights for {name} do not fit it: {error}") from None
+        raise OsmError(f"weights for {name} do not match the model: {error}") from None
     if state_dict is not None:  # timm silently keeps random values for entries that the file lacks
         given = {_plain(key) for key in state_dict}
         lacking = [key for key in model.state_dict() if _plain(_whole(model, key)) not in given]
@@ -373,7 +373,7 @@ def _whole(model: nn.Module, key: str) -> str:
 
 
 def _plain(key: str) -> str:
-    """Normalize an entry's name, because timm's feature extraction renames modules (`stem.0` becomes `stem_0`)."""
+    """Normalize a state-dict key, because timm's feature extraction renames modules (`stem.0` becomes `stem_0`)."""
     return key.replace("_", ".")
 
 
@@ -389,7 +389,7 @@ def _vit_tower(
             f"model.tower.name {name!r} does not accept an image size ({error}); for a CNN, set model.tower.strides"
         ) from None
     except RuntimeError as error:
-        raise OsmError(f"weights for {name} do not fit it: {error}") from None
+        raise OsmError(f"weights for {name} do not match the model: {error}") from None
     patch = patch_of(model)
     if patch is None or not hasattr(model, "num_prefix_tokens"):
         raise OsmError(f"model.tower.name {name!r} is not a plain ViT; set model.tower.strides to use its feature maps")
@@ -401,7 +401,7 @@ def _vit_tower(
 
 
 def patch_of(model: Any) -> int | None:
-    """Return the stride of a model's tokens in pixels, including a convolutional stem, or None if it is not known."""
+    """Return the stride of a model's tokens in pixels, including any convolutional stem, or None if it is unknown."""
     embed: Any
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
         if hasattr(embed, "feat_ratio"):
@@ -413,7 +413,7 @@ def patch_of(model: Any) -> int | None:
 
 
 def class_tokens_of(model: Any) -> int:
-    """Return 1 if the tokens of a timm model begin with a class token, else 0. Register tokens are not class tokens."""
+    """Return 1 if a timm model's tokens begin with a class token, else 0. Register tokens are not class tokens."""
     token = getattr(model, "cls_token", None)
     if token is None:
         token = getattr(getattr(model, "embeds", None), "cls_token", None)

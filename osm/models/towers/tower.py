@@ -1,4 +1,4 @@
-"""The interface of frozen vision towers, which encode image windows as tokens, and checks of new towers.
+"""The interface for frozen vision towers, which encode image windows as tokens, and checks for new towers.
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, G = (w/p)^2 patch tokens, C width.
 """
@@ -25,8 +25,7 @@ class Tower(nn.Module):
     """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
 
     `osm.models.towers.TOWERS` maps the name of each kind of tower to its class. The model freezes the tower and keeps
-    it in eval mode. A tower needs at least one parameter, because the tower's input is cast to the dtype of the
-    parameters.
+    it in eval mode. A tower needs at least one parameter, because its input is cast to the dtype of its parameters.
 
     Attributes:
         Config: the dataclass of the settings for this kind of tower.
@@ -71,7 +70,7 @@ class Tower(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainedTowerConfig(TowerConfig):
-    """Settings of a pretrained tower from a library.
+    """Settings for a pretrained tower from a library such as timm or open_clip.
 
     Attributes:
         weights: the name under which the weights are searched. Empty = `name`.
@@ -97,7 +96,7 @@ class PretrainedTowerConfig(TowerConfig):
 
 @dataclass(frozen=True)
 class RandomTowerConfig(TowerConfig):
-    """Settings of a tiny tower with random weights, for tests and for trying out a data pipeline.
+    """Settings for a tiny tower with random weights, used in tests and to try out a data pipeline.
 
     Attributes:
         patch: the side of a patch in pixels.
@@ -123,7 +122,7 @@ class RandomTowerConfig(TowerConfig):
 
 
 class RandomTower(Tower):
-    """A tiny tower whose weights are random values that depend only on a seed."""
+    """A tiny tower whose random weights depend only on a seed."""
 
     Config = RandomTowerConfig
 
@@ -149,7 +148,7 @@ class RandomTower(Tower):
 # A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
 _LARGE = 100_000_000
 _MARGIN = 8
-"""How many times fewer values the weights may have than the tower's options suggest (because of grouped layers)."""
+"""How many times fewer values the weights may have than the tower's options imply (because of grouped layers)."""
 
 
 def check_tokens(tower: Tower, window: int, about: str) -> None:
@@ -192,7 +191,7 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error on one line of at most 300 characters."""
+    """Return an error's message as a single line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or repr(error)[:300]
 
 
@@ -213,13 +212,13 @@ def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
 
 
 def check_complete(name: str, lacking: Sequence[str]) -> None:
-    """Raise OsmError if a weight file lacks entries of a tower."""
+    """Raise OsmError if a weight file lacks entries that the tower needs."""
     if lacking:
-        raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")
+        raise OsmError(f"weights for {name} are missing {len(lacking)} entries (the first is {lacking[0]!r})")
 
 
 def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:
-    """Compare the sizes in a tower's `options` with the weights that will be loaded into the tower.
+    """Compare the sizes in a tower's `options` with the weights that will be loaded into it.
 
     Args:
         state: the weights, or None for a tower that keeps its random initial values.
@@ -242,5 +241,5 @@ def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None
     if max(depths) > len(state) or least > _MARGIN * there:
         raise OsmError(
             f"model.tower.options {shown(dict(options))}: a tower of this size does not match the weights of {name!r}, "
-            f"which have {len(state)} entries with {there} values"
+            f"which have {there} values in {len(state)} entries"
         )

@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 class OriginalRelease(ABC):
-    """The original release of a dataset. The method `make` converts the release to files that `osm prepare` reads.
+    """The original release of a dataset. The `make` method converts the release to files that `osm prepare` can read.
 
     Attributes:
         what: the dataset and its source, for the help text.
@@ -49,7 +49,7 @@ class OriginalRelease(ABC):
     @classmethod
     @abstractmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Create the files that `osm prepare` reads, and return the number of files.
+        """Create the files that `osm prepare` reads, and return how many were created.
 
         Args:
             args: the parsed command-line arguments.
@@ -62,9 +62,9 @@ class OriginalRelease(ABC):
 
 
 def run_jobs(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults: Counter[str]) -> list[R]:
-    """Run jobs in worker processes, and return the results of the successful jobs, in the order of the jobs.
+    """Run jobs in worker processes, and return the results of the successful jobs in job order.
 
-    Failed jobs are logged, and are counted in `faults` by reason.
+    Failed jobs are logged and counted in `faults` by reason.
     """
     results = []
     with ProgressBar("making", len(jobs), "files") as progress:
@@ -87,7 +87,7 @@ def _try(function: Callable[[T], R], job: T) -> tuple[R | None, str, str]:
 
 
 def files_matching(flag: str, folder: Path, pattern: str) -> list[Path]:
-    """Return a sorted list of the files in a folder that match a glob pattern.
+    """Return a sorted list of a folder's files that match a glob pattern.
 
     Raises:
         OsmError: no file matches the pattern.
@@ -137,7 +137,7 @@ def read_id_map(path: Path) -> np.ndarray:
 def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
     """Write a map of training ids as a 16-bit TIFF with lossless compression.
 
-    Without compression, a dataset's maps would take ten times as much disk space as its images.
+    Without compression, a dataset's label maps would take ten times as much disk space as its images.
     """
     data = io.BytesIO()
     Image.fromarray(train_ids.astype(np.uint16)).save(data, "TIFF", compression="tiff_adobe_deflate")
@@ -167,7 +167,7 @@ class PanopticWriter:
     def add(self, segment: int, category: int, mask: np.ndarray, iscrowd: int = 0) -> None:
         """Draw a segment and add its entry.
 
-        Area and box in the entry are those of the whole segment, even if later segments cover part of it.
+        The entry's area and box describe the whole segment, even if later segments cover some of its pixels.
         """
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y, x = int(rows[0]), int(columns[0])
@@ -186,7 +186,7 @@ class PanopticWriter:
 
 
 def write_panoptic_json(path: Path, made: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: str) -> None:
-    """Write (image, annotation) pairs to a panoptic json, with category names from the label table `labels`."""
+    """Write (image, annotation) pairs to a panoptic JSON file, with category names from the label table `labels`."""
     images, annotations = [image for image, _ in made], [annotation for _, annotation in made]
     names = categories(load_labels(labels))
     document = {"images": images, "annotations": annotations, "categories": names}

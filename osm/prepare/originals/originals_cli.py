@@ -1,4 +1,4 @@
-"""The command `osm prepare_original SET` and the scripts `make_*.py`, which prepare original releases of datasets."""
+"""The command `osm prepare_original SET` and the scripts `make_*.py`, which prepare original dataset releases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the argument parser of a dataset's script, or of `osm prepare_original` if `name` is None."""
+    """Return the argument parser for a dataset's script, or for `osm prepare_original` if `name` is None."""
     if name is not None:
         own = CommandParser(description=f"Makes {SETS[name].what}.")
         _add_arguments(own, name)

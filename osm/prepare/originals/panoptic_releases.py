@@ -1,4 +1,4 @@
-"""Makes panoptic PNGs and json files from the original releases of ADE20K and Cityscapes."""
+"""Creates panoptic PNGs and JSON files from the original releases of ADE20K and Cityscapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Ade20kJob:
 
 
 class Ade20kRelease(OriginalRelease):
-    """The release of ADE20K panoptic: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
+    """The release for panoptic ADE20K: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
 
     what: ClassVar[str] = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 
@@ -69,7 +69,7 @@ class Ade20kRelease(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Write `ade20k_panoptic_{train,val}` and json files next to `annotations`, and return the number of PNGs."""
+        """Write `ade20k_panoptic_{train,val}` and JSON files next to `annotations`, and return the number of PNGs."""
         root, total = Path(args.data_dir), 0
         thing_ids = _thing_ids(args.category_mapping)
         for split in args.splits:
@@ -87,8 +87,8 @@ class Ade20kRelease(OriginalRelease):
             agreeing, total_instances = sum(one[2] for one in made), sum(one[3] for one in made)
             if total_instances >= _MIN_CHECKED_INSTANCES and 2 * agreeing < total_instances:
                 raise OsmError(
-                    f"{instances}: of {total_instances} instances only {agreeing} lie on pixels of their class in "
-                    f"{root / 'annotations'}; set --category_mapping to the instance release's categoryMapping.txt"
+                    f"{instances}: only {agreeing} of {total_instances} instances lie on pixels of their class in "
+                    f"{root / 'annotations'}; set --category_mapping to the categoryMapping.txt of the instance release"
                 )
             write_panoptic_json(root / f"{target.name}.json", [one[:2] for one in made], "ade20k")
             total += len(made)
@@ -96,7 +96,7 @@ class Ade20kRelease(OriginalRelease):
 
 
 def _thing_ids(mapping: str | None) -> dict[int, int]:
-    """Return the class id in the label table (0..149) for each class index in the instance release."""
+    """Return the mapping from ADE20K's instance class indices to the class ids in the label table (0..149)."""
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
@@ -112,7 +112,7 @@ def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, 
     """Write the panoptic PNG for one image.
 
     Returns:
-        the json entry of the image, the json entry of the annotation, the number of agreeing instances (more than half
+        the JSON entry of the image, the JSON entry of the annotation, the number of agreeing instances (more than half
         of the pixels have the instance's class in the class PNG), and the number of all instances.
     """
     labels = load_labels("ade20k").classes
@@ -142,13 +142,13 @@ def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, 
 def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
     """Return a (class index, mask) pair for each instance in an instance PNG.
 
-    The red channel is the class index (0 means no instance), and the green channel is the instance's number.
+    The red channel is the class index (0 means no instance), and the green channel is the instance number.
     """
     with naming_file(path, "mask"):
         data = read_file(path)
         size = open_image(data).size
         if size != (shape[1], shape[0]):
-            raise SampleError("size_mismatch", f"is {size[0]} x {size[1]}, its class PNG {shape[1]} x {shape[0]}")
+            raise SampleError("size_mismatch", f"is {size[0]} x {size[1]}, but its class PNG {shape[1]} x {shape[0]}")
         codes = read_panoptic(data) % 65536
     return [(code % 256, codes == code) for code in np.unique(codes).tolist() if code % 256]
 
@@ -157,9 +157,9 @@ def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray
 
 
 class CityscapesRelease(OriginalRelease):
-    """The release of Cityscapes panoptic, created from gtFine's instance PNGs.
+    """The release for panoptic Cityscapes, which is created from the instance PNGs in gtFine.
 
-    The result equals the output of createPanopticImgs in cityscapesscripts.
+    The result is identical to the output of createPanopticImgs in cityscapesscripts.
     """
 
     what: ClassVar[str] = "Cityscapes panoptic, from gtFine"
@@ -173,7 +173,7 @@ class CityscapesRelease(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Write `gtFine/cityscapes_panoptic_<split>` and a json file for each split, and return the number of PNGs."""
+        """Write `gtFine/cityscapes_panoptic_<split>` and a JSON file for each split, and return the number of PNGs."""
         root, total = Path(args.data_dir) / "gtFine", 0
         for split in args.splits:
             maps = files_matching("data_dir", root, f"{split}/*/*{_CITYSCAPES_SUFFIX}")
@@ -186,10 +186,10 @@ class CityscapesRelease(OriginalRelease):
 
 
 def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the panoptic PNG for one image, and return the json entries of the image and of its annotation.
+    """Write the panoptic PNG for one image, and return the JSON entries for the image and its annotation.
 
-    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class id without an instance
-    number.
+    In gtFine, ids of 1000 and above have the form class * 1000 + instance. Ids below 1000 are class ids without an
+    instance number.
     """
     path, target = job
     labels = load_labels("cityscapes").classes
@@ -198,7 +198,7 @@ def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     for one in np.unique(ids).tolist():
         category = one if one < 1000 else one // 1000
         if category in labels:
-            # Pixels of thing classes whose instances were not separated have only the class id and form a crowd.
+            # If instances of a thing class were not separated, their pixels only have the class id and form one crowd.
             panoptic.add(one, category, ids == one, int(one < 1000 and labels[category].isthing))
     stem = path.name.removesuffix(_CITYSCAPES_SUFFIX)
     panoptic.write(target / f"{stem}_panoptic.png")

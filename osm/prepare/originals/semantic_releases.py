@@ -1,4 +1,4 @@
-"""Makes 16-bit maps of training ids from the original releases of the semantic datasets A-847 and PC-459."""
+"""Creates 16-bit maps of training ids from the original releases of the semantic datasets A-847 and PC-459."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PC459_SPLITS = {"training": "train", "validation": "val"}
 
 
 class A847Release(OriginalRelease):
-    """The release of A-847: the full ADE20K of 2021, whose `_seg.png` files become 16-bit maps of training ids."""
+    """The release for A-847: the full 2021 ADE20K, whose `_seg.png` files become 16-bit maps of training ids."""
 
     what: ClassVar[str] = "A-847, from ADE20K_2021_17_01"
 
@@ -66,7 +66,8 @@ class A847Release(OriginalRelease):
             twice = [name for name, count in Counter(path.name for path in maps).items() if count > 1]
             if twice:
                 raise OsmError(
-                    f"--data_dir {root}: {twice[0]} is in two folders below images/ADE/{split}; remove one of the files"
+                    f"--data_dir {root}: {twice[0]} is in two folders inside images/ADE/{split}; remove one of the "
+                    "two files"
                 )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class A847Release(OriginalRelease):
 
 @cache
 def _a847_train_ids() -> np.ndarray:
-    """Return the training id for each class index in the release. The index 0 is background, and classes start at 1."""
+    """Return the training id for each class index in the A-847 release. Index 0 is background; classes start at 1."""
     table = resources.files("osm.datasets") / "labels" / "a847.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["categories"]
     return lookup_table({row["ade_id"]: row["id"] for row in rows}, _A847_CODES)
@@ -85,7 +86,7 @@ def _a847_train_ids() -> np.ndarray:
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (segmentation PNG, root folder, split).
+    The argument `job` is the tuple (segmentation PNG, root folder, split).
     """
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
@@ -102,7 +103,7 @@ def _make_a847(job: tuple[Path, Path, str]) -> bool:
 
 
 class Pc459Release(OriginalRelease):
-    """The release of PC-459: the `.mat` files of Pascal Context, and the images and split lists of VOC2010."""
+    """The release for PC-459: the `.mat` files of Pascal Context, and the images and split lists of VOC2010."""
 
     what: ClassVar[str] = "PC-459, from Pascal Context's .mat files"
 
@@ -149,10 +150,10 @@ class Pc459Release(OriginalRelease):
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (image, .mat file, linked image, map folder).
+    The argument `job` is the tuple (image, .mat file, linked image, map folder).
 
-    The map is the variable `LabelMap` in the .mat file. In `LabelMap`, classes start at 1 in the order of labels.txt.
-    The class indices are converted to training ids, which start at 0 in the same order.
+    The label map is the variable `LabelMap` in the .mat file. The class indices in `LabelMap` start at 1, in the order
+    of labels.txt. The training id of a class is its class index minus 1.
     """
     image, mat, linked_image, maps = job
     target = maps / f"{linked_image.stem}.tif"
@@ -171,7 +172,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
 
 
 def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
-    """Compare a labels.txt (lines like "1: accordion") with a label table, and log the names that differ.
+    """Compare a labels.txt file (lines like "1: accordion") with a label table, and log the names that differ.
 
     Raises:
         OsmError: the class numbers in the file differ from the table, or more than half of the names differ.
@@ -190,7 +191,7 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
     other = [n for n, name in listed.items() if plain(name) not in {plain(own) for own in labels[n].names}]
     if 2 * len(other) > len(listed):
         raise OsmError(
-            f"--labels_txt {path}: {len(other)} of {len(listed)} class names differ; expected the list of PC-459"
+            f"--labels_txt {path}: {len(other)} of {len(listed)} class names differ; expected the class list of PC-459"
         )
     for number in other:
         logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")

@@ -1,4 +1,4 @@
-"""Segmenters generate the masks to be named, using SAM, another mask generator, or the recognizer's own tower.
+"""Segmenters generate the masks to name, using SAM, another mask generator, or the recognizer's own tower.
 
 To add a segmenter, subclass `Segmenter` and list the class in the entry-point group `osm.segmenters` (see
 examples/segmenter), or call `register_segmenter`. `--segmenter` also accepts a class as `module:Class`.
@@ -63,11 +63,11 @@ def load_segmenter(
             name = "sam" if Path(checkpoint).suffix in (".pth", ".pt") else "transformers"
     if name not in SEGMENTERS and ":" not in name:
         known = ", ".join([AUTO, *SEGMENTERS.names()])
-        raise OsmError(f"--segmenter {name!r} is not one of {known}, and not of the form module:Class")
+        raise OsmError(f"--segmenter {name!r} is neither one of {known} nor of the form module:Class")
     found = SEGMENTERS.get(name)
     if checkpoint is None and found.checkpoint_example:
         raise OsmError(f"--segmenter {name} needs a checkpoint, such as --sam_checkpoint {found.checkpoint_example}")
     if checkpoint is not None and not found.checkpoint_example:
-        raise OsmError(f"--segmenter {name} accepts no checkpoint, but {checkpoint} is given")
+        raise OsmError(f"--segmenter {name} does not take a checkpoint, but {checkpoint} was given")
     loaded: Segmenter = found.load(checkpoint, recognizer, device, **options)
     return loaded

@@ -1,6 +1,6 @@
-"""The base class of all segmenters, and functions that check point and box prompts.
+"""Base class for segmenters, and functions that check point and box prompts.
 
-Shapes: (H, W) is the height and width of the image passed to `set_image`.
+Shapes: (H, W) are the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """A mask, with the confidence score of the segmenter.
+    """A mask with the segmenter's confidence score.
 
     Attributes:
         mask: bool (H, W), with the height and width of the image.
@@ -42,12 +42,12 @@ class ScoredMask:
 
     @classmethod
     def predicted(cls, mask: Any, iou: Any) -> ScoredMask:
-        """Return a mask whose score is a predicted IoU, clipped to the range from 0 to 1."""
+        """Return a mask whose score is the predicted IoU, clipped to the range from 0 to 1."""
         return cls(np.asarray(mask, bool), float(np.clip(float(iou), 0.0, 1.0)))
 
 
 class Segmenter(ABC):
-    """Base class of segmenters, which generate masks for one image at a time.
+    """Base class for segmenters, which generate masks for one image at a time.
 
     Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. `everything`, `at_points`
     and `in_box` raise OsmError if no image is set, or if a box or point is outside the image.
@@ -86,7 +86,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the image segment that the point prompts select.
+        """Return the image segment selected by the point prompts.
 
         Args:
             points: (x, y) in pixels.
@@ -96,16 +96,16 @@ class Segmenter(ABC):
 
     @abstractmethod
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the image segment that a box prompt (x, y, width, height) in pixels selects."""
+        """Return the image segment selected by a box prompt (x, y, width, height) in pixels."""
 
 
 def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
-    """Return the segments in descending order of area. Segments with equal area keep their order."""
+    """Return the segments in descending order of area. Segments of equal area keep their order."""
     return sorted(segments, key=lambda segment: -segment.area)
 
 
 def check_set(size: Size | None) -> Size:
-    """Check that an image is set, and return the image's size (width, height).
+    """Check that an image has been set, and return its size (width, height).
 
     Raises:
         OsmError: No image is set.
@@ -118,7 +118,7 @@ def check_set(size: Size | None) -> Size:
 def checked_points(
     size: Size, points: Sequence[Sequence[float]], inside: Sequence[bool] | None
 ) -> tuple[list[tuple[float, float]], list[bool]]:
-    """Check point prompts. Return the points (x, y), and whether the segment must contain each point.
+    """Check point prompts. Return the points (x, y) and, for each point, whether the segment must contain it.
 
     Args:
         size: (width, height) of the image.
@@ -144,7 +144,7 @@ def checked_points(
 
 
 def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """Check a box prompt. Return the box's left, top, right and bottom, rounded outward and clipped to the image.
+    """Check a box prompt. Return the box as (left, top, right, bottom), rounded outward and clipped to the image.
 
     Args:
         size: (width, height) of the image.

@@ -1,8 +1,8 @@
-"""A segmenter without weights of its own, which uses color and the features of the recognizer's vision tower.
+"""A segmenter that has no weights of its own, but uses color and the features of the recognizer's vision tower.
 
-The image is split into superpixels by Felzenszwalb and Huttenlocher's method. Superpixels with similar tower tokens and
-similar colors are merged pair by pair into a tree. The result consists of the segments that stay unmerged over the
-widest range of merge costs. The accuracy of this segmenter is reported in docs/demos.md.
+The image is split into superpixels with the Felzenszwalb-Huttenlocher method. Superpixels with similar tower tokens and
+similar colors are merged pairwise into a tree. The result consists of the segments that stay unmerged over the widest
+range of merge costs. The accuracy of this segmenter is reported in docs/demos.md.
 
 Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
 outputs (g, g, C) tokens.
@@ -40,7 +40,7 @@ WORKING_SIDE = 448
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
 _COLOUR = 0.7  # weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
-# A superpixel in a box is dropped if it is more similar to the surroundings than to the center by this margin.
+# A superpixel in a box is dropped if its similarity to the surroundings exceeds that to the center by this margin.
 _MARGIN = 0.3
 
 
@@ -71,7 +71,7 @@ class EmbeddedSegmenter(Segmenter):
     def load(
         cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any
     ) -> EmbeddedSegmenter:
-        """Build the segmenter. The argument `device` has no effect, because the recognizer's device is used."""
+        """Build the segmenter. The argument `device` is ignored, because the recognizer's device is used."""
         if recognizer is None:
             raise OsmError("--segmenter embedded uses the vision tower of a recognizer: pass the argument `recognizer`")
         return cls(recognizer, **options)
@@ -107,7 +107,7 @@ class EmbeddedSegmenter(Segmenter):
         return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the smallest segment of the merge tree that contains all inside points and no outside point.
+        """Return the smallest segment of the merge tree that contains all inside points and no outside points.
 
         If the merge tree has no such segment, return the union of the superpixels that contain the inside points.
         """
@@ -170,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return which superpixels a box selects, bool (n,), or None if no superpixel is inside or around it."""
+        """Return a bool array (n,) of the selected superpixels, or None if none are inside or none around the box."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
@@ -192,7 +192,7 @@ class EmbeddedSegmenter(Segmenter):
 
 
 def _superpixels(pixels: np.ndarray) -> np.ndarray:
-    """Split a uint8 image (H, W, 3) into superpixels, and return an int label map (H, W) with labels 0 to n - 1."""
+    """Split a uint8 image (H, W, 3) into superpixels. Return an integer label map (H, W) with labels 0 to n - 1."""
     from skimage.segmentation import felzenszwalb
 
     labels = felzenszwalb(pixels, scale=_SCALE, sigma=_SIGMA, min_size=_SMALLEST)
@@ -208,7 +208,7 @@ def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.nd
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Subtract the mean feature row from all rows, then scale the rows to a root-mean-square length of 1."""
+    """Subtract the mean feature row from all rows, then scale the rows so that their root-mean-square norm is 1."""
     features = features - features.mean(0)
     return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
 

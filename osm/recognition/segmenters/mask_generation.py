@@ -1,6 +1,6 @@
-"""Segmenters with SAM 2, SAM 3 and similar mask generators, which transformers loads from a folder or a hub id.
+"""A segmenter that uses SAM 2, SAM 3 or a similar mask generator, which transformers loads from a folder or the hub.
 
-Shapes: (H, W) is the height and width of the image passed to `set_image`.
+Shapes: (H, W) are the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from osm.recognition.segmenters.base import (
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognizer
 
-# The processors of these model types share one format for points and boxes, and return masks at the image's own size.
+# The processors of these model types share a format for points and boxes, and return masks at the original image size.
 FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
-# The published demo's thresholds are meant for the original SAM, so the defaults of transformers are used here.
+# The published demo's thresholds are meant for the original SAM, so the transformers defaults are used here.
 EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
 
 
@@ -68,11 +68,11 @@ class MaskGenerationSegmenter(Segmenter):
         return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment. The image embedding is computed when the first point or box is given."""
+        """Set the RGB image to segment. Its embedding is computed lazily, when the first point or box is given."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the pipeline's masks in descending order of area. The score is the IoU that the model predicts."""
+        """Return the pipeline's masks in descending order of area. Their scores are the model's predicted IoUs."""
         check_set(self._size)
         assert self._image is not None
         found = self._pipeline(self._image, **self._options)
@@ -107,7 +107,7 @@ class MaskGenerationSegmenter(Segmenter):
 def load_mask_generator(
     checkpoint: str | Path, device: str | torch.device = "cpu", **options: Any
 ) -> MaskGenerationSegmenter:
-    """Load a mask generator from a folder or a hub id.
+    """Load a mask generator from a folder or by its hub id.
 
     Raises:
         OsmError: The checkpoint cannot be loaded, or its model type is not one of `FAMILIES`.
@@ -123,7 +123,8 @@ def load_mask_generator(
         raise OsmError(f"--sam_checkpoint {checkpoint} is not a .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
-            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a SAM .pth file"
+            f"--sam_checkpoint {checkpoint} has model type {kind}; expected one of {', '.join(FAMILIES)}, "
+            "or a SAM .pth file"
         )
     try:
         with quiet_libraries():

@@ -1,9 +1,9 @@
-"""A segmenter that runs the original Segment Anything Model (SAM) with the package segment-anything.
+"""A segmenter that runs the original Segment Anything Model (SAM) from the segment-anything package.
 
-The published checkpoints are files such as sam_vit_h_4b8939.pth.
-Install the packages with `pip install segment-anything opencv-python-headless`.
+The published checkpoints have file names such as sam_vit_h_4b8939.pth.
+Install the required packages with `pip install segment-anything opencv-python-headless`.
 
-Shapes: (H, W) is the height and width of the image passed to `set_image`.
+Shapes: (H, W) are the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ class SamSegmenter(Segmenter):
     def set_image(self, image: Image.Image) -> None:
         """Set the RGB image to segment.
 
-        The image embedding is computed when the first point or box is given. The method `everything` computes its own
-        embeddings.
+        The image embedding is computed lazily, when the first point or box is given. The method `everything` computes
+        its own embeddings.
         """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
 
     def everything(self) -> list[ScoredMask]:
-        """Return the confident masks for a grid of points, scored by predicted IoU, in descending order of area."""
+        """Return high-confidence masks for a grid of points, scored by predicted IoU, in descending order of area."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
         return by_area([ScoredMask.predicted(mask["segmentation"], mask["predicted_iou"]) for mask in found])
@@ -150,7 +150,7 @@ def load_sam(
 
 
 def type_of(path: Path) -> str:
-    """Return the SAM type (vit_h, vit_l or vit_b) that the name of a checkpoint file contains.
+    """Return the SAM type (vit_h, vit_l or vit_b) contained in the name of a checkpoint file.
 
     Raises:
         OsmError: The file name does not contain a type.

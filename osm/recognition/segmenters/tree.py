@@ -13,7 +13,7 @@ import numpy as np
 class Tree:
     """A merge tree.
 
-    Nodes 0 to n - 1 are the n regions; every later node is a merge of two nodes, in the order of merging.
+    Nodes 0 to n - 1 are the n regions; each later node merges two earlier nodes, in the order of merging.
 
     Attributes:
         members: for each node, the numbers of the regions in the node.
@@ -32,7 +32,7 @@ class Tree:
 
 
 def neighbours(labels: np.ndarray) -> list[set[int]]:
-    """Return, for each region of an int label map (H, W), the set of adjacent regions."""
+    """Return, for each region of an integer label map (H, W), the set of adjacent regions."""
     pairs = np.concatenate(
         [
             np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()], 1),
@@ -47,7 +47,7 @@ def neighbours(labels: np.ndarray) -> list[set[int]]:
 
 
 def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]) -> Tree:
-    """Merge adjacent regions, the cheapest pair first, until no two regions are adjacent.
+    """Merge adjacent regions, cheapest pair first, until no two regions are adjacent.
 
     The cost of merging two regions is the squared distance between their features times sqrt(a * b / (a + b)), where a
     and b are their relative areas. Ward's method uses the factor a * b / (a + b) without the square root, which merges

@@ -38,6 +38,7 @@ logger = message_logger(__name__)
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
 MOST_SLOTS = 9
+TEST_PAIRS = 200  # attribute-object pairs on which the trained LLM is tested
 _ADJECTIVES = (
     "wooden metal plastic golden silver tiny huge small large old new shiny dusty broken round square tall short wide "
     "narrow soft hard wet dry clean dirty cracked painted grey beige turquoise floral plaid spotted woven knitted "
@@ -52,7 +53,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def scene_nouns() -> tuple[str, ...]:
-    """Return every noun in the names of the two scene datasets."""
+    """Return all nouns in the names of the two scene datasets."""
     return tuple(dict.fromkeys([*THINGS, *THINGS.values(), *STUFF, *STUFF.values()]))
 
 
@@ -64,14 +65,14 @@ def other_nouns() -> tuple[str, ...]:
 
 
 def tokenizer_text() -> list[str]:
-    """Return the text on which the tokenizer is trained: every word 20 times, and the questions."""
+    """Return the text for training the tokenizer: every word 20 times, and the questions."""
     words = [*ATTRIBUTES, *OTHER_ADJECTIVES, *scene_nouns(), *other_nouns()]
     return [*(f" {word}" for word in words for _ in range(20)), *MASK_PROMPTS, *BOX_PROMPTS]
 
 
 @dataclass(frozen=True)
 class NamingDocument:
-    """A training document: the words that are encoded as context vectors, the question, and the answer."""
+    """A training document: the words to encode as context vectors, the question, and the answer."""
 
     words: tuple[str, ...]
     prompt: str
@@ -100,13 +101,13 @@ class Corpus:
                 return NamingDocument((adjective, noun), prompt, f"{adjective} {noun}")
 
     def held_out_documents(self) -> list[NamingDocument]:
-        """Return the held-out attribute-object pairs, which are never used in training, as documents for evaluation."""
+        """Return evaluation documents for the held-out attribute-object pairs, which are never used in training."""
         pairs = sorted(held_out_pairs(), key=str)
         return [NamingDocument((pair.attribute, pair.thing), MASK_PROMPTS[0], str(pair)) for pair in pairs]
 
 
 def training_pair_documents(count: int, seed: int) -> list[NamingDocument]:
-    """Return documents for `count` random training pairs, with the question that is used in evaluation."""
+    """Return documents for `count` random training pairs, with the question used in evaluation."""
     rng = np.random.default_rng(seed)
     held_out = held_out_pairs()
     pairs = [Pair(a, t) for t in THINGS for a in ATTRIBUTES if Pair(a, t) not in held_out]
@@ -119,7 +120,7 @@ def training_pair_documents(count: int, seed: int) -> list[NamingDocument]:
 
 @dataclass(frozen=True)
 class LlmTraining:
-    """The sizes and training settings of the LLM."""
+    """The layer sizes and training settings of the LLM."""
 
     vocabulary: int = 2400
     width: int = 160
@@ -139,7 +140,7 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, **options: Any) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, whose special tokens are `<pad>`, `<s>` and `</s>` with the ids 0, 1 and 2.
+    """Train a byte-level BPE tokenizer with the special tokens `<pad>`, `<s>` and `</s>` (ids 0, 1 and 2).
 
     Args:
         texts: the training texts.
@@ -183,11 +184,11 @@ def make_llm(config: LlmTraining, vocabulary: int) -> LlamaForCausalLM:
 def context_vectors(
     words: Sequence[Sequence[int]], embeddings: Tensor, slots: int, blur: float, rng: np.random.Generator
 ) -> Tensor:
-    """Build context vectors (R, `slots` + 1, W) from words, which are given as the token ids of each row.
+    """Build context vectors (R, `slots` + 1, W) from each row's words, which are given as token ids.
 
     Each token's embedding is added to one or more slots with a random weight, and noise is added to all slots. The
-    noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because a
-    trained bridge puts the mode embedding there.
+    standard deviation of the noise is `blur` times that of the embeddings. The last slot contains only noise, because
+    a trained bridge puts the mode embedding there.
     """
     rows, width = len(words), embeddings.shape[1]
     spread = float(embeddings.detach().std())
@@ -204,9 +205,9 @@ def context_vectors(
 
 
 def _text(documents: Sequence[NamingDocument], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Tokenize documents, and return the token ids (R, T) and the loss weight of each token (R, T).
+    """Tokenize documents and return the token ids (R, T) and the loss weight of each token (R, T).
 
-    A row consists of BOS, question, answer and EOS, and is padded on the right.
+    Each row consists of BOS, question, answer and EOS, and is padded on the right.
     """
     rows, weights = [], []
     for document in documents:
@@ -270,7 +271,10 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_state(path, {**saved, "config": asdict(config), "seconds": time.monotonic() - started})
     llm.eval()
-    documents = {"seen pairs": training_pair_documents(200, config.seed), "held-out pairs": corpus.held_out_documents()}
+    documents = {
+        "seen pairs": training_pair_documents(TEST_PAIRS, config.seed),
+        "held-out pairs": corpus.held_out_documents(),
+    }
     accuracy = {
         name: round(naming_accuracy(llm, tokenizer, chosen, config.seed), 4) for name, chosen in documents.items()
     }
@@ -286,7 +290,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
 def naming_accuracy(
     llm: Any, tokenizer: Any, documents: Sequence[NamingDocument], seed: int, slots: int = 4, blur: float = 0.4
 ) -> float:
-    """Return the share of documents for which the LLM generates the correct answer from noisy context vectors."""
+    """Return the fraction of documents for which the LLM generates the correct answer from noisy context vectors."""
     rng = np.random.default_rng(seed)
     embeddings = llm.get_input_embeddings().weight
     words = [[i for w in d.words for i in tokenizer(f" {w}", add_special_tokens=False)["input_ids"]] for d in documents]

@@ -1,7 +1,7 @@
 """Pre-trains osm-nano's vision tower on drawn scenes.
 
-Two linear heads classify the kind of object and the attribute, both for each token and for the mean token of each mask.
-The linear heads read the same tokens as the bridge, and are discarded after training.
+Two linear heads classify object kind and attribute, both for each token and for the mean token of each mask. The linear
+heads read the same tokens as the bridge and are discarded after training.
 
 Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """
@@ -36,6 +36,7 @@ logger = message_logger(__name__)
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # the label that the loss ignores
 MAX_MASKS = 12
+TEST_SCENES = 200  # scenes on which the trained tower is tested
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TowerTraining:
 class SceneArrays:
     """Scenes as arrays: images (N, S, S, 3) uint8, segment ids (N, S, S) uint8, labels (N, I + 1, 2) int8.
 
-    The labels are the kind of object and the attribute for each segment id.
+    The labels are the object kind and the attribute of each segment id.
     """
 
     images: np.ndarray
@@ -64,7 +65,7 @@ class SceneArrays:
 
 
 def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
-    """Draw all scenes and save them, or load the scenes if an earlier run with the same settings has saved them.
+    """Draw and save all scenes, or load them if an earlier run with the same settings has already saved them.
 
     Raises:
         OsmError: the saved scenes cannot be read.
@@ -94,7 +95,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
         return SceneArrays(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
     except (OSError, ValueError, EOFError) as error:
         raise OsmError(
-            f"--work {folder}: the saved scenes cannot be read ({error}); delete {mark.name} in this folder"
+            f"--work {folder}: the saved scenes cannot be read ({error}); delete the file {mark.name} in this folder"
         ) from None
 
 
@@ -133,7 +134,7 @@ def batches(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Tower)
 
 
 def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Scale a batch by one random factor, crop or pad it to its original size, and flip it with probability 0.5."""
+    """Scale a batch by a random factor, crop or pad it to its original size, and flip it with probability 0.5."""
     size = images.shape[-1]
     scaled = int(round(size * rng.uniform(0.8, 1.2)))
     if scaled != size:
@@ -147,7 +148,7 @@ def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor
 
 
 class TowerTask(nn.Module):
-    """The vision tower with two linear heads, which classify the kind of object and the attribute."""
+    """The vision tower with two linear heads that classify object kind and attribute."""
 
     def __init__(self, tower: Tower, model: ModelConfig) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class TowerTask(nn.Module):
         self.kind, self.attribute = nn.Linear(tower.width, len(KINDS)), nn.Linear(tower.width, len(ATTRIBUTES))
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss, and the accuracies over all masks for the kind of object and for the attribute."""
+        """Return the loss and the accuracies over all masks for object kind and attribute."""
         patches = self.tower(self.windows.split(batch.images))[1].float()
         tokens = self.windows.merge(patches)
         patch = self.tower.patch
@@ -168,7 +169,7 @@ class TowerTask(nn.Module):
         cover = _cover(batch.ids, patch)
         area = cover.sum(-1)
         pooled = (cover @ tokens) / area.clamp(min=1)[..., None]
-        # Masks of 100 pixels or fewer are ignored, as in the training of osm-nano.
+        # Masks of 100 pixels or fewer are ignored, as when training osm-nano.
         wanted = torch.where((area > 100)[..., None], batch.labels[:, 1:], NOTHING)
         pooled_loss, right = self._loss(pooled.flatten(0, 1), wanted.flatten(0, 1))
         return loss + 2 * pooled_loss, right
@@ -184,7 +185,7 @@ class TowerTask(nn.Module):
 
 
 def _cover(ids: Tensor, patch: int) -> Tensor:
-    """Count the pixels of each mask in each token's patch, from segment ids (N, S, S) to counts (N, I, L)."""
+    """Convert segment ids (N, S, S) to the number of pixels of each mask in each token's patch, shape (N, I, L)."""
     images, size = len(ids), ids.shape[-1]
     row = torch.arange(size) // patch
     place = row[:, None] * (size // patch) + row
@@ -272,15 +273,15 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 
 @torch.no_grad()
-def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
+def evaluate(task: TowerTask, size: int, config: TowerTraining) -> dict[str, float]:
     """Return the accuracies over all masks for object kind and attribute, measured on scenes not used in training."""
     task.eval()
     tower = task.tower
-    images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)
+    images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(TEST_SCENES)), strict=True)
     drawn = SceneArrays(np.stack(images), np.stack(ids), np.stack(labels))
     sums: dict[str, float] = {}
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
-    parts = range(0, scenes, 20)
+    parts = range(0, TEST_SCENES, 20)
     for start in parts:
         pixels = torch.from_numpy(drawn.images[start : start + 20]).permute(0, 3, 1, 2).float() / 255
         batch = TowerBatch(

@@ -16,14 +16,14 @@ from osm.models.weights import load_torch
 def warmup_cosine(step: int, total: int) -> float:
     """Return the learning rate at a step, as a fraction of the peak learning rate.
 
-    The learning rate rises linearly over the first 5 % of the steps and then falls to 0 along a cosine.
+    The learning rate rises linearly over the first 5% of the steps and then decays to 0 along a cosine curve.
     """
     warm = max(1, total // 20)
     return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint in the `--work` folder atomically."""
+    """Write a checkpoint to the `--work` folder atomically."""
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
@@ -37,7 +37,10 @@ def read_state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
         document = load_torch(path)
     except ValueError as error:
-        raise OsmError(f"{path} {error}; choose a different --work folder, or remove the file") from None
+        raise OsmError(f"the checkpoint {path} {error}; choose a different --work folder, or remove the file") from None
     if not isinstance(document, dict) or document.get("config") != config:
-        raise OsmError(f"{path} was made with different settings; choose a different --work folder, or remove the file")
+        raise OsmError(
+            f"the checkpoint {path} was made with different settings; choose a different --work folder, "
+            "or remove the file"
+        )
     return document

@@ -153,7 +153,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> None:
-    """Add facts about the tower or the LLM to the JSON file from which the model card is generated."""
+    """Add details of the tower or the LLM to the JSON file from which the model card is generated."""
     path = output / FACTS
     document = read_json(path, "facts")[0] if path.is_file() else {}
     document[part] = {**facts, "seconds": seconds}

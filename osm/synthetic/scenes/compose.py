@@ -1,4 +1,4 @@
-"""Composes a scene from a backdrop, a ground, and objects that partly cover each other.
+"""Composes a scene from a backdrop, a ground, and partially overlapping objects.
 
 Scenes are drawn at twice the requested size and then downsampled, so that edges are smooth.
 """
@@ -47,7 +47,7 @@ def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> Drawn
     """Draw scene number `index` for a seed, with `size` x `size` pixels and objects from `pairs`.
 
     The same arguments always produce the same scene. The longest side of every object is at least 42/256 of the scene's
-    side, and at least 30 % of every object is visible.
+    side, and at least 30% of every object is visible.
     """
     rng = np.random.default_rng([seed, index])
     side = size * _OVERSAMPLE
@@ -121,7 +121,7 @@ def _scatter(canvas: np.ndarray, rng: Rng) -> None:
 
 
 def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
-    """Draw an object in its color or pattern, with shading. The longest side of the object has `length` pixels."""
+    """Draw an object in its color or pattern, with shading. The object's longest side is `length` pixels long."""
     pen = Pen(rng)
     DRAW[pair.thing](pen)
     turn = np.radians(rng.normal(0, 9))
@@ -161,7 +161,7 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """Return a random position (top, left) for an object that leaves earlier objects visible enough, or None."""
+    """Return a random (top, left) position at which an object leaves earlier objects visible enough, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
@@ -184,7 +184,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    # The shadow lies below and to the right of the object, because the offset is smaller than the padding `reach`.
+    # Subtracting less than the padding `reach` shifts the shadow down and to the right of the object.
     top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))
@@ -196,7 +196,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
 
 
 def _finish(canvas: np.ndarray, ids: np.ndarray, segments: dict[int, Pair | str], size: int, rng: Rng) -> DrawnScene:
-    """Add lighting to the canvas, downsample the canvas to `size` pixels, and add noise."""
+    """Add lighting to the canvas, downsample it to `size` pixels, and add noise."""
     side = len(canvas)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     down, across, corner = rng.uniform((-0.1, -0.1, 0), (0.1, 0.1, 0.12)).astype(np.float32)

@@ -112,7 +112,7 @@ def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body(attribute: str, size: int, rng: Rng) -> np.ndarray:
-    """Return the color or pattern for the body of an object with an attribute, shape (size, size, 3)."""
+    """Return the color or pattern that an attribute gives an object's body, shape (size, size, 3)."""
     if attribute in _HSV:
         spots = noise(rng, size, size, size / 4, 2)
         return colour(attribute, rng) * (0.9 + 0.2 * spots[..., None])

@@ -1,7 +1,7 @@
 """A pen that collects an object's outline as polygons, with coordinates from -1 to 1 (x to the right, y down).
 
 Each polygon has a role, which determines how it is painted. Polygons with the role BODY have the color or pattern of
-the object's attribute. Polygons with the role HOLE erase earlier polygons. Every further role has a fixed color.
+the object's attribute. Polygons with the role HOLE erase earlier polygons. Every other role has a fixed color.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Draw = Callable[["Pen"], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon (N, 2), its role, and the number of its stroke.
+    """A polygon (N, 2), its role, and its stroke number.
 
     No line is drawn between polygons of the same stroke.
     """

@@ -99,10 +99,10 @@ ALL_PAIRS = tuple(Pair(attribute, thing) for thing in THINGS for attribute in AT
 
 @lru_cache
 def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
-    """Return the held-out pairs, which are a tenth of all attribute-object pairs.
+    """Return the held-out pairs, which make up a tenth of all attribute-object pairs.
 
-    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled objects in turn, and are
-    shifted by one after each round. For every attribute and every kind of object, at least 80 % of the pairs are not
+    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled objects in turn and are
+    shifted by one after each round. For every attribute and every kind of object, at least 80% of the pairs are not
     held out.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
@@ -142,8 +142,8 @@ def stuff_name_in(set_name: str, stuff: str) -> str:
 def category_ids(set_name: str) -> dict[str, int]:
     """Return the category id of each name in a dataset. Objects have lower ids than backgrounds.
 
-    Every attribute-object pair has an id, even if a split does not contain the pair, so that an id has the same meaning
-    in every split.
+    Every attribute-object pair has an id, even if a split does not contain the pair, so that ids have the same meaning
+    in all splits.
 
     Raises:
         OsmError: the dataset does not exist.
@@ -155,7 +155,7 @@ def category_ids(set_name: str) -> dict[str, int]:
 
 
 def categories(set_name: str) -> list[dict[str, object]]:
-    """Return the `categories` list for a dataset's json."""
+    """Return the `categories` list for a dataset's JSON file."""
     stuff = {stuff_name_in(set_name, name) for name in STUFF}
     return [
         {"id": number, "name": name, "isthing": int(name not in stuff)}

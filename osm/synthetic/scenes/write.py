@@ -2,9 +2,9 @@
 
 Example: `osm scenes data --split train --sets scenes_fine --images 1000 --seed 1`.
 
-A split consists of `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json per dataset. All datasets share the
-images and masks of the split, but their json files contain different names. The field `names` of a segment lists the
-correct names from all datasets.
+A split consists of `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one JSON file per dataset. All datasets share
+the images and masks of the split, but their JSON files contain different names. A segment's `names` field lists its
+correct names in all datasets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SceneOptions:
         pairs: the attribute-object pairs that may occur: `seen`, `held_out` or `all`.
         held_out_seed: the random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of
             seed 0.
-        sets: the datasets for which a json is written.
+        sets: the datasets for which a JSON file is written.
     """
 
     images: int = 1000
@@ -103,7 +103,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise OsmError(
-                f"{folder} contains scenes that were drawn with a different value of {', '.join(changed)}; choose a "
+                f"{folder} contains scenes drawn with a different value of {', '.join(changed)}; choose a "
                 "different folder"
             )
         logger.info(f"{folder}: finished already, {options.images} scenes")
@@ -125,7 +125,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
 
 
 def _remove_beyond(folder: Path, images: int) -> None:
-    """Remove the files that an unfinished run with a larger number of images left behind."""
+    """Remove files left behind by an unfinished run with a larger number of images."""
     for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
         if path.stem.isdecimal() and int(path.stem) >= images:
             path.unlink()
@@ -148,7 +148,7 @@ def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> It
 
 
 def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
-    """Draw and save a scene, and return its segments for the json files."""
+    """Draw and save a scene, and return its segments for the JSON files."""
     folder, options, index = job
     scene = draw_scene(options.size, choose_pairs(options.pairs, options.held_out_seed), options.seed, index)
     stem = f"{index:06d}"
@@ -167,7 +167,7 @@ def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
 
 
 def _document(set_name: str, options: SceneOptions, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a dataset's COCO-panoptic json."""
+    """Return the contents of a dataset's COCO-panoptic JSON file."""
     images = [
         {"id": r["scene"], "file_name": f"{r['scene']:06d}.jpg", "width": options.size, "height": options.size}
         for r in records
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(args: argparse.Namespace) -> None:
     check_here(args.out, "out")
     if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
-        raise OsmError(f"--split {args.split!r} must be the name of one folder")
+        raise OsmError(f"--split {args.split!r} must be a single folder name")
     if args.num_workers is not None and args.num_workers < 1:
         raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
     sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))

@@ -162,14 +162,14 @@ def test_the_type_is_in_the_name(kind: str) -> None:
 def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa: F811
     recognizer = Recognizer(*built)
     for options, message in [
-        ({"name": "magic"}, "--segmenter 'magic' is not one of auto, embedded, sam"),
+        ({"name": "magic"}, "--segmenter 'magic' is neither one of auto, embedded, sam"),
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
-        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "accepts no checkpoint"),
+        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "does not take a checkpoint"),
         ({"checkpoint": tmp_path}, "is not a .pth file, folder or hub id"),
     ]:
         with pytest.raises(OsmError, match=message):
             load_segmenter(**options)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(OsmError, match="is a bert; expected one of sam2"):
+    with pytest.raises(OsmError, match="has model type bert; expected one of sam2"):
         load_segmenter(checkpoint=tmp_path)
