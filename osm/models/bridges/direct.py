@@ -2,8 +2,7 @@
 
 The direct path is an option of both bridges and works beside their queries. The tower's tokens are pooled by area over
 the mask, over its context box and over the whole image. A linear layer and a network with one hidden layer then map the
-three pooled tokens to a few embeddings. With few training images, this map learns more than the queries do
-(docs/experiments.md). The published model has no direct path.
+three pooled tokens to a few embeddings. The published model has no direct path.
 
 Shapes: R rows (masks), T = 3 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
 """
