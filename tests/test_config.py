@@ -86,7 +86,7 @@ def test_configs_go_through_plain_values_and_back() -> None:
         ({"model": {"tower": {"kind": "timm", "strides": 5}}}, r"model\.tower\.strides: expected a list, found 5"),
         ({"model": {"tower": {"kind": "timm", "strides": ["a"]}}}, r"model\.tower\.strides: expected int, found 'a'"),
         ({"model": {"qformer": {"dropout": "x"}}}, r"model\.qformer\.dropout: expected float, found 'x'"),
-        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of kind, layers"),
+        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of kind, .*layers"),
         ({"model": {"modes": ["coco"]}}, r"model\.modes must contain 'any'"),
         ({"model": {"variant": "other"}}, r"model\.variant 'other'"),
         ({"model": {"mask_to_grid": "cubic"}}, r"model\.mask_to_grid 'cubic'"),

@@ -135,6 +135,11 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
     return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
 
 
+def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a bridge section that are not stored. Earlier versions of the code have no direct path."""
+    return ("kind",) if sizes["direct_tokens"] else ("kind", "direct_tokens", "direct_width")
+
+
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
     """Return a model's config values in the layout used in checkpoints.
 
@@ -151,5 +156,5 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
             continue
         for kind, section in BRIDGE_SECTIONS.items():
             sizes = bridge if kind == bridge["kind"] else dataclasses.asdict(BRIDGES.get(kind).Config())
-            stored[section] = {name: size for name, size in sizes.items() if name != "kind"}
+            stored[section] = {name: size for name, size in sizes.items() if name not in _left_out(sizes)}
     return stored

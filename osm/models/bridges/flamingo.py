@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, initialize, lookup
+from osm.models.bridges.direct import DirectPath
 from osm.models.bridges.gated import FlamingoConfig, GatedLayers, decoder_layers, hidden_width
 from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, region_features
 from osm.models.model_config import ModelConfig
@@ -88,6 +89,8 @@ class FlamingoBridge(Bridge):
         self.resampler = nn.ModuleList(ResamplerLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.gated = GatedLayers(config, llm_width, blocks)
+        if config.direct_tokens:
+            self.direct = DirectPath(config, token_width, config.width, config.dropout)
         self.reset_parameters()
 
     @classmethod
@@ -117,6 +120,8 @@ class FlamingoBridge(Bridge):
     def reset_parameters(self) -> None:
         """Initialize embeddings from a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         initialize(self, (self.query, self.place, *self.mode_query.values()))
+        if self.config.direct_tokens:
+            self.direct.reset(1.0)  # a layer norm with unit variance follows
 
     def mask_features(
         self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str
@@ -148,6 +153,8 @@ class FlamingoBridge(Bridge):
         queries_RQD = torch.cat([self.query.expand(len(tokens_RTD), -1, -1), lookup(self.mode_query, modes)], 1)
         for layer in self.resampler:
             queries_RQD = layer(queries_RQD, tokens_RTD, pooled.present_RT)
+        if self.config.direct_tokens:
+            queries_RQD = torch.cat([queries_RQD, self.direct(image[0], image_index_R, features)], 1)
         return Condition(queries_RQD.new_zeros(len(queries_RQD), 0, 0), self.gated.project(self.norm(queries_RQD)))
 
     def layers(self) -> list[nn.Module]:

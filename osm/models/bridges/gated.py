@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import OsmError
-from osm.models.model_config import BridgeConfig, ModelConfig, check_dropout, check_heads, check_layers, check_sizes
+from osm.models.bridges.direct import DirectPathConfig
+from osm.models.model_config import ModelConfig, check_dropout, check_heads, check_layers, check_sizes
 
 LayerKV = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class FlamingoConfig(BridgeConfig):
+class FlamingoConfig(DirectPathConfig):
     """Settings for the `flamingo` bridge, which consists of a resampler and gated cross-attention blocks in the LLM.
 
     Attributes:
@@ -71,6 +72,7 @@ class FlamingoConfig(BridgeConfig):
         check_heads(self, "width", "heads")
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
+        self.check_direct()
         if not 0 < self.gate_gain <= 1000:
             raise FieldError(f"gate_gain {self.gate_gain} must be greater than 0 and at most 1000")
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from osm.config import FieldError
 from osm.errors import OsmError, shown
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, initialize, lookup
+from osm.models.bridges.direct import DirectKeys, DirectPath, DirectPathConfig
 from osm.models.bridges.gated import LayerKV
+from osm.models.bridges.pooling import region_features
 from osm.models.checkpoint import without_ignored
 from osm.models.masks import VisibleKeys, visible_keys
 from osm.models.model_config import (
     LARGEST,
-    BridgeConfig,
     ModelConfig,
     check_dropout,
     check_heads,
@@ -42,7 +43,7 @@ _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `bas
 
 
 @dataclass(frozen=True)
-class QFormerConfig(BridgeConfig):
+class QFormerConfig(DirectPathConfig):
     """Settings for the `maskqformer` bridge.
 
     If the model has an InstructBLIP base model, all settings except `dropout` are taken from that base model.
@@ -76,6 +77,7 @@ class QFormerConfig(BridgeConfig):
         check_sizes(self, "layers width heads mlp_width cross_attention_frequency mask_queries context_queries")
         check_layers(self)
         check_dropout(self)
+        self.check_direct()
         if not 0 <= self.instruction_dim <= LARGEST:
             raise FieldError(f"instruction_dim {shown(self.instruction_dim)} is not 0 to {LARGEST}")
         check_heads(self, "width", "heads")
@@ -396,7 +398,9 @@ class MaskQFormerBridge(Bridge):
         self.mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, llm_width)) for m in modes})
         self.qformer = MaskQFormer(config, token_width, vocabulary, positions)
         self.language_projection = nn.Linear(config.width, llm_width)
-        self.prefix_length = config.mask_queries + 1  # the mode's embedding comes last
+        if config.direct_tokens:
+            self.direct = DirectPath(config, token_width, llm_width, config.dropout)
+        self.prefix_length = config.mask_queries + config.direct_tokens + 1  # the mode's embedding comes last
         self.reset_parameters()
 
     @classmethod
@@ -459,17 +463,27 @@ class MaskQFormerBridge(Bridge):
         """Initialize embeddings from a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         modes = (*self.qformer_mode_query.values(), *self.mode_query.values())
         initialize(self, (self.mask_query, self.context_query, *modes))
+        if self.config.direct_tokens:
+            self.direct.reset(0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
         """Scale the initial projection so that the prefix has the same standard deviation as the LLM's embeddings."""
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
+        if self.config.direct_tokens:
+            self.direct.reset(spread)
 
     def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
-        return visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
+        keys = visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
+        if not self.config.direct_tokens:
+            return keys
+        regions = region_features(mask_R1SS, context_R1SS, patch)
+        return DirectKeys(**vars(regions) | vars(keys))
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
-        return list(self.qformer.image_keys_values(tokens_NLC.to(self.mask_query.dtype)))
+        tokens_NLC = tokens_NLC.to(self.mask_query.dtype)
+        image_kv = self.qformer.image_keys_values(tokens_NLC)
+        return [*image_kv, (tokens_NLC,)] if self.config.direct_tokens else list(image_kv)
 
     def forward(
         self,
@@ -479,17 +493,18 @@ class MaskQFormerBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """Return the prefix (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding.
+        """Return the prefix (R, prefix_length, W): the projected mask queries, the direct tokens, the mode's embedding.
 
         Args:
-            state: the images' keys and values for each layer, from `image_state`.
+            state: the images' keys and values for each layer, from `image_state`. With a direct path, the images'
+                tokens come last.
             image_index_R: the index of each row's image.
             features: the visible keys of each row.
             instruction: the instruction of each row.
             modes: the mode of each row.
         """
         keys, rows, config = features, len(features), self.config
-        image_kv = cast(list[LayerKV | None], state)
+        image_kv = cast(list[LayerKV | None], state[: config.layers])
         images = next(kv[0].shape[0] for kv in image_kv if kv is not None)
         queries_RQC = torch.cat(
             [
@@ -515,7 +530,11 @@ class MaskQFormerBridge(Bridge):
             queries_RQC, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
         prefix_RMW = self.language_projection(out_RQC[:, : config.mask_queries])
-        return Condition(torch.cat([prefix_RMW, lookup(self.mode_query, modes)], 1))
+        prefix = [prefix_RMW, lookup(self.mode_query, modes)]
+        if config.direct_tokens:
+            assert state[-1] is not None and isinstance(features, DirectKeys)
+            prefix.insert(1, self.direct(state[-1][0], image_index_R, features))
+        return Condition(torch.cat(prefix, 1))
 
     def layers(self) -> list[nn.Module]:
         return list(self.qformer.encoder.layer)

@@ -114,15 +114,32 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     area_RT = weights_RTgg.sum((2, 3))
     mean_RTG = (weights_RTgg / area_RT.clamp(min=_LEAST)[..., None, None]).flatten(2)
     pooled_RTC = _of_images(mean_RTG, tokens_NLC[:, -cells:], image_index_R)
-    prefix_NPC = tokens_NLC[:, :-cells]
-    image_NC = (prefix_NPC if prefix_NPC.shape[1] else tokens_NLC).mean(1)
     whole_R3 = coverage_R1gg.sum((2, 3)).expand(-1, SINGLES)
     inside_RT = torch.cat([whole_R3, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context_RKgg).sum((2, 3))], 1)
     return Pooled(
-        _with_image(pooled_RTC, image_NC[image_index_R]),
+        _with_image(pooled_RTC, _of_whole_images(tokens_NLC, cells)[image_index_R]),
         _geometry(features, inside_RT, k, g),
         _with_image(area_RT > _LEAST, area_RT.new_ones(len(area_RT), dtype=torch.bool)),
     )
+
+
+def pool_regions(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
+    """Pool the image's tokens over each mask, over its context box and over the whole image, without RoI grids.
+
+    The arguments are the same as in `pool`. The result (R, 3, C) equals the first three tokens of `pool`.
+    """
+    cells = features.coverage_RG.shape[1]
+    context_RG = _areas(features.context_R4, 1, round(cells**0.5)).flatten(1)
+    weights_RTG = torch.stack([features.coverage_RG, context_RG], 1)
+    mean_RTG = weights_RTG / weights_RTG.sum(2, keepdim=True).clamp(min=_LEAST)
+    pooled_RTC = _of_images(mean_RTG, tokens_NLC[:, -cells:], image_index_R)
+    return _with_image(pooled_RTC, _of_whole_images(tokens_NLC, cells)[image_index_R])
+
+
+def _of_whole_images(tokens_NLC: Tensor, cells: int) -> Tensor:
+    """Return the mean class token of each image (N, C), or the mean grid token if there are no class tokens."""
+    prefix_NPC = tokens_NLC[:, :-cells]
+    return (prefix_NPC if prefix_NPC.shape[1] else tokens_NLC).mean(1)
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:

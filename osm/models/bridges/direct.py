@@ -1,0 +1,87 @@
+"""The direct path: a small network that maps the pooled tokens of a mask to embeddings, without attention.
+
+The direct path is an option of both bridges and works beside their queries. The tower's tokens are pooled by area over
+the mask, over its context box and over the whole image. A linear layer and a network with one hidden layer then map the
+three pooled tokens to a few embeddings. The published model has no direct path.
+
+Shapes: R rows (masks), T = 3 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from osm.config import FieldError
+from osm.errors import shown
+from osm.models.bridges.pooling import SINGLES, RegionFeatures, pool_regions
+from osm.models.masks import VisibleKeys
+from osm.models.model_config import LARGEST, BridgeConfig
+
+MOST_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class DirectPathConfig(BridgeConfig):
+    """Settings of the direct path, which both built-in bridges have.
+
+    Attributes:
+        direct_tokens: the number of embeddings that the direct path adds for each mask. 0 disables the direct path.
+        direct_width: the width of the hidden layer.
+    """
+
+    direct_tokens: int = field(default=0, kw_only=True)
+    direct_width: int = field(default=512, kw_only=True)
+
+    def check_direct(self) -> None:
+        """Raise FieldError if a setting of the direct path is out of range."""
+        if not 0 <= self.direct_tokens <= MOST_TOKENS:
+            raise FieldError(f"direct_tokens {shown(self.direct_tokens)} is not 0 to {MOST_TOKENS}")
+        if not 1 <= self.direct_width <= LARGEST:
+            raise FieldError(f"direct_width {shown(self.direct_width)} is not 1 to {LARGEST}")
+
+
+@dataclass
+class DirectKeys(VisibleKeys, RegionFeatures):
+    """The visible keys of R masks, and the coverage and the boxes from which the direct path pools its tokens."""
+
+
+class DirectPath(nn.Module):
+    """Maps the pooled tokens of each mask to D embeddings.
+
+    Args:
+        config: the number of embeddings and the width of the hidden layer.
+        token_width: C, the width of the tower's tokens.
+        width: W, the width of the embeddings.
+        dropout: the dropout of the pooled tokens and of the hidden layer.
+    """
+
+    def __init__(self, config: DirectPathConfig, token_width: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = config.direct_tokens
+        inputs, outputs = SINGLES * token_width, config.direct_tokens * width
+        self.norm, self.linear = nn.LayerNorm(token_width), nn.Linear(inputs, outputs)
+        self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def reset(self, spread: float) -> None:
+        """Initialize the outputs with a standard deviation of `spread`. The nonlinear part starts at zero."""
+        nn.init.normal_(self.linear.weight, std=spread * self.linear.in_features**-0.5)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.mlp_out.weight)
+        nn.init.zeros_(self.mlp_out.bias)
+
+    def forward(self, tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
+        """Return the embeddings (R, D, W).
+
+        Args:
+            tokens_NLC: the images' tokens. Class tokens come before the grid tokens.
+            image_index_R: the index of each row's image.
+            features: the coverage and the boxes of the masks.
+        """
+        pooled_RTC = pool_regions(tokens_NLC, image_index_R, features).to(self.norm.weight.dtype)
+        inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
+        hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
+        return (self.linear(inputs_RX) + self.mlp_out(hidden_RX)).unflatten(1, (self.tokens, -1))
