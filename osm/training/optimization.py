@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from osm.errors import OsmError
 from osm.models.osm import OmniScientModel
 from osm.models.quantize import check_device
-
-_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -45,7 +44,22 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int
         warmup_steps: number of optimizer steps of the warmup.
         total_steps: number of optimizer steps of the whole run, at whose end the linear and cosine schedules reach 0.
     """
-    return get_scheduler(_SCHEDULES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    return LambdaLR(optimizer, partial(_factor, name=name, warmup_steps=warmup_steps, total_steps=total_steps))
+
+
+def _factor(step: int, name: str, warmup_steps: int, total_steps: int) -> float:
+    """Return the factor of the learning rate at a step, equal to that of transformers' schedules.
+
+    The schedules of transformers are not used, because importing them takes seconds in every process.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    if name == "constant":
+        return 1.0
+    steps = max(1, total_steps - warmup_steps)
+    if name == "linear":
+        return max(0.0, (total_steps - step) / steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup_steps) / steps))))
 
 
 def advance(schedule: LRScheduler) -> None:
