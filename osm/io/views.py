@@ -109,12 +109,12 @@ class View:
         return Cut(cut, row_of, column_of[::-1] if self.flip else column_of)
 
     def patch(self, mask: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
-        """Return the crop of a mask that is given for only a rectangular part of the image.
+        """Crop a mask that is stored as an array of only a rectangular window of the image.
 
         Args:
-            mask: the part of the mask, bool (h, w). The mask is False outside of this part.
-            left: the image column at which the part begins.
-            top: the image row at which the part begins.
+            mask: the mask within the window, bool (h, w). Outside the window, the mask is False.
+            left: the image column at which the window begins.
+            top: the image row at which the window begins.
             shape: the original size (H, W) of the image.
         """
         rows, columns = self._sources(shape)
