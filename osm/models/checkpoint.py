@@ -69,7 +69,7 @@ def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """Return the non-LoRA entries of `published_state_dict`, which do not require a complete model."""
+    """Return the entries of `published_state_dict` except LoRA's. No complete model is needed."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 

@@ -99,7 +99,7 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if a width flag of the published code does not match the model.
+    """Raise OsmError if a size given by a flag of the published code differs from the model's size.
 
     Flags that are None were not given, so they are not checked.
     """
@@ -234,14 +234,14 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a model shipped with this package, or None if the name is unknown or also a local path."""
+    """Return the folder of a model shipped with this package, or None if `name` is unknown or is a local path."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Load a model saved with `save_pretrained` from a local folder or a hub repository.
+    """Load a model from a local folder or a hub repository in the format of `save_pretrained`.
 
     Args:
         name: the folder, its URL, or the hub id.

@@ -19,7 +19,7 @@ from osm.models.towers.tower import Tower
 
 @dataclass(frozen=True)
 class InstructBlipTowerConfig(TowerConfig):
-    """Config of the `instructblip` tower, which is the ViT of `model.base_model_name` and has no other settings."""
+    """Config of the `instructblip` tower, the ViT of `model.base_model_name`. This tower has no settings of its own."""
 
     kind: str = field(default="instructblip", kw_only=True)
 

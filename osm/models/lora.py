@@ -59,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warn if LoRA on all linear layers misses many of the LLM's weights, e.g. because experts are not linear."""
+    """Warn if many of the LLM's weights get no LoRA updates, e.g. because the experts are not linear layers."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -98,7 +98,7 @@ def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fits_rank(size: int, rank: int, name: str) -> bool:
-    """Return whether a dimension of a LoRA matrix has size `rank`.
+    """Return whether `size`, the length of one side of a LoRA matrix, matches `rank`.
 
     For fused experts, multiples of `rank` are also accepted, because the updates of all experts are concatenated.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def group_weights(index_R: Tensor, counts_G: Tensor, scale_G: Tensor) -> Tensor:
-    """Return per-row weights (R,) with which `reduce_losses` computes the scaled sum of the groups' mean losses.
+    """Return each row's weight (R,). With these weights, `reduce_losses` returns the sum of the groups' losses.
 
     A group's loss is the group's scale times its summed cross entropy, divided by its number of supervised tokens.
 

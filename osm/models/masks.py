@@ -81,7 +81,7 @@ def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tenso
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return a bool tensor (R, size) that is true from the first end to the second, inclusive."""
+    """Return a bool tensor (R, size) that is true inside each row's interval, whose two ends are included."""
     places_S = torch.arange(size, device=ends[0].device)
     return (places_S >= ends[0][:, None]) & (places_S <= ends[1][:, None])
 

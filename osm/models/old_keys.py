@@ -136,7 +136,7 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a bridge section that are not stored. Earlier versions of the code have no direct path."""
+    """Return the names of the bridge fields to omit from checkpoints. Earlier code versions have no direct path."""
     return ("kind",) if sizes["direct_tokens"] else ("kind", "direct_tokens", "direct_width")
 
 

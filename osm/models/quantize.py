@@ -88,10 +88,10 @@ def told_plainly(name: str) -> Iterator[None]:
 
 
 def keep_gradients(llm: nn.Module) -> None:
-    """Prevent bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
+    """Prevent bitsandbytes from packing 4-bit weights for inference on CPUs with AVX512-BF16.
 
-    bitsandbytes packs every layer in eval mode, including the layers of a frozen LLM, but its kernel for packed weights
-    does not compute gradients.
+    bitsandbytes packs the weights of every layer that is in eval mode. A frozen LLM is always in eval mode, but
+    bitsandbytes' kernel for packed weights does not compute gradients.
     """
     for module in llm.modules():
         if hasattr(module, _PACKING_FLAG):

@@ -1,8 +1,8 @@
 """Tests the LLM and the bridge of a new model on a few tokens: gradients, padding, caching and generation.
 
 LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
-LLM that computes wrong results is rejected. If the only problem is that the LLM's cache or transformers' `generate` is
-missing or wrong, decoding runs without it, which is correct but slow (see `LlmSupport`).
+LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is missing or wrong,
+the LLM is accepted, and names are decoded without that feature: correctly, but slowly (see `LlmSupport`).
 
 The result of a check is stored in the cache folder, so that a large LLM is checked only once and not at every start.
 Only the results of accepted LLMs are stored.
@@ -384,7 +384,7 @@ class _Examination:
 
 @contextmanager
 def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of linear layers that run in this context without propagating a gradient to their input."""
+    """Inside the `with` block, collect the names of linear layers that propagate no gradient to their input."""
     names: list[str] = []
 
     def hook(name: str) -> Any:

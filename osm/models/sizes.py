@@ -64,7 +64,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
 
 
 def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare the sizes in a checkpoint's config with its tensors before the model is built.
+    """Check that a checkpoint's tensors have the sizes given in the checkpoint's config, before the model is built.
 
     Raises:
         OsmError: an entry is missing, unexpected or has a different shape.

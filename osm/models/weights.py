@@ -119,7 +119,7 @@ def shipped_folder() -> Path:
 
 @cache
 def hub_reachable() -> bool:
-    """Return whether the Hugging Face hub responds. Each process tests this only once, with one quick request.
+    """Return whether the Hugging Face hub responds. Each process sends only one quick request to test the hub.
 
     Without a network, the hub's client retries for almost a minute per file, so the hub is tested first.
     """
@@ -256,7 +256,7 @@ def _is_finite(value: Tensor) -> bool:
         return True
     if not value.is_floating_point() or not value.numel():
         return True
-    # The minimum and maximum are NaN if any value is. torch cannot compare 8-bit floats, so they are converted first.
+    # If any value is NaN, so are the minimum and maximum. torch cannot compare 8-bit floats, so we convert them first.
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
     return bool(lowest.isfinite() and highest.isfinite())
 
@@ -410,7 +410,7 @@ def _refuse_odd_file(path: str | Path) -> None:
 
 
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
-    """Load a file written by `torch.save` without executing code in it or using more memory than the file's size.
+    """Load a `torch.save` file. No code in the file is executed, and memory usage is limited to the file's size.
 
     Args:
         device: the device of the tensors; on the device `meta`, their values are not read.

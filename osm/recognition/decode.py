@@ -224,7 +224,7 @@ class _Beam:
     ended: bool = False
 
     def grown(self, log_prob: float, token: int | None) -> _Beam:
-        """Return a copy of the beam that is extended by `token`, or marked as finished if `token` is None."""
+        """Return a new beam: this beam extended by `token` or, if `token` is None, marked as finished."""
         ids = self.ids if token is None else (*self.ids, token)
         return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
 

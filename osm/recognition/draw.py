@@ -43,7 +43,7 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
-    """Map each mask's index to an RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
+    """Return an RGB color for each mask index. The largest mask comes first, so that smaller masks are drawn on top."""
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
     return {k: np.array(PALETTE[i % len(PALETTE)], np.float32) for i, k in enumerate(order)}
 
@@ -121,8 +121,8 @@ def _font_size(size: tuple[int, int], labels: int) -> int:
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
     """Outline each mask and label it with its number and a check mark or a cross.
 
-    Numbers start at 1, and the largest mask is drawn first. Incorrectly named masks are hatched and have a dashed
-    outline, so that they can be identified without relying on color.
+    Masks are numbered from 1 in the given order, but drawn from largest to smallest. Incorrectly named masks are
+    hatched and have a dashed outline, so that they can be identified without relying on color.
 
     Args:
         image: an RGB image.

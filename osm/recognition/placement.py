@@ -1,4 +1,4 @@
-"""Splits an LLM that is too large for one device across GPUs, CPU memory and disk."""
+"""Distributes an LLM over several GPUs, CPU memory and disk if it does not fit on one device."""
 
 from __future__ import annotations
 

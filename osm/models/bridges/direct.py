@@ -1,8 +1,8 @@
 """The direct path: a small network that maps the pooled tokens of a mask to embeddings, without attention.
 
-The direct path is an option of both bridges and works beside their queries. The tower's tokens are pooled by area over
-the mask, over its context box and over the whole image. A linear layer and a network with one hidden layer then map the
-three pooled tokens to a few embeddings. The published model has no direct path.
+Both bridges can use the direct path in addition to their queries. The tower's tokens are pooled by area over the mask,
+over its context box and over the whole image. The three pooled tokens pass through a linear layer and, in parallel, an
+MLP with one hidden layer. The two outputs are added and split into embeddings. The published model has no direct path.
 
 Shapes: R rows (masks), T = 3 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
 """
@@ -45,7 +45,7 @@ class DirectPathConfig(BridgeConfig):
 
 @dataclass
 class DirectKeys(VisibleKeys, RegionFeatures):
-    """The visible keys of R masks, and the coverage and the boxes from which the direct path pools its tokens."""
+    """The features of R masks: the visible keys, and the coverage and boxes that the direct path uses for pooling."""
 
 
 class DirectPath(nn.Module):
@@ -67,7 +67,7 @@ class DirectPath(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, spread: float) -> None:
-        """Initialize the outputs with a standard deviation of `spread`. The nonlinear part starts at zero."""
+        """Initialize the weights so that the outputs have standard deviation `spread`. The MLP first outputs zeros."""
         nn.init.normal_(self.linear.weight, std=spread * self.linear.in_features**-0.5)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.mlp_out.weight)

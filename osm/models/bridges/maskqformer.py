@@ -92,7 +92,7 @@ class QFormerConfig(DirectPathConfig):
 
 
 class RowGroups:
-    """Packs all mask rows of an image together, so that they can attend to the image's keys without copying them.
+    """Packs all mask rows of an image together, so that the rows share one copy of the image's keys.
 
     In the shapes below, K is the largest number of mask rows per image, G = N * K slots, and X is any width.
     """
@@ -467,7 +467,7 @@ class MaskQFormerBridge(Bridge):
             self.direct.reset(0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Scale the initial projection so that the prefix has the same standard deviation as the LLM's embeddings."""
+        """Initialize the projection so that the prefix has the same standard deviation as the LLM's embeddings."""
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
         if self.config.direct_tokens:

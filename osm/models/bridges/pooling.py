@@ -5,8 +5,8 @@ weighting, a mask that is far smaller than a cell keeps its full signal, and box
 
 Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size, g
 = S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
-tokens: [mask, context, image | k x k in the mask | k x k in the context box]. The image token is missing until
-`_with_image` inserts it.
+tokens: [mask, context, image | k x k in the mask | k x k in the context box]. The pooled token of the whole image is
+missing until `_with_image` inserts it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """Return the overlap (R, E - 1, cells) of each interval between two adjacent edges with each unit-length cell."""
+    """Return the length (R, E - 1, cells) by which each interval [edge i, edge i + 1] overlaps each cell [c, c + 1]."""
     low_g = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start_RI1, end_RI1 = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end_RI1, low_g + 1) - torch.maximum(start_RI1, low_g)).clamp(min=0)
@@ -108,7 +108,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     g = coverage_R1gg.shape[-1]
     in_box_RKgg, in_context_RKgg = (_areas(box_R4, k, g) for box_R4 in (features.box_R4, features.context_R4))
-    # All of a grid cell's coverage is divided among the RoI cells, even if most of the cell is outside the mask's box.
+    # The RoI cells share the full coverage of a grid cell, even if most of that grid cell is outside the mask's box.
     in_mask_RKgg = coverage_R1gg * in_box_RKgg / in_box_RKgg.sum(1, keepdim=True).clamp(min=_LEAST)
     weights_RTgg = torch.cat([coverage_R1gg, in_context_RKgg.sum(1, keepdim=True), in_mask_RKgg, in_context_RKgg], 1)
     area_RT = weights_RTgg.sum((2, 3))
@@ -143,12 +143,12 @@ def _of_whole_images(tokens_NLC: Tensor, cells: int) -> Tensor:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """Insert the whole image's value after the values of the mask and its context (positions 0 and 1)."""
+    """Insert the whole image's value at position 2, after the values of the mask (0) and its context box (1)."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
 def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
-    """Return the overlap area of each RoI cell of a box with each cell of the tower's grid, (R, k^2, g, g)."""
+    """Return the area (R, k^2, g, g) by which each RoI cell of a box overlaps each cell of the tower's grid."""
     y_RE, x_RE = parts(box_R4, k)
     areas_Rkkgg = torch.einsum("riy,rjx->rijyx", overlaps(y_RE, g), overlaps(x_RE, g))
     return rearrange(areas_Rkkgg, "r i j y x -> r (i j) y x")
@@ -170,7 +170,7 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
 
 
 def _geometry(features: RegionFeatures, inside_RT: Tensor, k: int, g: int) -> Tensor:
-    """Return `Pooled.geometry_RT6`. `inside_RT` is the mask's area within each token's region, in cells."""
+    """Return `Pooled.geometry_RT6`. `inside_RT` is the mask's area in each token's region (1 = a grid cell)."""
     whole_R4 = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
     boxes = [features.box_R4[:, None], features.context_R4[:, None], whole_R4[:, None]]
     for box in (features.box_R4, features.context_R4):

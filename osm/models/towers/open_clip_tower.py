@@ -179,7 +179,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are given as a tag.
+    """Return the hub repository of a tower's weights. If the weights are a tag, open_clip looks up the repository.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.
@@ -242,7 +242,7 @@ def _own_config(found: Found) -> dict[str, Any] | None:
 
 
 def _download(repository: str, *names: str) -> Path:
-    """Download the first of several files that exists in a hub repository."""
+    """Try several file names in order, and download the first file that the hub repository contains."""
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(repository, name, **hub_options()))

@@ -40,7 +40,7 @@ WORKING_SIDE = 448
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
 _COLOUR = 0.7  # weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
-# A superpixel in a box is dropped if its similarity to the surroundings exceeds that to the center by this margin.
+# A superpixel in a box is dropped if (similarity to the surroundings) - (similarity to the center) > _MARGIN.
 _MARGIN = 0.3
 
 
@@ -123,7 +123,7 @@ class EmbeddedSegmenter(Segmenter):
         return self._segment(members, 1.0)
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the superpixels in the box that resemble the box's center more than its surroundings."""
+        """Return the box's superpixels except those that look much more like the surroundings than like the center."""
         left, top, right, bottom = checked_box(check_set(self._size), box)
         inside = np.zeros(self._shape, bool)
         inside[top:bottom, left:right] = True
@@ -170,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return a bool array (n,) of the selected superpixels, or None if none are inside or none around the box."""
+        """Return a bool array (n,) of superpixels to keep, or None if the box or its surroundings contain none."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y

@@ -68,11 +68,11 @@ class MaskGenerationSegmenter(Segmenter):
         return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment. Its embedding is computed lazily, when the first point or box is given."""
+        """Set the RGB image to segment. The image is encoded lazily, when the first point or box is given."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the pipeline's masks in descending order of area. Their scores are the model's predicted IoUs."""
+        """Return the pipeline's masks in descending order of area. A mask's score is its predicted IoU."""
         check_set(self._size)
         assert self._image is not None
         found = self._pipeline(self._image, **self._options)
