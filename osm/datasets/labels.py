@@ -3,8 +3,8 @@
 The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS JSON files, and user-provided label files share
 one format: a JSON object with a `categories` list. Each category has an `id` and a `name`. A category may also have the
 fields `synonyms` (further accepted names), `isthing`, `supercategory` and `frequency`. For an object part,
-`supercategory` is the kind of object that the part belongs to, and the part's name starts with it. The `frequency` is
-r, c or f, as in LVIS.
+`supercategory` is the name of the whole object, and the part's name starts with the name of the whole object. The
+`frequency` is r, c or f, as in LVIS.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a csv file. Lines without a class label or class name are skipped."""
+    """Return the categories in a csv file. Lines that lack the class label, the class name or both are skipped."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")

@@ -155,7 +155,7 @@ BUILTIN = (
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
     # The published checkpoints have no vocabulary mode for the following datasets.
-    # Visual Genome uses the EXIF setting `raw`, because browsers ignored the EXIF orientation when it was annotated.
+    # Visual Genome uses the EXIF setting `raw`, because it was annotated in browsers that ignored EXIF orientation.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),

@@ -30,7 +30,7 @@ def add_datasets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--json`, which names a file that the metrics are also written to."""
+    """Add the flag `--json FILE`, with which a command also writes its metrics to a JSON file."""
     parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
 
 

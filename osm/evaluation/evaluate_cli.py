@@ -129,7 +129,7 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if one of the given flags is set without `--metrics all`, because it would have no effect."""
+    """Raise OsmError if a given flag is set without `--metrics all`, because the flag would have no effect."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)

@@ -69,8 +69,8 @@ class DemoPicture:
 class Engine:
     """Names regions of images. The engine is thread-safe.
 
-    The recognizer and the segmenter each hold one image at a time. Each naming call locks both of them, and passes them
-    its image if they hold a different one.
+    The recognizer and the segmenter each hold one image at a time. Each naming call locks the recognizer and the
+    segmenter, and loads the call's image into them if they hold a different image.
 
     Args:
         recognizer: names the masks.

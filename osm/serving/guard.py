@@ -289,7 +289,7 @@ async def _in_time(receive: Receive) -> Message:
 
 
 def _replayed(body: bytes, receive: Receive | None) -> Receive:
-    """Return an ASGI `receive` callable that replays a body that was already read, and then calls the original one."""
+    """Return an ASGI `receive` callable that first returns the body that was already read, and then calls `receive`."""
     replayed = False
 
     async def replay() -> Message:

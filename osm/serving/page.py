@@ -1,6 +1,6 @@
 """The layout and event handlers of the `osm demo` web page.
 
-This module is imported by `osm.serving.web` only when it serves a page, because importing gradio is slow.
+Importing gradio is slow, so `osm.serving.web` imports this module only when a page is about to be served.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class NamedMasks:
 
 
 class Metric(ABC):
-    """A metric that is computed over the named masks of a dataset.
+    """A metric that is computed over all masks of a dataset that have a predicted name.
 
     Attributes:
         name: the metric's name in `METRICS`, also used as the column key of a metric with a single column.
@@ -101,7 +101,7 @@ class Metric(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def titles(self) -> dict[str, str]:
-        """Return a dict that maps the keys of all columns that the metric can return to their titles."""
+        """Return the key and title of every column that the metric may compute, as a dict from key to title."""
         return {self.name: self.title}
 
     @abstractmethod

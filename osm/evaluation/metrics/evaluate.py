@@ -170,7 +170,7 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Add one annotation from a prediction file to all counts of the dataset except those for Acc and NIV."""
+    """Update the dataset's counts, except those for Acc and NIV, with one annotation from a prediction file."""
     if mask.crowd:
         result.crowd += 1
         return

@@ -3,8 +3,8 @@
 A name is a noun of one or more words. A plural is treated as its singular. If a multi-word name such as "striped
 kettle" is not in WordNet, it counts as a hyponym of its longest trailing phrase that is in WordNet ("kettle"). A
 parenthesized note, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
-relation between two names holds if it holds between any of their senses. Spurious relations between names are more
-likely than missed relations, because a single related pair of senses is enough.
+relation between two names holds if it holds between any of their senses. As a result, a spurious relation between two
+names is more likely than a missed relation.
 """
 
 from __future__ import annotations

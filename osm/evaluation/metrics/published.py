@@ -44,7 +44,7 @@ def singular_forms(name: str) -> set[str]:
 
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
-    """Return all predictions that are correct for a class with the given names, except the empty string."""
+    """Return all non-empty strings that are correct predictions for a class with the given names."""
     return _accepted(tuple(names))
 
 

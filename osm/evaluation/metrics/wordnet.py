@@ -1,8 +1,8 @@
 """Reader for the nouns in a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
 
 The reader uses only the noun files that every release and package of WordNet includes (`index.noun`, `data.noun` and
-`noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
-because it needs files that Debian's package lacks and refuses folders outside its own search path.
+`noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used
+for two reasons: it refuses folders outside its own search path, and it needs files that Debian's package lacks.
 """
 
 from __future__ import annotations

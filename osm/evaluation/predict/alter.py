@@ -1,4 +1,4 @@
-"""Deliberately wrong inputs for control experiments, which must lower the accuracy of a model that uses mask and image.
+"""Deliberately wrong inputs for control experiments: they must lower the accuracy of a model that uses mask and image.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
 `blank_image`: every image is replaced by a uniform mid-gray image.
@@ -18,7 +18,7 @@ _TRIES = 1000
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """Return a mid-gray image of the same size."""
+    """Return a mid-gray image of the same size as the given image."""
     return Image.new("RGB", image.size, _MID_GREY)
 
 

@@ -115,7 +115,7 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """Return the image indices of one of `parts` equal parts of `count` images; the last part also gets the remainder.
+    """Split `count` images into equal parts, with the remainder in the last part, and return one part's image indices.
 
     The published evaluation script divides a dataset into the same parts.
     """
@@ -302,7 +302,7 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
 
 @dataclass
 class _MaskChunk:
-    """A group of masks from one image that fits in memory.
+    """A group of masks from one image, small enough to fit in memory.
 
     Attributes:
         place: index of the image in the batch.

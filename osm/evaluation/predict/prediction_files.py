@@ -1,8 +1,8 @@
 """File names of prediction and meta files, and checks that all prediction files in a folder come from one run.
 
-A meta file records how a prediction file was made, and therefore what it must contain. A prediction run divides a
-dataset into parts and writes one prediction file for each part. The finished images of an unfinished part are stored in
-a separate file, from which the prediction run can be resumed.
+A meta file records how a prediction file was made, and therefore what the prediction file must contain. A prediction
+run divides a dataset into parts and writes one prediction file for each part. The finished images of an unfinished part
+are stored in a separate file, from which the prediction run can be resumed.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
-    """Return notes on settings in a meta file that prevent a comparison with scores on the whole dataset."""
+    """Return a note on each non-default setting (altered input, image limit, vocabulary) recorded in a meta file."""
     notes = []
     if meta.get("alter", "none") != "none":
         notes.append(f"made with --alter {shown(meta['alter'])}")

@@ -191,8 +191,8 @@ def _check_not_empty(
 ) -> None:
     """Raise OsmError if the prediction files contain no predictions.
 
-    Prediction files that list only images without predictions are accepted if every file has a meta file, because the
-    meta file records that no mask was named.
+    Files that list images but contain no predictions are accepted if each file has a meta file, because the meta file
+    records that no mask was named.
     """
     if any(mask.predictions for image in images for mask in image.masks):
         return
@@ -294,7 +294,7 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 
 
 def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
-    """Return the dataset with the `json_file` recorded in the meta file if the dataset table defines no class names.
+    """If the dataset table defines no class names, return a copy of `row` that uses the meta file's `json_file`.
 
     `row` is returned unchanged if the table defines class names, or if the recorded file no longer exists.
     """
@@ -309,7 +309,7 @@ def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """Return the split whose masks were named, or None if the split's files are missing, unreadable or changed."""
     row = row_with_files(row, meta)
     places = [getattr(row, field) for field in form_class(row.form).needs]
-    # URLs are read only if they come from the dataset table, because meta files are untrusted.
+    # Only URLs from the dataset table are opened, and never those from meta files, because meta files are untrusted.
     if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
         return None
     try:

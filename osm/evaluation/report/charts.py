@@ -155,7 +155,7 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 def _loss_style(key: str, number: int) -> dict[str, Any]:
     if key == "loss":
         return {"color": _INK, "linewidth": 2.5}
-    # The losses of a dataset's two modes are adjacent in alphabetical order, so both lines get the same color.
+    # The losses are sorted, so a dataset's two modes follow each other; each such pair of lines shares a color.
     dashes = {"dashes": (5, 2.5)} if key.endswith("/any") else {}
     return {"color": _COLOURS[(number - 1) // 2 % len(_COLOURS)], "linewidth": 1.2, **dashes}
 
@@ -208,7 +208,7 @@ def _format_axes(axes: Axes, keep_x: bool = True) -> None:
 
 
 def _placeholder(number: int) -> str:
-    """Return placeholder text for a legend label, which matplotlib uses to compute the layout.
+    """Return a placeholder for a legend label, so that matplotlib can compute the layout without the actual label.
 
     The actual legend labels come from files; they are escaped and inserted into the finished SVG. Because matplotlib
     never sees the actual labels, it neither interprets them nor warns about characters missing from its font.

@@ -24,8 +24,8 @@ from osm.files import write_atomically
 PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
 MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # Tables in the report with more than 60 classes are collapsed.
-_MANY_MASKS = 15  # Tables in the report with more than 15 masks are collapsed.
+_MANY_CLASSES = 60  # In the report, tables that list more than 60 classes are collapsed.
+_MANY_MASKS = 15  # In the report, tables that list more than 15 masks are collapsed.
 _FEW = 5  # The report lists the 5 worst classes among the classes with at least 5 masks.
 
 
@@ -250,8 +250,8 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
     """Return the notes for one table of metrics in the report.
 
-    Notes on Acc by mask size and Acc by class frequency go in the table of these two metrics. All other notes, except
-    those on calibration, go in the report's table of further metrics.
+    Notes on Acc by mask size and Acc by class frequency go in the table of these two metrics. Notes on calibration go
+    in neither table, and the remaining notes go in the report's table of further metrics.
     """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 

@@ -174,8 +174,8 @@ class Painter:
     """Paints overlapping masks of one image into a map with at most one segment per pixel.
 
     `Painter` implements the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of
-    score, each on the pixels that no earlier mask covers. A mask with too few uncovered pixels is skipped. All masks of
-    a stuff class are merged into one segment.
+    score, each on the pixels that no earlier mask covers. A mask is skipped if earlier masks cover too
+    many of its pixels. All masks of a stuff class are merged into one segment.
 
     Args:
         size: height and width of the image. merged: category ids of the stuff classes. All masks of a stuff class are

@@ -87,7 +87,7 @@ class MaskPrecision:
         """Add a predicted bool mask. Add ground-truth masks first, then predicted masks in descending score order."""
         if self.federated:
             self._room -= 1
-            # Masks of unevaluated classes are skipped, because `faster-coco-eval` fails if an image has no other masks.
+            # Masks of unevaluated classes are skipped, because `faster-coco-eval` fails on images with only such masks.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})

@@ -241,8 +241,8 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
     """Return the ground truth of a dataset.
 
-    The class of the returned object is taken from the first entry of `_TRUTHS` whose annotation format is a base class
-    of `form`.
+    The Python class of the returned object is taken from the first entry of `_TRUTHS` whose annotation format is a
+    base class of `form`.
     """
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 

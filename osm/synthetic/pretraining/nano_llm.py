@@ -135,7 +135,7 @@ class LlmTraining:
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on all words and questions. The padding token (id 0) also ends a name."""
+    """Train a byte-level BPE tokenizer on all words and questions. Like `</s>`, `<pad>` (id 0) ends a name."""
     return train_tokenizer(tokenizer_text(), vocabulary, model_max_length=128)
 
 

@@ -1,7 +1,7 @@
 """Pre-trains osm-nano's vision tower on drawn scenes.
 
-Two linear heads classify object kind and attribute, both for each token and for the mean token of each mask. The linear
-heads read the same tokens as the bridge and are discarded after training.
+One linear head classifies the object kind and another the attribute. Each head is applied to every token and to the
+mean token of every mask. The linear heads read the same tokens as the bridge and are discarded after training.
 
 Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """

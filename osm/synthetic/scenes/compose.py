@@ -184,7 +184,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    # Subtracting less than the padding `reach` shifts the shadow down and to the right of the object.
+    # The padding `reach` is subtracted only in part, which shifts the shadow down and to the right.
     top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))

@@ -101,9 +101,9 @@ ALL_PAIRS = tuple(Pair(attribute, thing) for thing in THINGS for attribute in AT
 def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
     """Return the held-out pairs, which make up a tenth of all attribute-object pairs.
 
-    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled objects in turn and are
-    shifted by one after each round. For every attribute and every kind of object, at least 80% of the pairs are not
-    held out.
+    To spread the held-out pairs evenly, the objects and the attributes are shuffled, and each pass over the objects
+    gives every object the next attribute in turn. Each new pass skips one attribute, so that no pair is repeated. For
+    every attribute and every kind of object, at least 80% of the pairs are not held out.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
     things, attributes = list(rng.permutation(list(THINGS))), list(rng.permutation(list(ATTRIBUTES)))
