@@ -93,7 +93,7 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
 
 # BY_RULE lists the three reasons for skipping a valid sample; all other reasons indicate faulty data.
 # The reason no_segment means that none of the sample's masks is large enough in any of the crops tried.
-# The reason not_one_object means that the mask shows an object part that does not belong to exactly one object.
+# The reason not_one_object means that an object part belongs to no object class or to several object classes.
 # The reason answer_too_long means that the object's name exceeds the model's maximum text length.
 # All reasons for skipping a sample are documented in docs/datasets.md.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})

@@ -24,7 +24,8 @@ logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
 """The maximum size of a text file in bytes. Typical lists of names or files take up a few hundred KB."""
-_MARKS = (  # UTF-32 is checked before UTF-16, because its byte order mark begins with that of UTF-16.
+# UTF-32 is checked before UTF-16, because a UTF-32 byte order mark may begin with the UTF-16 byte order mark.
+_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -41,7 +42,7 @@ _KINDS = (
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
-    """Raise OsmError if a path is not a regular file or a link to one, without opening it.
+    """Raise OsmError if a path leads to a folder, FIFO, device or socket. The path is not opened.
 
     Opening a FIFO could block forever, and reading from a device may never end. If the path does not exist or cannot be
     accessed, no error is raised here; opening the path later raises an error that gives the reason.
@@ -164,7 +165,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    """Write a file to a path given by a flag. Its folder is created if it does not exist.
+    """Write a file to a path given by a flag. If the file's folder does not exist, the folder is created.
 
     Raises:
         OsmError: the file cannot be written.

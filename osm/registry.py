@@ -78,7 +78,7 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys(names))
 
     def hidden(self) -> list[str]:
-        """Return a warning for each class of an installed package that is hidden by another class with the same name.
+        """Return a warning for each installed package's class that is hidden by another class with the same name.
 
         A built-in or registered class hides an installed package's class with the same name. If several installed
         packages declare a class with the same name, only one of these classes can be selected by name.

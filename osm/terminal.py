@@ -166,7 +166,7 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(JsonFormatter() if as_json else LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log record. Progress bars are cleared first, and then redrawn below it."""
+        """Print a log record. Progress bars are cleared first, and then redrawn below the printed record."""
         to_stdout = getattr(record, "to_stdout", False) and not self.as_json
         for bar in _BARS:
             bar.clear()
@@ -240,8 +240,8 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 def json_flag() -> list[str]:
     """Return `["--log_json"]` if this command logs its messages as JSON, and an empty list otherwise.
 
-    A command appends the list to the arguments of each `osm` command that it starts, so that both log in the same
-    format.
+    A command that starts other `osm` commands appends this list to their arguments, so that all commands log in the
+    same format.
     """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []

@@ -78,8 +78,8 @@ class Batch:
 def merge(batches: Sequence[Batch]) -> Batch:
     """Merge several batches into one batch that contains all their images and masks.
 
-    The texts are padded to the length of the longest one. The merged batch is in pinned memory if the first of the
-    given batches is. A single batch is returned unchanged.
+    The texts are padded to the length of the longest one. The merged batch is in pinned memory if the first given
+    batch is in pinned memory. A single batch is returned unchanged.
     """
     if len(batches) == 1:
         return batches[0]

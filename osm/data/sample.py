@@ -129,7 +129,7 @@ class SampleTransform:
     def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
-        """Draw random views of an image until `pick` finds segments in one. Return that view and its segments."""
+        """Draw random views of an image until `pick` finds segments in a view. Return this view and its segments."""
         for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)

@@ -1,8 +1,8 @@
 """Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
 `000000000.index.json`, next to `000000000.tar`, contains one entry per sample, in order: the sample's key, the offset
-of its first byte, and its size in bytes. The entry for an unreadable sample also states why it cannot be read. The
-converters write the index. If a shard's index is missing or belongs to a different shard, a new index is built once
+of its first byte, and its size in bytes. The entry for an unreadable sample also states why the sample cannot be read.
+The converters write the index. If a shard's index is missing or belongs to a different shard, a new index is built once
 from the shard's tar headers.
 """
 
@@ -91,7 +91,7 @@ class ShardIndex:
         return None if fault is None else SampleError(fault[0], f"{public(self.shard)}: {fault[1]}")
 
     def global_headers(self, number: int) -> dict[str, str]:
-        """Return the fields of the global pax headers that apply to a sample."""
+        """Return the global pax header fields that apply to a sample."""
         return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
     def held_out_numbers(self, share: float) -> np.ndarray:
@@ -229,8 +229,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    Only the shard's last readable sample and the bytes after it are compared with the index. Comparing the end of a
-    shard detects a stale index whose shard was replaced by a different shard of the same size.
+    Only the shard's last readable sample and the bytes after it are compared with the index. This comparison detects
+    whether a shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable

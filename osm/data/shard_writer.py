@@ -194,7 +194,7 @@ class ShardWriter:
         return self.tally.note(self.tally.left_out, reason, message)
 
     def warn(self, reason: str, message: str, count: int = 1) -> bool:
-        """Count a fault in a sample that is written anyway, and return whether its message should be printed.
+        """Count a fault in a sample that is written despite the fault, and return whether to print its message.
 
         Call this method before calling `write` for the same sample.
         """

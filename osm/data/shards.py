@@ -108,7 +108,7 @@ def stop_run_on_io_error(location: str) -> Iterator[None]:
 
 
 def check_regular_shard(location: str) -> None:
-    """Raise RunStopped if a local shard is not a regular file (but, for example, a folder, a FIFO or a device)."""
+    """Raise RunStopped if a local shard is a folder, a FIFO, a device or a socket instead of a regular file."""
     if is_remote(location):
         return
     try:

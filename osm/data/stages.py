@@ -202,7 +202,7 @@ class Resume:
 
 
 class ReadSamples:
-    """Reads the sample at each given shard position. Several threads prefetch samples from remote shards.
+    """Reads the sample at each given position in the shards. Several threads prefetch samples from remote shards.
 
     Args:
         shards: locations of the shards.

@@ -267,11 +267,11 @@ class EpochLoader:
         self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> number of samples drawn
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
-        """Yield this process's batches for each step of an epoch, one batch per emulated rank.
+        """Yield this process's batches for each step of an epoch, one batch per sample stream of this process.
 
         Args:
             number: index of the epoch.
-            start: for each emulated rank, the position from which its stream resumes.
+            start: for each sample stream, the position from which the stream resumes.
             salt: a nonzero value draws different samples for the same epoch.
         """
         self.close()
@@ -308,7 +308,7 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Return the stream position of each emulated rank. Prefetched but unused batches are not counted."""
+        """Return the position of each sample stream of this process. Prefetched but unused batches are not counted."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 

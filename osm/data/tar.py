@@ -130,7 +130,7 @@ class TarReader:
             fields = None
 
     def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-        """Return only the fields of an extended tar header that this reader uses."""
+        """Return the fields that this reader uses from an extended tar header. All other fields are dropped."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)

@@ -9,7 +9,7 @@ A run writes checkpoints in two layouts:
 
 - `PublishedLayout`: one file `<run_name>/checkpoint_<epoch>.pt` after each epoch, with the published entries.
 - `ShardedLayout`: one folder `<run_name>/checkpoints/step_<n>/` for each checkpoint written within an epoch. Each rank
-  writes its own shards while training continues.
+  writes its own shards of the tensors while training continues.
 
 `osm.training.checkpoints` writes, finds, orders, verifies and prunes the checkpoints of both layouts.
 `osm.training.resume` loads a checkpoint into a run.
@@ -31,7 +31,7 @@ from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
-    """Raised for a corrupt or incomplete checkpoint. A checkpoint of a different model raises OsmError instead."""
+    """Raised for a corrupt or incomplete checkpoint. Loading a different model's checkpoint raises a plain OsmError."""
 
 
 @dataclass(frozen=True, order=True)
@@ -112,6 +112,6 @@ def read_count(path: Path, progress: Any, name: str) -> int:
 
 
 def config_in(progress: Any) -> Mapping[str, Any]:
-    """Return the training config from a progress document, or an empty mapping if it contains none."""
+    """Return the training config from a progress document, or an empty mapping if the document has no config."""
     config = progress.get("config") if isinstance(progress, Mapping) else None
     return config if isinstance(config, Mapping) else {}

@@ -77,7 +77,7 @@ def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     for layout in (_PUBLISHED, _SHARDED):
         for path in layout.paths(folder):
             try:
-                # A folder whose name ends in `.pt` is treated as a step folder, and is therefore reported as broken.
+                # A folder named `checkpoint_<n>.pt` is read as a step folder; without a `run.json`, it is broken.
                 found.append(layout_of(path).read_header(path))
             except OsmError as error:
                 broken[path] = str(error)

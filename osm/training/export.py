@@ -2,7 +2,7 @@
 
 A trained model is stored as a folder (config.json, model.safetensors) or as a published `.pt` file. `osm export`
 converts any output of a training run to a `.pt` file or a folder. `osm import` converts a published file, which does
-not contain its model config, to a `.pt` file or folder that does.
+not contain its model config, to a folder or `.pt` file that contains the model config.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def fill(
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
-    """Raise OsmError if the disk has too little space for the tokens of `views` views, and log a large cache's size."""
+    """Raise OsmError if the tokens do not fit on the disk. Log the size of the cache if the size exceeds 1 GB."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free

@@ -48,7 +48,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int
 
 
 def _factor(step: int, name: str, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor of the learning rate at a step, equal to that of transformers' schedules.
+    """Return the factor by which the learning rate is multiplied at a step, as in transformers' schedules.
 
     The schedules of transformers are not used, because importing them takes seconds in every process.
     """

@@ -85,7 +85,7 @@ def parallelize(
 
 
 def on_meta_device(task: TrainTask) -> TrainTask:
-    """Return a copy of a training task whose parameters are on the meta device, with shapes but without values.
+    """Copy a training task, and return the copy with its parameters on the meta device (shapes without values).
 
     Buffers keep their values, because buffers are small and some of them are not part of the state dict.
     """

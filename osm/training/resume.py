@@ -63,7 +63,7 @@ def resume(
             hint = "" if given else f"\nIt was found in --run_name {folder}; choose a different folder for a new run"
             raise OsmError(f"{error}{hint}") from None
         progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
-        # The counter continues from the largest counter in the folder, so that the next checkpoint is the newest.
+        # The next checkpoint must have the largest counter in the folder, because the counters order the checkpoints.
         checkpoints = world.from_main(lambda: scan(folder)[0])
         progress.saves = max([progress.saves, *(checkpoint.counter for checkpoint in checkpoints)])
         if world.is_main:
@@ -104,8 +104,8 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """Return the number of independent sample streams from which the run's ranks draw their samples.
 
-    A resumed run keeps its number of sample streams if that number is divisible by the number of ranks. In that case,
-    the resumed run draws the same samples as an uninterrupted run.
+    A resumed run keeps its number of sample streams if that number is divisible by the number of ranks. A run
+    that keeps its number of sample streams draws the same samples as an uninterrupted run.
     """
     if config.emulate_world_size:
         return config.emulate_world_size

@@ -1,4 +1,4 @@
-"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, where each rank writes its own shards.
+"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, where each rank writes its tensor shards.
 
 `torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). A
 step folder can be read by any number of ranks. The file `run.json` in a step folder contains the run's progress, the
@@ -7,7 +7,7 @@ its name no longer ends in `.tmp`.
 
 The file `.metadata` in a step folder is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles `.metadata`
 without restrictions, so a malicious checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot read
-`.metadata`, because it only reads files written by `torch.save`. For safety, `_TensorReader` reads `.metadata` with an
+`.metadata`, because `.metadata` is not written by `torch.save`. For safety, `_TensorReader` reads `.metadata` with an
 unpickler that accepts only the classes needed to describe dense tensors.
 """
 
@@ -171,7 +171,7 @@ def _rename_for_removal(path: Path) -> Path:
 
 
 def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a step folder's `run.json`, with each data file's size and SHA-256, and the SHA-256 of its own content."""
+    """Write `run.json`: the document, the size and SHA-256 of each data file, and a SHA-256 over all of these."""
     sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
     content = {**document, "files": sums}
     write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])
@@ -297,7 +297,7 @@ def _read_into(path: Path, reader: _TensorReader, tensors: dict[str, Tensor], no
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last non-blank line of an exception's message, or the exception's class name if it is empty."""
+    """Return the last non-blank line of an exception's message. If the message is blank, return the class name."""
     lines = (line for line in reversed(str(error).splitlines()) if line.strip())
     return next(lines, type(error).__name__).strip()
 

@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward passes, gradient synchronization, gradient clipping and the update.
 
-Shapes: R rows, M micro-batches, G groups of rows, T = G + 1 totals (the supervised tokens of each group, the rows).
+Shapes: R rows, M micro-batches, G groups of rows, T = G + 1 totals (supervised tokens per group; all rows).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Stepper:
                 raise OsmError(f"the loss scaler state in the checkpoint is missing the key {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the supervised tokens per (dataset, mode) group and the masks in each micro-batch, over all ranks.
+        """Count each micro-batch's supervised tokens per (dataset, mode) group, and its masks, over all ranks.
 
         The returned tensor has the shape (M, T). Its last column is the number of masks.
         """

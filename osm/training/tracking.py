@@ -101,11 +101,11 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the step records from a run's log. If a resumed run repeated a step, its latest record is returned.
+    """Return the step records from a run's log. If a resumed run repeated a step, the step's last record is used.
 
     Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
-    renumbered. Records written before the renumbering are skipped if their step number is higher than that of the
-    resumed run, because their steps had a different size.
+    renumbered, because each step now contains a different number of samples. If the resumed run starts at step
+    100, earlier records with a step number above 100 are skipped, because the resumed run uses these numbers again.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")

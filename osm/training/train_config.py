@@ -234,7 +234,7 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# MODEL_FLAGS maps each flag that sets a field of the model config to the field's type.
+# MODEL_FLAGS contains the flags that set fields of the model config, and the type of each field.
 # The flags in WIDTH_FLAGS do not configure the model; their values are checked against the built model's widths.
 MODEL_FLAGS = {
     "base_model_name": str,
@@ -364,7 +364,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove the mapping `name` from a config section, and return a copy that the caller may modify."""
+    """Remove the mapping `name` from a config section, and return a copy of the mapping."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")

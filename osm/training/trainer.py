@@ -314,7 +314,7 @@ class Trainer:
                 self._start_checkpoint(writer)
 
     def _micro_batches(self, meter: Meter) -> Iterator[list[list[Batch]]]:
-        """Yield the micro-batches of each optimizer step, each with one batch per sample stream of this process.
+        """Yield the micro-batches of each optimizer step. A micro-batch has one batch per stream of this process.
 
         The last step of an epoch may have fewer micro-batches than the preceding steps.
         """
@@ -491,7 +491,7 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
 
 
 def _skipped_in_words(skipped: Counter[str]) -> str:
-    """Return a phrase for a log line that gives the numbers of skipped samples and unusable annotations."""
+    """Describe, for a log line, how many samples were skipped and how many annotations were unusable."""
     samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
     parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
     text = f", {sum(samples.values())} samples skipped {samples}" if samples else ""
