@@ -359,7 +359,7 @@ class Form(ABC):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return the classes in a dataset's JSON file, for a row of the dataset table that does not set `labels`.
+        """Return the classes in the JSON file of a dataset whose row in the dataset table does not set `labels`.
 
         Raises:
             OsmError: The row has no JSON file, or the classes in the JSON file are invalid.
@@ -409,7 +409,7 @@ class Form(ABC):
 
     @abstractmethod
     def has_segments(self) -> bool:
-        """Return whether the sample has any segment to name, even if it is not visible in a particular view."""
+        """Return whether the whole image, and not just one crop of it, has any segment to name."""
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
         """Return the training target for a segment: the first name of its class.
@@ -427,7 +427,7 @@ class Form(ABC):
         return self.picture.rgb()
 
     def pixels(self, view: View) -> np.ndarray:
-        """Return the pixels of a view as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
+        """Return the crop `view` as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
         return view.image(np.array(self.picture.rgb(view.enough)), (self.width, self.height))
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ class Form(ABC):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """Return the (id, category id) of each non-crowd annotation, or None if only the mask's pixels store ids."""
+        """Return the (id, category id) of each non-crowd annotation, or None if only pixels store the ids."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -484,14 +484,14 @@ class Form(ABC):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if an annotation in a prediction file contradicts its class `label`, or else ''."""
+        """Return an error message, or '' if a prediction file's annotation is consistent with the class `label`."""
         return ""
 
     # -- from a sample -------------------------------------------------------------------------------------------------
 
     @classmethod
     def stated_size(cls, members: Mapping[str, bytes], document: Mapping[str, Any]) -> Size | None:
-        """Return the annotated image's size as stated in the JSON member, or else as taken from a mask."""
+        """Return the annotated image's size from the JSON member, or from a mask if the JSON member states no size."""
         size = stated_size(document)
         if size is None and cls.mask_members:
             published = next(iter(cls.mask_members.values()))
@@ -588,7 +588,7 @@ def is_crowd(annotation: Mapping[str, Any]) -> bool:
 
 
 def check_marks(annotation: Mapping[str, Any], where: str) -> None:
-    """Raise SampleError if an annotation's `iscrowd` or `ignore` field is neither true nor false."""
+    """Raise SampleError if the value of an annotation's `iscrowd` or `ignore` field is not a valid true/false value."""
     for mark in _MARKS:
         if truth(annotation.get(mark)) is None:
             value = shown(annotation[mark])

@@ -109,7 +109,7 @@ class CocoJson:
             raise OsmError(f"{where}: two different images have the id {image_id!r}")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
-        """Return the id of the image that an annotation belongs to. Raises SampleError if there is no such image."""
+        """Return the id of the image that an annotation belongs to. Raises SampleError if the image is not listed."""
         value = annotation.get("image_id")
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found = value if value in self.images else self._by_value.get(_value(value))
@@ -120,7 +120,7 @@ class CocoJson:
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
-        """Return the category id of an annotation. Raises SampleError if no class has that id."""
+        """Return the category id of an annotation. Raises SampleError if no class has this category id."""
         value = annotation.get("category_id")
         category = value if type(value) is int else whole(value)
         if category is None or category not in self.labels:
@@ -220,7 +220,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a FileFinder that locates the files named in the JSON file in a folder such as `image_dir`."""
+        """Return a FileFinder that searches a folder such as `image_dir` for the files named in the JSON file."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -311,7 +311,7 @@ def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: 
 
 
 def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the fields that must match for two entries with the same id to count as the same image."""
+    """Return the fields that are compared to decide whether two entries with the same id describe the same image."""
     return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
 
 
@@ -345,7 +345,7 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Remove ambiguous values from `by_value`. For example, 7 is removed if the ids "7" and "07" both exist."""
+    """Remove ambiguous values from `by_value`. For example, "7" and "07" both have the value 7, so 7 is removed."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 

@@ -268,8 +268,8 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     """Convert a panoptic PNG to RGB, with ids encoded in red, green and blue. RGB and RGBA PNGs are left unchanged.
 
-    In a palette PNG, the palette colors normally encode the ids. If only the palette indices match ids in `listed` (the
-    ids in the JSON file), the indices are used as ids.
+    In a palette PNG, the palette colors normally encode the ids. If no color matches an id in `listed` (the
+    ids in the JSON file), but a palette index does, the indices are used as ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):

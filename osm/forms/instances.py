@@ -100,7 +100,7 @@ class Annotated(Form):
         return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        """Return an annotation's mask cropped to a view, or None if the view contains too few pixels of the mask.
+        """Return an annotation's mask within the crop `view`, or None if the crop contains too few pixels of the mask.
 
         Raises:
             SampleError: the annotation has no valid mask.
@@ -174,7 +174,7 @@ class Annotated(Form):
 
     @classmethod
     def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-        """Return an annotation with its mask loaded from a mask file, if it has one.
+        """Return an annotation, with the mask added if the mask is stored in a separate file.
 
         Raises SampleError for empty masks.
         """
@@ -192,7 +192,7 @@ class Annotated(Form):
 
 
 class Instances(Annotated):
-    """An image with instance masks. Each mask is rasterized once and cropped to the view before it is resized."""
+    """An image with instance masks. Each mask is rasterized only once, and cropped before it is resized."""
 
     name: ClassVar[str] = "coco_instances"
     what: ClassVar[str] = "a set in COCO-instances form"
@@ -411,7 +411,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Draw a box as a bool mask of a view, or return None if the view contains too few pixels of the box."""
+    """Draw a box as a bool mask of the crop `view`, or return None if the crop contains too few pixels of the box."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None

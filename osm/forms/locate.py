@@ -1,9 +1,9 @@
-"""Finds the image files listed in a JSON file, even if their names are spelled differently there than on disk.
+"""Finds the image files listed in a JSON file, even if the JSON file and the disk spell a file's name differently.
 
-An exact match always has priority. Without an exact match, a name in the JSON file also matches a file name that
-differs from it in slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or
-drive. An inexact match is accepted only if no other file in the folder matches and the JSON file does not list the
-matched file's exact name for another image.
+An exact match always has priority. If there is no exact match, the name in the JSON file and the name on disk may
+differ in slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. Such
+an inexact match is accepted only if a single file is the best match. A file whose exact name appears in the JSON file
+is never matched to a different name.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ class FileFinder:
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """The files by normalized spelling. The keys are (path, True) and (file name, False), without extensions."""
+        """A dict that maps a normalized name to all files with this name.
+
+        Each file has two keys, both without the file's extension: (path, True) and (file name, False).
+        """
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))

@@ -309,7 +309,7 @@ class Parts(LabelMaps):
 
         If `--split` is given, the folders are `images/<split>`, `annotations/<split>` and `annotations/<split>_whole`,
         where `annotations` is next to `images`. Without `--split` (as in evaluation), `image_dir` contains the images,
-        and `ann_dir` contains the part PNGs or .mat files. In this case, whole objects are not named.
+        and `ann_dir` contains the part PNGs or .mat files. In evaluation, only parts are named.
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):

@@ -27,7 +27,7 @@ NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in
 def ids() -> dict[str, int]:
     """Map each raw name in Pascal-Part, such as "cow" or "cow:lear" (a cow's left ear), to its id.
 
-    Names that are not used in training also have ids, because their masks may overwrite other masks.
+    Names that are not used in training also have ids, because masks with these names may overwrite other masks.
     """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def ids() -> dict[str, int]:
 def draw_maps(
     entry: Entry, size: Size, losses: Losses, labels: Container[int], id_coding: str = "rgb"
 ) -> dict[str, bytes]:
-    """Draw an image's .mat file as label maps of parts and whole objects, and return them as members of its sample.
+    """Draw the masks in a .mat file as two label maps (parts and whole objects), and return the maps as sample members.
 
     Args:
         entry: the entry of the image.

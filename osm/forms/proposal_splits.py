@@ -39,7 +39,7 @@ NumberedProposal = tuple[int, dict[str, Any]]  # the index in the file, and the 
 class ProposalSplit(Split):
     """A val split with one item for each image that has proposals.
 
-    The items are in the order in which the proposal file first refers to their images. The prediction file lists all
+    The items are in the order in which the images first appear in the proposal file. The prediction file lists all
     usable proposals, grouped by image.
 
     Args:

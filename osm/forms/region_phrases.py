@@ -128,7 +128,7 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # Evaluation needs the masks and boxes of unmodified annotations. Converters omit them to save memory.
+            # Evaluation needs the original masks and boxes. Converters leave them out to save memory.
             collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
@@ -147,7 +147,7 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if a prediction's phrases contradict its category id, or an empty string otherwise.
+        """Return an error message, or an empty string if a prediction's phrases are those of its category id.
 
         Category ids of phrases are assigned per JSON file, so the same id may stand for different phrases in different
         files.
@@ -171,7 +171,7 @@ def _is_box(entry: Annotation) -> bool:
 
 
 def _category(entry: Annotation) -> int:
-    """Return a region's category id, or 0 if it was read from a shard, because shards store no region classes."""
+    """Return a region's category id, or 0 for a region read from a shard, because shards store no region classes."""
     category = entry.get("category_id")
     return category if type(category) is int else 0
 

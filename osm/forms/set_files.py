@@ -159,7 +159,7 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Map file names without extension to paths, for all files in a folder with one of the given extensions.
+    """Map file names without extension to paths, for those files in a folder that have one of the given extensions.
 
     Args:
         where: the flag and value of the folder, with which error messages begin.
@@ -194,7 +194,10 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Add a file's kind and path to error messages, and replace the `image_` prefix of error reasons with the kind."""
+    """Add a file's kind (such as `mask`) and path to error messages, and the kind to error reasons.
+
+    For example, the reason `image_unreadable` becomes `mask_unreadable`.
+    """
     try:
         yield
     except SampleError as error:

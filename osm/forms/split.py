@@ -149,7 +149,7 @@ class Split:
         return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
-        """Open an entry's image. Raises OsmError if it is unreadable or its size differs from that in the JSON file."""
+        """Open an entry's image. Raises OsmError if the image is unreadable or the JSON file states another size."""
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
@@ -302,7 +302,7 @@ def set_files(row: Dataset) -> SetFiles:
 
 
 def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
-    """Return the annotated image's (width, height) from the JSON file, or from a mask if it is not given there."""
+    """Return an image's (width, height) from the JSON file, or from a mask if the JSON file states no size."""
     if entry.stated is not None:
         return entry.stated
     for path in entry.masks.values() if form.mask_members else ():  # masks of other formats may differ in size

@@ -53,7 +53,8 @@ def mask_drawer(
 ) -> Draw:
     """Validate a mask in any supported format and return a function that draws it as a bool array (H, W).
 
-    The mask is drawn only when that function is called, so hundreds of masks do not have to be in memory at once.
+    The mask is drawn only when the returned function is called, so hundreds of masks do not have to be in memory at
+    once.
 
     Args:
         value: a numpy array or torch tensor of shape (H, W), (1, H, W) or (H, W, 1); a COCO RLE; SAM's {"segmentation":
@@ -134,7 +135,7 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            # Masked elements of a NumPy masked array are outside the mask.
+            # In a NumPy masked array, the invalid elements count as outside the object's mask.
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # An object's `__array__` method may raise any exception.
             raise OsmError(

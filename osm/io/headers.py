@@ -15,11 +15,11 @@ READ_FIRST = 1 << 20
 """The first image of a GIF must begin within this number of bytes, because Pillow needs quadratic time to join the
 comments before the first image."""
 # The maximum number of marker segments in a JPEG: metadata (at most 64 KiB each), tables and scans.
-# Exif segments have a lower limit, because Pillow copies all earlier Exif data again for each one.
+# At most _MAX_EXIF_SEGMENTS may be Exif segments, because each one makes Pillow copy all earlier Exif data again.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
 _READ_FIRST = 1 << 18  # The size in bytes of the first read. Few headers are longer.
-_MAX_JUNK = 1 << 16  # The maximum number of bytes between a JPEG's marker segments, which Pillow skips one by one.
+_MAX_JUNK = 1 << 16  # The maximum number of bytes between marker segments. Pillow skips these bytes one by one.
 
 _END, _SCAN = 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start frames.
@@ -94,7 +94,7 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Reject a JPEG that is slow to open. Pillow reads its marker segments one at a time until the first scan.
+    """Reject a JPEG that is slow to open. Pillow reads a JPEG's marker segments one at a time until the first scan.
 
     Other formats are not checked.
 
@@ -136,7 +136,7 @@ def _header_ends(data: bytes) -> bool:
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Count the sample decodes in all scans of a JPEG, excluding the first decode of each sample.
+    """Return how many component values a JPEG's scans decode, minus the number of values in the image.
 
     Counting stops as soon as the count exceeds `most`. Data after the end of the image (a video or a second image) is
     not counted.
@@ -176,7 +176,7 @@ def repeated_samples(data: bytes, most: int) -> int:
 
 
 def _samples(frame: bytes) -> dict[int, int]:
-    """Map each component id of a frame to its number of samples, rounded up to whole 8 x 8 blocks."""
+    """Map each component id of a JPEG frame to the component's number of values, padded to whole 8 x 8 blocks."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
     factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}
@@ -190,6 +190,6 @@ def _samples(frame: bytes) -> dict[int, int]:
 
 
 def _scanned(scan: bytes, frame: Mapping[int, int]) -> int:
-    """Return the total number of samples in the components of a JPEG scan."""
+    """Return the total number of values in all components of a JPEG scan."""
     names = scan[1 : 1 + 2 * scan[0] : 2] if scan else b""
     return sum(frame.get(name, 0) for name in names)

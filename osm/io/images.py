@@ -23,7 +23,7 @@ MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 # The maximum side length in pixels, which is also the maximum side length of a JPEG.
 # The side length is limited because the memory needed for resizing grows with the aspect ratio.
 MAX_SIDE = 65_535
-# The maximum number of samples that a JPEG's scans may decode more than once.
+# The maximum number of repeated decodes in a JPEG: values decoded by all scans, minus the values in the image.
 # A scan of only a few bytes can make the decoder process the whole image.
 # The limit allows 20 scans of a color image with MAX_PIXELS pixels and adds at most 1 to 2 seconds of decoding time.
 MAX_REPEATED_SAMPLES = 2_500_000_000
@@ -99,16 +99,16 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _keep_as_stored(image: Image.Image) -> None:
-    """Stop Pillow from rotating an opened TIFF, so that it keeps its stored size and pixels, like every other format.
+    """Stop Pillow from rotating an opened TIFF, so that size and pixels stay as stored, like in every other format.
 
-    By default, Pillow rotates a TIFF according to its EXIF orientation when decoding it, and reports the rotated size
-    even before that.
+    By default, Pillow rotates a TIFF according to its EXIF orientation when decoding it. The reported size is
+    the rotated size even before decoding.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow parses EXIF only once and rotates by this entry.
+        del image.getexif()[_ORIENTATION]  # Pillow parses EXIF only once and takes the rotation from this entry.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -190,7 +190,7 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """Check a TIFF's strips and tiles, and count the samples that its embedded JPEG data decodes more than once.
+    """Check a TIFF's strips and tiles, and return the number of repeated decodes in its embedded JPEG data.
 
     Raises:
         ValueError: the strips or tiles are too large or overlap.
@@ -314,8 +314,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Integers with more than 8 bits are reduced to their upper 8 bits. The bit depth is assumed to be the smallest of 8,
     10, 12, 14, 16, 24 and 32 that can represent the image's maximum value, because cameras store 12-bit values in
-    16-bit files. Floats from 0 to 1 are multiplied by 255, floats up to 255 are kept, and larger floats are treated as
-    integers.
+    16-bit files. A float image is multiplied by 255 if its maximum is at most 1, is kept if its maximum is from 2 to
+    255, and is treated like an integer image if its maximum is greater than 255.
 
     Raises:
         SampleError: the reason is `image_values` if a value is negative, NaN or infinite, and `image_truncated` if the

@@ -38,7 +38,7 @@ def read_mat(data: bytes, variable: str) -> Any:
 
 
 def _check_size(data: bytes) -> None:
-    """Check a .mat file's decompressed size. The data is decompressed in chunks, each of which is discarded."""
+    """Check a .mat file's decompressed size. Only one decompressed chunk is in memory at a time."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise SampleError("image_unreadable", "is not a .mat file of version 5")

@@ -29,7 +29,7 @@ def check_local(path: str, where: str) -> None:
 
 
 def safe_join(root: Path, name: str) -> Path:
-    """Append a file name from a JSON file to a folder. The file name may include subfolders.
+    """Join a folder and a file name from a JSON file into a path. The file name may include subfolders.
 
     Raises:
         OsmError: the name is empty or absolute, or leaves the folder with `..`.

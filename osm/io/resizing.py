@@ -39,6 +39,6 @@ def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = No
 
 @lru_cache(maxsize=1024)
 def _nearest(size: int, resized: int) -> np.ndarray:
-    # Let Pillow compute the indices, because its running sum rounds some exact ties differently from a closed formula.
+    # Let Pillow compute the indices, because a closed formula would round some exact ties differently.
     line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

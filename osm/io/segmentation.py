@@ -2,7 +2,7 @@
 
 The format of the `segmentation` field varies between annotation tools. `read_segmentation` accepts many variants of the
 field, checks it against the image size, and converts it to a standard form. `draw_segmentation` draws a mask from the
-standard form, and `decode_segmentation` does both. Every error is a `SampleError` with a
+standard form. `decode_segmentation` converts the field and draws the mask. Every error is a `SampleError` with a
 reason, so that callers can count the errors by reason.
 """
 
@@ -179,7 +179,7 @@ def _is_plain(polygon: Any, limit: float) -> bool:
 
 
 def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
-    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Fewer points cannot exceed the outline limit.
+    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # With fewer points, the outline cannot be too long.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
             message = (
@@ -278,7 +278,7 @@ def _check_rle_size(given: Any, size: tuple[int, int], where: str) -> None:
 def _counts(given: Any, where: str) -> Any:
     """Return the counts of an RLE as a string or a list of integers.
 
-    Counts that already have one of these types are not changed.
+    A list of integers is returned unchanged.
     """
     if isinstance(given, (bytes, bytearray)):
         return bytes(given).decode("ascii", "replace")

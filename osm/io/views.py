@@ -41,9 +41,9 @@ class View:
         """The smallest (width, height) at which an image may be decoded for this view.
 
         An image that was decoded at a reduced size is then resized with bicubic resampling. If the reduced image is at
-        least twice as large as the resized image, each resized pixel averages several pixels of the reduced image, each
-        of which is itself an average of full-size pixels. On photos, the result differs from resampling the full-size
-        image by about one gray level.
+        least twice as large as the resized image, each resized pixel averages several pixels of the reduced image, and
+        each pixel of the reduced image already averages full-size pixels. On photos, the result differs from resampling
+        the full-size image by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
@@ -73,11 +73,11 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The bicubic kernel in torch is more than three times as fast as Pillow's. Even if torch also has to resize
-        pixels outside the crop, it is faster than Pillow on the crop alone. The torch and Pillow kernels both clip to
-        0..255 between the horizontal and vertical passes, but the order of the passes may differ. On photos, torch and
-        Pillow results differ by at most two gray levels, and few pixels differ by two. On pure noise, torch and Pillow
-        results may differ by more than two gray levels.
+        The bicubic kernel in torch is more than three times as fast as Pillow's. Torch is faster even if torch has to
+        resize some pixels outside the crop, while Pillow resizes only the crop. The torch and Pillow kernels both clip
+        to 0..255 between the horizontal and vertical passes, but the order of the passes may differ. On photos, torch
+        and Pillow results differ by at most two gray levels, and few pixels differ by two. On pure noise, torch and
+        Pillow results may differ by more than two gray levels.
         """
         array = torch.from_numpy(picture)
         # The image is flipped before it is resized, so the crop position is mirrored too.
@@ -109,7 +109,7 @@ class View:
         return Cut(cut, row_of, column_of[::-1] if self.flip else column_of)
 
     def patch(self, mask: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
-        """Crop a mask that is stored as an array of only a rectangular window of the image.
+        """Return the crop of a mask whose array covers only a window (a rectangular part) of the image.
 
         Args:
             mask: the mask within the window, bool (h, w). Outside the window, the mask is False.
@@ -139,7 +139,7 @@ class View:
         return slice(top, bottom), slice(left, right)
 
     def _sources(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image rows and columns from which the crop is sampled before the flip, in ascending order."""
+        """Return the rows and columns of the original (unflipped) image that the crop samples, in ascending order."""
         return (
             nearest_rows(shape[0], self.height, self.top, self.crop_height),
             nearest_rows(shape[1], self.width, self.left, self.crop_width),
@@ -191,9 +191,10 @@ def _reach(end: int, factor: float) -> int:
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an array's distinct rows (or columns) at `indices`, and the position of each index in the result."""
+    """Return the rows (or columns) listed in `indices`, each only once, and the position of each index among them."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # If the image is not shrunk, a slice has few unneeded rows.
+    # If the image is not shrunk, few rows between the first and the last are missing from `indices`.
+    if last - first < len(indices):
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
     # When Pillow shrinks an image, its nearest-neighbor resize uses each index at most once.

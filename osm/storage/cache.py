@@ -1,9 +1,9 @@
 """A local cache of remote files, which is shared by all processes on a machine.
 
 A file is stored at `<folder>/<protocol>/<host>/<path>`, with each path component percent-encoded. The size and version
-of each cached file are stored in a separate file. Each file is fetched only once. While it is being downloaded, the
-file has a temporary name. When a new file would exceed the cache's size limit, the least recently used files are
-removed. A process that has opened a cached file can still read it after it is removed.
+of each cached file are stored in a separate file. Each file is fetched only once. While a file is being downloaded,
+it has a temporary name. When a new file would exceed the cache's size limit, the least recently used files are
+removed. A process that has opened a cached file can still read the file after its removal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|aws
 _AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure signatures, besides `sig`.
 _LONGEST = 255  # The maximum length of a file name in bytes.
 _ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that are not allowed in Windows file names.
-_QUERY = "query-"  # The prefix for the folders of files whose URL has a query.
+_QUERY = "query-"  # If a file's URL has a query, the file's folder in the cache is named with this prefix.
 _THREADS = 8
 _WAIT = 0.1  # seconds
 _LISTED_FROM = 64  # If at least this many files are needed, list the folder instead of requesting each file.
@@ -58,7 +58,7 @@ def default_folder() -> Path:
 
 
 def canonical(url: str) -> str:
-    """Return a URL without its signature, because every signed URL for the same file has a different one.
+    """Return a URL without its signature, because each signed URL of a file has a different signature.
 
     Query parameters that are not part of the signature are kept, because they identify the file.
     """

@@ -66,7 +66,7 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """Return a file's expected version, or the version in the response if that is different."""
+    """Return a file's expected version if the response states it or states none, or else the response's version."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 

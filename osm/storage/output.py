@@ -254,7 +254,7 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """Return the local folder to name in an error message if an output's disk is full or not writable."""
+    """Return a description of an output's local folder, for error messages about a full or read-only disk."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"
