@@ -91,7 +91,7 @@ def evaluated(out_dir: Path, parts: int, datasets: Path | None, bootstrap: int, 
     """Return the JSON document of the project's own command."""
     from osm.evaluation.evaluate_cli import evaluate_main
 
-    flags = ["--metrics", "all", "--bootstrap", str(bootstrap), "--seed", str(seed)]
+    flags = [*_built_in(), "--bootstrap", str(bootstrap), "--seed", str(seed)]
     return _run(evaluate_main, [str(out_dir), str(parts), *_given(datasets), *flags])
 
 
@@ -100,6 +100,13 @@ def scored(out_dir: Path, parts: int, datasets: Path | None, *flags: str) -> dic
     from osm.evaluation.scoring.proposals_cli import main as proposals_main
 
     return _run(proposals_main, [str(out_dir), str(parts), *_given(datasets), *flags])
+
+
+def _built_in() -> list[str]:
+    """Select the built-in metrics, because metrics of other packages cannot be recomputed."""
+    from osm.evaluation.metrics import BUILTIN_METRICS
+
+    return ["--metrics", ",".join(BUILTIN_METRICS)]
 
 
 def _given(datasets: Path | None) -> list[str]:
