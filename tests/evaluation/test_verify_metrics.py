@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from small_wordnet import write_wordnet
 from verify import command
 
 from osm.evaluation.metrics import base
+from osm.evaluation.metrics.measure import find_tools
 from osm.evaluation.metrics.published import is_correct
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +22,11 @@ PASSED = re.compile(r"(\d+) prediction files, (\d+) values compared, 0 different
 
 
 @pytest.fixture(autouse=True)
-def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path / "wordnet")))
+    find_tools.cache_clear()  # earlier tests of this process may have loaded a different WordNet
+    yield
+    find_tools.cache_clear()
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
     document = torch.load(source, weights_only=True)
     document["model_state_dict"]["context_query"][0, 0, 0] = 1e6
     torch.save(document, source)
-    assert "float16 cannot represent some values of context_query" in refused(
+    assert "float16 cannot represent some values of the tensor context_query" in refused(
         "export", source, tmp_path / "x", "--half"
     )
     # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
@@ -231,7 +231,7 @@ def test_what_is_there_is_replaced_only_by_force(source: Path, tmp_path: Path, r
     assert "contains no model, so it is not replaced" in refused("export", source, tmp_path / "photos", "--force")
     assert "contains no model, so it is not replaced" in refused("export", source, tmp_path / "photos/a.jpg", "--force")
     (tmp_path / "folder.pt").mkdir()
-    assert "is a folder, but a name that ends in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
+    assert "is a folder, but a name ending in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
     assert "cannot be written" in refused("export", source, tmp_path / "photos" / "a.jpg" / "out")
 
 
@@ -386,7 +386,7 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
     smaller = refused("import", zoo, out, *flags, "--input_size", "28")
     assert "shape of window_pos_embed: (1, 20, 32) in the file, (1, 5, 32) in the model" in smaller
     assert "--input_size 28" in smaller
-    assert "--llm_channel 4096 does not fit" in refused("import", zoo, out, *flags, "--llm_channel", "4096")
+    assert "--llm_channel is 4096, but the base model" in refused("import", zoo, out, *flags, "--llm_channel", "4096")
     assert "nowhere" in refused("import", zoo, out, *SIZE_FLAGS, "--base_model_name", tmp_path / "nowhere")
     document = torch.load(zoo, weights_only=True)
     del document["model_state_dict"]["module.mode_query.lvis"]
