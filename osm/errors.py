@@ -13,6 +13,7 @@ from osm.terminal import message_logger, printable
 logger = message_logger(__name__)
 
 INTERRUPTED = 130
+"""The exit code of every command that Ctrl-C ends: 128 + SIGINT, as shells report it."""
 
 
 class OsmError(ValueError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.datasets.table import BUILTIN, Dataset
-from osm.errors import OsmError, exit_code, write_failed
+from osm.errors import INTERRUPTED, OsmError, exit_code, write_failed
 from osm.forms import FORMS, Form, form_class
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.instances import OpenImages
@@ -366,7 +366,7 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
         return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
         logger.info("stopped: the same command resumes after the last complete shard")
-        return 130
+        return INTERRUPTED
     return 0
 
 

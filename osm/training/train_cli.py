@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from osm.errors import OsmError, RunStopped
+from osm.errors import INTERRUPTED, OsmError, RunStopped
 from osm.quiet import quiet_command
 from osm.terminal import console_command, message_logger
 
@@ -37,5 +37,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         logger.info("interrupted: the same command resumes from the newest checkpoint")
-        return 130
+        return INTERRUPTED
     return 0

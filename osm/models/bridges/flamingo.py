@@ -142,9 +142,9 @@ class FlamingoBridge(Bridge):
     ) -> Condition:
         """Return the keys and values that all of the LLM's gated layers attend to.
 
-        The keys and values are projected from each mask's Q resampled tokens. The last of these tokens belongs to the
-        mode.
-        The prefix is empty, because the `flamingo` bridge adds no embeddings before the text.
+        The keys and values are projected from each mask's Q resampled tokens, the last of which belongs to the mode,
+        and from its direct tokens if the bridge has a direct path. The prefix is empty, because the
+        `flamingo` bridge adds no embeddings before the text.
         """
         (image,) = state
         assert image is not None

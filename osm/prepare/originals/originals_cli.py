@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from osm.errors import OsmError, exit_code, write_failed
+from osm.errors import INTERRUPTED, OsmError, exit_code, write_failed
 from osm.io.pool import default_workers
 from osm.prepare.originals.original_release import OriginalRelease
 from osm.prepare.originals.panoptic_releases import Ade20kRelease, CityscapesRelease
@@ -66,7 +66,7 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         logger.info("stopped: start the same command again")
-        return 130
+        return INTERRUPTED
     logger.info(f"made: {made} files")
     if faults:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items()))
