@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Compares changes of osm-small by cross-validation over training photos: the table of docs/experiments.md.
+
+    python3 scripts/experiments.py DATA OUT [--only direct,direct_lora]
+
+DATA contains coco_mini/, coco_panoptic/, camvid/ and clothing/ in COCO panoptic format, and for some experiments
+imagenet_samples/. Only the `train` folders are read. The photos are divided into two folds by a hash of their names.
+CamVid's frames of one video are in the same fold. For each experiment of scripts/experiments.yaml, one model is trained
+on each fold, and names the photos of the other fold (of CamVid and Clothing, the first 25 photos). The two models are
+trained at the same time, in one process of one thread each. A finished part is not run again when the command is
+repeated. The last line of the output is a JSON document; `--table` prints only the table of what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import yaml  # noqa: E402
+
+from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
+from osm.errors import OsmError, run_command  # noqa: E402
+from osm.evaluation.metrics import is_correct  # noqa: E402
+from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
+from osm.evaluation.predict.prediction_files import prediction_path  # noqa: E402
+from osm.evaluation.predict.records import read_files  # noqa: E402
+from osm.files import read_json, read_yaml, write_atomically  # noqa: E402
+
+FOLDS = 2
+SOURCES = {"coco": ("coco_panoptic", "coco_mini"), "camvid": ("camvid",), "clothing": ("clothing",)}
+IMAGES = {"coco": 2, "camvid": 1, "clothing": 1, "imagenet": 1}  # images of each set in a step
+SCORED = {"coco": None, "camvid": 25, "clothing": 25}  # photos of each set and fold that are named
+BASELINE = "baseline"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def fold_of(file_name: str) -> int:
+    """Return the fold of a photo. CamVid's file names start with the name of the video and an underscore."""
+    group = Path(file_name).stem.partition("_")[0]
+    return int(hashlib.sha256(group.encode()).hexdigest(), 16) % FOLDS
+
+
+def merge_sets(folders: Sequence[Path], out: Path) -> None:
+    """Merge datasets in COCO panoptic format into one, with links to their files. Image ids are renumbered."""
+    images: list[Any] = []
+    annotations: list[Any] = []
+    for kind in ("images", "panoptic"):
+        (out / kind).mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        document, _ = read_json(folder / "panoptic.json", "panoptic.json")
+        segments = {row["image_id"]: row for row in document["annotations"]}
+        for image in document["images"]:
+            number, row = len(images), segments[image["id"]]
+            size = {"height": image["height"], "width": image["width"]}
+            images.append({"id": number, "file_name": image["file_name"], **size})
+            annotations.append({**row, "image_id": number})
+            for kind, name in (("images", image["file_name"]), ("panoptic", row["file_name"])):
+                link = out / kind / name
+                if not link.is_symlink():
+                    link.symlink_to((folder / kind / name).resolve())
+    merged = {"images": images, "annotations": annotations, "categories": document["categories"]}
+    write_atomically(out / "panoptic.json", [json.dumps(merged)])
+
+
+def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:
+    document, _ = read_json(folder / "panoptic.json", "panoptic.json")
+    images = [image for image in document["images"] if image["id"] in keep]
+    annotations = [row for row in document["annotations"] if row["image_id"] in keep]
+    write_atomically(out, [json.dumps({**document, "images": images, "annotations": annotations})])
+
+
+class Experiments:
+    """The folds in a folder, and the experiments that were run on them."""
+
+    def __init__(self, data: Path, out: Path, steps: int, cache: Path) -> None:
+        self.data, self.out, self.steps, self.cache = data, out, steps, cache
+
+    def prepare(self, imagenet: bool) -> None:
+        for name, sources in SOURCES.items():
+            merged = self.out / "sets" / name
+            if not (merged / "panoptic.json").exists():
+                merge_sets([self.data / source / "train" for source in sources], merged)
+            document, _ = read_json(merged / "panoptic.json", "panoptic.json")
+            for fold in range(FOLDS):
+                inside = [image["id"] for image in document["images"] if fold_of(image["file_name"]) == fold]
+                outside = {image["id"] for image in document["images"]} - set(inside)
+                write_fold(merged, self.out / f"{name}_{fold}_train.json", outside)
+                write_fold(merged, self.out / f"{name}_{fold}_scored.json", set(inside[: SCORED[name]]))
+                self._convert(
+                    "coco_panoptic",
+                    self.out / "shards" / f"{name}_{fold}",
+                    *("--image_dir", merged / "images", "--ann_dir", merged / "panoptic"),
+                    *("--json_file", self.out / f"{name}_{fold}_train.json"),
+                )
+        if imagenet:
+            regions = self.out / "imagenet"
+            if not (regions / "regions.json").exists():
+                _run([ROOT / "scripts/imagenet_regions.py", self.data / "imagenet_samples", regions], self.out / "log")
+            shards = self.out / "shards" / "imagenet"
+            self._convert("regions", shards, "--image_dir", regions / "images", "--json_file", regions / "regions.json")
+        for fold in range(FOLDS):
+            write_atomically(self.out / f"sets_{fold}.yaml", [yaml.safe_dump({"datasets": self._rows(fold)})])
+
+    def _convert(self, form: str, out: Path, *flags: Any) -> None:
+        if not (out / "000000000.tar").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            _run(["-m", "osm", "prepare", form, "--output_dir", out, *flags], self.out / "log")
+
+    def _rows(self, fold: int) -> dict[str, Any]:
+        rows: dict[str, Any] = {"imagenet": {"form": "regions", "title": "imagenet"}}
+        for name in SOURCES:
+            merged = self.out / "sets" / name
+            paths = {"image_dir": merged / "images", "mask_dir": merged / "panoptic"}
+            paths["json_file"] = self.out / f"{name}_{fold}_scored.json"
+            new = {} if name in DatasetTable() else {"form": "coco_panoptic", "title": name}
+            rows[name] = {**new, **{field: str(path) for field, path in paths.items()}}
+        return rows
+
+    def run(self, name: str, experiment: dict[str, Any]) -> None:
+        """Train and score the two models of an experiment at the same time.
+
+        Raises:
+            OsmError: a command failed; the message names its log.
+        """
+        started = time.monotonic()
+        runs = [self._start(name, experiment, fold) for fold in range(FOLDS)]
+        for fold, process in enumerate(runs):
+            if process is not None and process.wait():
+                raise OsmError(f"{name}, fold {fold}: a command failed; see {self.out / name / f'{fold}.log'}")
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    def _start(self, name: str, experiment: dict[str, Any], fold: int) -> subprocess.Popen[bytes] | None:
+        out = self.out / name
+        out.mkdir(parents=True, exist_ok=True)
+        if prediction_path(out / str(fold), "clothing", 0, 1).exists():
+            return None
+        run, sets = out / f"run_{fold}", self.out / f"sets_{fold}.yaml"
+        command = f"{self._train(experiment, fold, run)} && {self._predict(run, out / str(fold), sets)} && rm -r {run}"
+        with (out / f"{fold}.log").open("ab") as log:
+            return subprocess.Popen(
+                ["bash", "-c", command], stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
+            )
+
+    def _train(self, experiment: dict[str, Any], fold: int, run: Path) -> str:
+        flags: dict[str, Any] = {
+            **{"config": "osm_small", "datasets": self.out / f"sets_{fold}.yaml", "run_name": run, "num_threads": 1},
+            **{"num_epochs": 1, "views": 2, "feature_cache": self.cache, "warmup_steps": 20},
+        }
+        for name, images in IMAGES.items():
+            if name != "imagenet" or experiment.get("imagenet"):
+                images = max(1, images // 2) if experiment.get("halve_images") else images
+                shard = f"{name}_{fold}" if name in SOURCES else name
+                flags[f"{name}_shards"] = self.out / "shards" / shard / "000000000.tar"
+                flags[f"batch_size_{name}"], flags[f"train_num_samples_{name}"] = images, images * self.steps
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        words += [word for setting in experiment.get("set", ()) for word in ("--set", setting)]
+        words += list(map(str, experiment.get("train", ())))
+        return _shell([sys.executable, "train/train.py", *words])
+
+    def _predict(self, run: Path, out: Path, sets: Path) -> str:
+        words = [sys.executable, "test/generate_pred.py", 0, 1, run / "final", out, "--datasets", sets]
+        return _shell([*words, "--sets", ",".join(SOURCES), "--num_threads", 1])
+
+    def sums(self, name: str) -> ImageSums:
+        """Return the per-image sums of an experiment's correct names, of every set and mode."""
+        images: list[int] = []
+        columns: dict[str, list[float]] = {f"{one} {mode}": [] for one in SOURCES for mode in ("own", ANY_MODE)}
+        count = 0
+        for fold in range(FOLDS):
+            table = DatasetTable().with_yaml(self.out / f"sets_{fold}.yaml")
+            for one in SOURCES:
+                records = read_files(table[one], [prediction_path(self.out / name / str(fold), one, 0, 1)])
+                for number, mask in records.counted():
+                    images.append(count + number)
+                    right = _right(table[one], mask)
+                    for column, values in columns.items():
+                        values.append(right[column] if column in right else float("nan"))
+                count += records.image_count
+        return ImageSums(np.array(images), count, {key: np.array(values) for key, values in columns.items()})
+
+
+def _right(row: Dataset, mask: Any) -> dict[str, float]:
+    names = row.label_set[mask.category_id].names
+    modes = {mode: f"{row.name} {'own' if mode == row.name else mode}" for mode in mask.predictions}
+    return {modes[mode]: float(is_correct(said.name, names)) for mode, said in mask.predictions.items()}
+
+
+def table_of(experiments: Experiments, wanted: dict[str, dict[str, Any]], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return every finished experiment's accuracy, and its paired difference from the baseline."""
+    found: dict[str, Any] = {}
+    base: ImageSums | None = None
+    for name in wanted:
+        paths = [prediction_path(experiments.out / name / str(fold), "clothing", 0, 1) for fold in range(FOLDS)]
+        if not all(path.exists() for path in paths):
+            continue
+        sums = experiments.sums(name)
+        base = sums if name == BASELINE else base
+        rates = {key: rate.as_json() for key, rate in sums.rates(bootstrap).items()}
+        versus = {} if base is None else {key: d.as_json() for key, d in differences(base, sums, bootstrap).items()}
+        found[name] = {**wanted[name], "rates": rates, "differences": versus}
+    return found
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    keys = [f"{name} {mode}" for name in SOURCES for mode in ("own", ANY_MODE)]
+    lines = [f"| experiment | {' | '.join(keys)} | coco own, difference |", f"|---{'|---' * (len(keys) + 1)}|"]
+    for name, row in found.items():
+        cells = [f"{100 * row['rates'][key]['value']:.1f}" for key in keys]
+        low, high = row["rates"]["coco own"]["interval"]
+        cells[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
+        difference = row["differences"].get("coco own")
+        if name == BASELINE or difference is None:
+            cells.append("")
+        else:
+            low, high = difference["interval"]
+            cells.append(f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _shell(words: Sequence[Any]) -> str:
+    return shlex.join(map(str, words))
+
+
+def _run(words: Sequence[Any], log: Path) -> None:
+    with log.open("ab") as file:
+        command = [sys.executable, *map(str, words)]
+        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT}, cwd=ROOT)
+    if done.returncode:
+        raise OsmError(f"{_shell(command)} ended with {done.returncode}; see {log}")
+
+
+def _main(args: argparse.Namespace) -> None:
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = read_yaml(ROOT / "scripts/experiments.yaml", "table of experiments")
+    chosen = args.only.split(",") if args.only else list(wanted)
+    unknown = [name for name in chosen if name not in wanted]
+    if unknown:
+        raise OsmError(f"--only {unknown[0]!r}: the experiments are {', '.join(wanted)}")
+    experiments = Experiments(args.data.resolve(), args.out, args.steps, (args.cache or args.out / "cache").resolve())
+    if not args.table:
+        experiments.prepare(any(wanted[name].get("imagenet") for name in chosen))
+        for name in chosen:
+            experiments.run(name, wanted[name])
+    found = table_of(experiments, wanted, Bootstrap())
+    print("\n".join(lines_of(found)))
+    print(json.dumps({"steps": args.steps, "folds": FOLDS, "experiments": found}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", help="comma-separated names from scripts/experiments.yaml; default: all")
+    parser.add_argument("--steps", type=int, default=180, help="training steps of each model [%(default)s]")
+    parser.add_argument("--cache", type=Path, help="folder of the tower's tokens [OUT/cache]")
+    parser.add_argument("--table", action="store_true", help="print the table of the finished experiments, run nothing")
+    return run_command(_main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
