@@ -157,7 +157,12 @@ class Experiments:
 
     def _train(self, experiment: dict[str, Any], fold: int, run: Path) -> str:
         flags: dict[str, Any] = {
-            **{"config": "osm_small", "datasets": self.out / f"sets_{fold}.yaml", "run_name": run, "num_threads": 1},
+            **{
+                "config": experiment.get("config", "osm_small"),
+                "datasets": self.out / f"sets_{fold}.yaml",
+                "run_name": run,
+                "num_threads": 1,
+            },
             **{"num_epochs": 1, "views": 2, "feature_cache": self.cache, "warmup_steps": 20},
         }
         for name, images in IMAGES.items():
