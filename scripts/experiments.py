@@ -58,10 +58,12 @@ def merge_sets(folders: Sequence[Path], out: Path) -> None:
     """Merge datasets in COCO panoptic format into one, with links to their files. Image ids are renumbered."""
     images: list[Any] = []
     annotations: list[Any] = []
+    categories: dict[int, Any] = {}
     for kind in ("images", "panoptic"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     for folder in folders:
         document, _ = read_json(folder / "panoptic.json", "panoptic.json")
+        categories.update((row["id"], row) for row in document["categories"])
         segments = {row["image_id"]: row for row in document["annotations"]}
         for image in document["images"]:
             number, row = len(images), segments[image["id"]]
@@ -72,7 +74,7 @@ def merge_sets(folders: Sequence[Path], out: Path) -> None:
                 link = out / kind / name
                 if not link.is_symlink():
                     link.symlink_to((folder / kind / name).resolve())
-    merged = {"images": images, "annotations": annotations, "categories": document["categories"]}
+    merged = {"images": images, "annotations": annotations, "categories": list(categories.values())}
     write_atomically(out / "panoptic.json", [json.dumps(merged)])
 
 
