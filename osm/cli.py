@@ -66,6 +66,9 @@ COMMANDS = {
         "generate_main",
     ),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main"),
+    "calibrate": Command(
+        "calibrates a model's probabilities on predictions of new images", "osm.evaluation.calibrate_cli"
+    ),
     "reproduce": Command(
         "runs the published benchmark with the published weights and compares the figures", "osm.evaluation.reproduce"
     ),

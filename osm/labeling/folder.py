@@ -198,6 +198,8 @@ def record(named: NamedImage) -> dict[str, Any]:
     for k, (segment, answer) in enumerate(zip(named.segments, named.answers, strict=True)):
         rle = named.rle(segment.mask)
         found: dict[str, Any] = {"name": answer.text, "prob": answer.prob}
+        if answer.calibrated_prob is not None:
+            found |= {"calibrated_prob": answer.calibrated_prob, "unsure": answer.unsure}
         if answer.skipped:
             found = {"skipped": answer.skipped}
         found |= {"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle}

@@ -21,7 +21,7 @@ from osm.terminal import CommandParser, console_command, echo, message_logger
 logger = message_logger(__name__)
 
 if TYPE_CHECKING:
-    from osm.recognition.recognizer import Recognition, Recognizer
+    from osm.recognition.recognizer import Alternative, Recognition, Recognizer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,17 +154,29 @@ def _answer_record(answer: Recognition) -> dict[str, Any]:
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
+    if answer.calibrated_prob is not None:
+        found |= {"calibrated_prob": answer.calibrated_prob, "unsure": answer.unsure}
     if answer.token_probs:
         found["token_probs"] = list(answer.token_probs)
     if answer.said:
         found["said"] = answer.said
     if answer.top:
-        found["top"] = [{"name": other.text, "prob": other.prob} for other in answer.top]
+        found["top"] = [other.as_record() for other in answer.top]
     return found
 
 
 def _line(title: str, answer: Recognition) -> str:
     if answer.skipped:
         return f"{title} [{answer.mode}]: no name, {answer.skipped}"
-    names = [(other.text, other.prob) for other in answer.top] or [(answer.text, answer.prob)]
-    return f"{title} [{answer.mode}]: " + ", ".join(f"{text or '(nothing)'} {prob:.1%}" for text, prob in names)
+    name = f"{answer.text or '(nothing)'} {answer.prob:.1%}"
+    if answer.calibrated_prob is not None:
+        maybe = "unsure: maybe " if answer.unsure else ""
+        name = f"{maybe}{answer.text or '(nothing)'} ({answer.calibrated_prob:.0%} likely correct)"
+    if answer.said:
+        name = f"{answer.text} (nearest to {answer.said!r} {answer.prob:.1%})"
+    return f"{title} [{answer.mode}]: " + ", ".join([name, *map(_candidate, answer.top[1:])])
+
+
+def _candidate(other: Alternative) -> str:
+    likely = f"cosine {other.cosine:.2f}" if other.cosine is not None else f"{other.prob:.1%}"
+    return f"{other.text or '(nothing)'} {likely}"

@@ -21,6 +21,7 @@ from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.bridges.bridge import Bridge
+from osm.models.calibration import ProbabilityCalibration
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.model_config import ModelConfig, stored_model_config
 from osm.models.towers.tower import Tower
@@ -47,6 +48,7 @@ class CheckpointedModel(Protocol):
         tower: the frozen tower. A checkpoint stores its hash.
         llm: the frozen LLM. A checkpoint stores its hash.
         frozen_hashes: the hashes of the frozen parts; empty until the hashes are first needed.
+        calibration: the calibration of the model's probabilities, or None if the model is not calibrated.
     """
 
     config: ModelConfig
@@ -55,6 +57,7 @@ class CheckpointedModel(Protocol):
     tower: Tower
     llm: nn.Module
     frozen_hashes: dict[str, str]
+    calibration: ProbabilityCalibration | None
 
 
 def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -258,7 +261,8 @@ def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
     """Return the contents of config.json, which `train.py` also stores in its checkpoints under the key `config`."""
-    return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
+    document = {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
+    return document if model.calibration is None else {**document, "calibration": model.calibration.as_document()}
 
 
 def model_config(document: Any, where: str) -> ModelConfig:

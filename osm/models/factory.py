@@ -18,6 +18,7 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
+from osm.models.calibration import ProbabilityCalibration
 from osm.models.llm import check_complete, load_llm, use_tokenizer
 from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
@@ -215,6 +216,7 @@ def load_model(
             check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
             model, processor = build(own)
             checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
+            model.calibration = ProbabilityCalibration.from_document(document["config"], f"checkpoint {path}")
         else:
             model, processor = build(base_config(config or "osm", settings=settings))
         checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
@@ -277,6 +279,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
         model = OmniScientModel.from_instructblip(base_model, *sizes, config=config)
     checkpoint.check_frozen(model, document, str(folder))
     checkpoint.load_published_state_dict(model, state, f"{folder}/model.safetensors")
+    model.calibration = ProbabilityCalibration.from_document(document, f"{folder}/config.json")
     return model.eval(), processor
 
 

@@ -20,6 +20,7 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
+from osm.models.calibration import ProbabilityCalibration
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
 from osm.models.lora import add_lora, lora_parameters, train_dropout
@@ -46,6 +47,7 @@ class OmniScientModel(nn.Module):
     def __init__(self, tower: Tower, bridge: Bridge, llm: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         self.frozen_hashes: dict[str, str] = {}  # filled when a checkpoint is saved or compared
+        self.calibration: ProbabilityCalibration | None = None  # set when a calibrated checkpoint is loaded
         tower.check_window(config.sliding_window_size)
         self.config = config
         self.windows = SlidingWindows(

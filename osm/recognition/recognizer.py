@@ -41,10 +41,21 @@ METHODS = ("constrained", "scored", "mapped")
 
 @dataclass(frozen=True)
 class Alternative:
-    """A candidate name for a region, with the probability of the whole name, including its end token."""
+    """A candidate name for a region.
+
+    Attributes:
+        text: the name.
+        prob: the probability of the whole name, including its end token. None for the method `mapped`.
+        cosine: for the method `mapped`, the cosine similarity to the free name, -1 to 1.
+    """
 
     text: str
-    prob: float
+    prob: float | None = None
+    cosine: float | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the candidate as a JSON object: the name, and its probability or its cosine."""
+        return {"name": self.text, **({"prob": self.prob} if self.cosine is None else {"cosine": self.cosine})}
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,9 @@ class Recognition:
             names most similar to the free name, with their cosines.
         said: with the method `mapped`, the free name that was mapped to `text`.
         skipped: the reason why the region has no name; empty if the region has a name.
+        calibrated_prob: the estimated probability that a free name is correct. None if the model is not calibrated (see
+            `osm.models.calibration`), or if the name comes from a vocabulary.
+        unsure: whether `calibrated_prob` is below the model's threshold.
     """
 
     mode: str
@@ -69,6 +83,8 @@ class Recognition:
     top: tuple[Alternative, ...] = ()
     skipped: str = ""
     said: str = ""
+    calibrated_prob: float | None = None
+    unsure: bool = False
 
 
 @dataclass
@@ -349,7 +365,7 @@ class Recognizer:
         for mode, text, name, near in zip(
             modes, said, names, self._sentences.nearest(said, vocabulary.names, top_k), strict=True
         ):
-            top = tuple(Alternative(vocabulary.names[i], cosine) for i, cosine in near)
+            top = tuple(Alternative(vocabulary.names[i], cosine=cosine) for i, cosine in near)
             more = top if top_k > 1 else ()
             found.append(Recognition(mode, top[0].text, name.prob, name.token_probs, more, said=text))
         return found
@@ -361,7 +377,12 @@ class Recognizer:
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
         prob = name.prob if trie is None else name.sequence_prob  # sequence probabilities sum to 1 over a trie's names
-        return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
+        found = Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
+        calibration = self.model.calibration
+        if calibration is None or request.vocabulary is not None:
+            return found
+        calibrated = calibration(prob)
+        return replace(found, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:

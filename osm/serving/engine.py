@@ -213,7 +213,9 @@ def answer_record(answer: Recognition) -> dict[str, Any]:
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
     if answer.said:
         found["said"] = answer.said
-    found["top"] = [{"name": other.text, "prob": other.prob} for other in answer.top]
+    if answer.calibrated_prob is not None:
+        found |= {"calibrated_prob": answer.calibrated_prob, "unsure": answer.unsure}
+    found["top"] = [other.as_record() for other in answer.top]
     return found
 
 

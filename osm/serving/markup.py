@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from osm.serving.engine import NamedRegion
 from osm.terminal import printable
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Alternative
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a
@@ -61,14 +65,18 @@ def answer(one: NamedRegion, method: str = "") -> str:
         return (
             f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{_escaped(_as_sentence(found.skipped))}</p>'
         )
-    head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
+    likely = f"{found.prob:.1%}"
+    if found.calibrated_prob is not None:
+        likely = f"{found.calibrated_prob:.0%} likely correct"
+    maybe = "unsure: maybe " if found.unsure else ""
+    head = f'<p class="osm-name osm-full" role="status">{maybe}{_name(found.text)} <small>{likely}</small></p>'
     if found.said:
         head += f'<p class="osm-hint">Free answer: {_name(found.said)}.</p>'
     cosines = method == "mapped"
     rows = "".join(
         f"<tr><td>{rank}</td><td>{_name(other.text)}"
-        f'<span class="osm-bar" style="width:{_share(other.prob):.0f}%"></span></td>'
-        f'<td class="osm-number">{f"{other.prob:.2f}" if cosines else f"{other.prob:.1%}"}</td></tr>'
+        f'<span class="osm-bar" style="width:{_share(other):.0f}%"></span></td>'
+        f'<td class="osm-number">{candidate_value(other)}</td></tr>'
         for rank, other in enumerate(found.top, 1)
     )
     unit = "Cosine" if cosines else "Probability"
@@ -124,8 +132,14 @@ def _escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _share(prob: float) -> float:
-    return 100 * min(max(prob, 0.0), 1.0)
+def candidate_value(candidate: Alternative) -> str:
+    """Return a candidate's probability in percent, or its cosine."""
+    return f"{candidate.cosine:.2f}" if candidate.cosine is not None else f"{candidate.prob:.1%}"
+
+
+def _share(candidate: Alternative) -> float:
+    value = candidate.cosine if candidate.cosine is not None else candidate.prob
+    return 100 * min(max(value or 0.0, 0.0), 1.0)
 
 
 def _as_sentence(text: str) -> str:

@@ -184,9 +184,12 @@ def _corners(start: Any, end: Any) -> tuple[float, float, float, float]:
 
 def _draw_bars(axes: Any, named: NamedRegion) -> None:
     top = named.answer.top
-    axes.set_title(f"{named.answer.text or 'no name'}  {named.answer.prob:.1%}", fontsize=12, loc="left")
-    axes.barh(range(len(top)), [other.prob for other in top], color=_ORANGE)
+    maybe = "unsure: maybe " if named.answer.unsure else ""
+    axes.set_title(f"{maybe}{named.answer.text or 'no name'}  {named.answer.prob:.1%}", fontsize=12, loc="left")
+    axes.barh(range(len(top)), [other.prob or other.cosine or 0.0 for other in top], color=_ORANGE)
     for place, other in enumerate(top):
-        axes.text(0.01, place, f"{other.text}  {other.prob:.1%}", va="center", fontsize=9, parse_math=False)
+        axes.text(
+            0.01, place, f"{other.text}  {markup.candidate_value(other)}", va="center", fontsize=9, parse_math=False
+        )
     axes.set_xlim(0, 1)
     axes.set_ylim(4.5, -0.5)

@@ -1,0 +1,183 @@
+"""The command `osm calibrate`, which fits a calibration to predictions and stores it in a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_json, dataset_table
+from osm.evaluation.evaluate_cli import json_text
+from osm.evaluation.metrics.calibration import calibrate_by_mass, cross_fitted, ece_if_calibrated, fit_calibration
+from osm.evaluation.metrics.published import is_correct
+from osm.evaluation.predict.prediction_files import list_predictions
+from osm.evaluation.predict.records import MaskRecord, read_set
+from osm.files import read_json, write_atomically
+from osm.models.calibration import UNSURE, ProbabilityCalibration
+from osm.storage.cache import localize
+from osm.storage.output import write_text
+from osm.terminal import CommandParser, console_command, echo
+
+
+@dataclass(frozen=True)
+class PredictedNames:
+    """Predicted names of all datasets and modes.
+
+    Attributes:
+        probs: float (names,), the probability of each name.
+        correct: bool (names,), whether the name is correct.
+        images: int (names,), the image of each name.
+        masks: the number of masks. A mask has one name in each mode.
+    """
+
+    probs: np.ndarray
+    correct: np.ndarray
+    images: np.ndarray
+    masks: int
+
+
+def read_names(folders: Sequence[Path], tables: Sequence[str]) -> PredictedNames:
+    """Read the names in prediction folders.
+
+    Args:
+        folders: the folders.
+        tables: for each folder, the YAML file of its datasets.
+
+    Raises:
+        OsmError: a folder has no predictions, a file is invalid, or the names come from a vocabulary.
+    """
+    probs: list[float] = []
+    correct: list[bool] = []
+    images: list[int] = []
+    image_count = masks = 0
+    for folder, table in zip(folders, tables, strict=True):
+        rows, present = dataset_table(None, table), sorted(set(list_predictions(folder)))
+        if not present:
+            raise OsmError(f"--predictions {folder}: contains no files of generate_pred.py")
+        for name, parts in present:
+            if name not in rows:
+                raise OsmError(f"--predictions {folder}: the dataset {name!r} is not in --datasets {table}")
+            records = read_set(rows[name], folder, parts)
+            if records.meta.get("vocabulary"):
+                raise OsmError(f"--predictions {folder}: {name} was named with --vocabulary; expected free names")
+            for number, mask in records.counted():
+                masks += 1
+                accepted = rows[name].label_set[mask.category_id].names
+                for prob, right in _names_of(mask, accepted):
+                    probs.append(prob)
+                    correct.append(right)
+                    images.append(image_count + number)
+            image_count += records.image_count
+    return PredictedNames(np.array(probs), np.array(correct, bool), np.array(images, int), masks)
+
+
+def _names_of(mask: MaskRecord, accepted: Sequence[str]) -> list[tuple[float, bool]]:
+    said = [one for one in mask.predictions.values() if one.prob is not None]
+    return [(min(float(one.prob or 0), 1.0), is_correct(one.name, accepted)) for one in said]
+
+
+def figures(names: PredictedNames, unsure: float) -> dict[str, Any]:
+    """Return the reliability of the raw and of the cross-fitted calibrated probabilities as JSON-compatible values."""
+    calibrated = cross_fitted(names.probs, names.correct, names.images)
+    mean, high = ece_if_calibrated(calibrated)
+    above = calibrated >= unsure
+    counts = {
+        side: {"names": int(inside.sum()), "wrong": int((inside & ~names.correct).sum())}
+        for side, inside in (("sure", above), ("unsure", ~above))
+    }
+    return {
+        "masks": names.masks,
+        "names": len(names.probs),
+        "images": len(np.unique(names.images)),
+        "accuracy": float(names.correct.mean()),
+        "raw": calibrate_by_mass(names.probs, names.correct).as_json(),
+        "cross_fitted": calibrate_by_mass(calibrated, names.correct).as_json(),
+        "ece_if_perfectly_calibrated": {"mean": mean, "up_to": high},
+        "threshold": unsure,
+        **counts,
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the lines that `osm calibrate` prints."""
+    chance = found["ece_if_perfectly_calibrated"]
+    sure, unsure = found["sure"], found["unsure"]
+    return [
+        f"{found['names']} names of {found['masks']} masks in {found['images']} images: {found['accuracy']:.1%} "
+        "correct",
+        f"expected calibration error (10 bins of equal mass): {found['raw']['ece']:.1%} before, "
+        f"{found['cross_fitted']['ece']:.1%} after (cross-fitted); perfectly calibrated probabilities would show "
+        f"{chance['mean']:.1%} on average, up to {chance['up_to']:.1%}",
+        f"at or above the threshold {found['threshold']:g}: {sure['wrong']} of {sure['names']} wrong; below: "
+        f"{unsure['wrong']} of {unsure['names']} wrong",
+    ]
+
+
+def store(folder: Path, calibration: ProbabilityCalibration) -> None:
+    """Write a calibration into the config of a model folder.
+
+    Raises:
+        OsmError: the folder has no `config.json`.
+    """
+    path = folder / "config.json"
+    document, _ = read_json(path, "checkpoint config")
+    if not isinstance(document, dict) or "model" not in document:
+        raise OsmError(f"{path}: not the config of a model folder")
+    write_atomically(path, [json.dumps({**document, "calibration": calibration.as_document()}, indent=2), "\n"])
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser of `osm calibrate`."""
+    out = CommandParser(
+        prog="osm calibrate",
+        allow_abbrev=False,
+        description="Fit a calibration of the probabilities of free names, and store it in a model folder. The "
+        "predictions must be of images that the predicting model was not trained on.",
+    )
+    out.add_argument("checkpoint", type=Path, help="model folder, such as `final` (see osm export for a .pt file)")
+    out.add_argument(
+        "--predictions", action="append", required=True, metavar="FOLDER", help="output of generate_pred.py; repeatable"
+    )
+    out.add_argument(
+        "--datasets", action="append", required=True, metavar="YAML", help="datasets of each --predictions, in order"
+    )
+    out.add_argument(
+        "--unsure", type=float, default=UNSURE, help="calibrated probability below which a name is unsure [%(default)s]"
+    )
+    out.add_argument("--dry_run", action="store_true", help="print the figures, but do not change the model folder")
+    add_json(out)
+    return out
+
+
+def _calibrate(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
+    if len(args.datasets) != len(args.predictions):
+        raise OsmError(f"{len(args.predictions)} --predictions, but {len(args.datasets)} --datasets; give one for each")
+    if not 0 <= args.unsure <= 1:
+        raise OsmError(f"--unsure {args.unsure} is not between 0 and 1")
+    if not (args.checkpoint / "config.json").is_file():
+        raise OsmError(f"{args.checkpoint}: not a model folder, because it has no config.json")
+    names = read_names([localize(one, "--predictions", folder=True) for one in args.predictions], args.datasets)
+    calibration = fit_calibration(names.probs, names.correct, args.unsure)
+    found = figures(names, args.unsure)
+    echo(*lines(found))
+    if args.json:
+        write_text(args.json, "--json", [json_text({**found, "calibration": calibration.as_document()})])
+    if not args.dry_run:
+        store(args.checkpoint, calibration)
+        echo(
+            f"stored in {args.checkpoint / 'config.json'}: slope {calibration.slope:.3f}, intercept "
+            f"{calibration.intercept:.3f}"
+        )
+
+
+@console_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `osm calibrate`. Return the exit code."""
+    return run_command(_calibrate, argv)
