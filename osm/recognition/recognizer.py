@@ -377,12 +377,12 @@ class Recognizer:
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
         prob = name.prob if trie is None else name.sequence_prob  # sequence probabilities sum to 1 over a trie's names
-        found = Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
+        answer = Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
         calibration = self.model.calibration
         if calibration is None or request.vocabulary is not None:
-            return found
+            return answer
         calibrated = calibration(prob)
-        return replace(found, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
+        return replace(answer, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
