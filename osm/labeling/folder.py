@@ -200,6 +200,8 @@ def record(named: NamedImage) -> dict[str, Any]:
         found: dict[str, Any] = {"name": answer.text, "prob": answer.prob}
         if answer.calibrated_prob is not None:
             found |= {"calibrated_prob": answer.calibrated_prob, "unsure": answer.unsure}
+        if answer.class_id is not None:
+            found["class_id"] = answer.class_id
         if answer.skipped:
             found = {"skipped": answer.skipped}
         found |= {"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle}

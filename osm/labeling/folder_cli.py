@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.quiet import quiet_command
 from osm.recognition.flags import add_checkpoint, config_options
@@ -107,14 +108,14 @@ def _run(args: argparse.Namespace) -> int:
     from osm.models.checkpoint import published_state_dict
     from osm.models.weights import fingerprint_tensors
     from osm.recognition.recognizer import load_recognizer
-    from osm.recognition.vocabulary import read_names
+    from osm.recognition.vocabulary import read_vocabulary
 
     _check(args)
     places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
     images, others = find_images(places, args.output_dir)
     if others:
         logger.info(f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}")
-    names = read_names(args.vocabulary) if args.vocabulary else None
+    names = read_vocabulary(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
@@ -123,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     segmenter = segmenter_from(args, recognizer)
     request = MapRequest(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
     settings = {key: _setting_value(getattr(args, key)) for key in _SETTINGS} | {
-        "vocabulary": names,
+        "vocabulary": None if names is None else [_entry_setting(one) for one in names],
         "segmenter": segmenter.name,
     }
     # The fingerprint lets the next run detect that the checkpoint at the same path has been replaced.
@@ -150,6 +151,11 @@ _SETTINGS = (
     "alpha",
     "max_new_tokens",
 )
+
+
+def _entry_setting(entry: str | LabelClass) -> str | list[Any]:
+    """Return a name or class of the vocabulary as a JSON-compatible value."""
+    return entry if isinstance(entry, str) else [entry.id, *entry.names]
 
 
 def _setting_value(value: Any) -> Any:

@@ -88,9 +88,9 @@ def _answer(args: argparse.Namespace) -> list[str]:
     if not image.is_file():
         raise OsmError(f"{public(args.image)}: no such image")
     from osm.recognition.recognizer import load_recognizer
-    from osm.recognition.vocabulary import read_names
+    from osm.recognition.vocabulary import read_vocabulary
 
-    names = read_names(args.vocabulary) if args.vocabulary else None
+    names = read_vocabulary(args.vocabulary) if args.vocabulary else None
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **from_flags(args))
     recognizer.set_image(image)
     size_hw = recognizer.image_size[::-1]
@@ -158,6 +158,8 @@ def _answer_record(answer: Recognition) -> dict[str, Any]:
         found |= {"calibrated_prob": answer.calibrated_prob, "unsure": answer.unsure}
     if answer.token_probs:
         found["token_probs"] = list(answer.token_probs)
+    if answer.class_id is not None:
+        found["class_id"] = answer.class_id
     if answer.said:
         found["said"] = answer.said
     if answer.top:
@@ -168,12 +170,13 @@ def _answer_record(answer: Recognition) -> dict[str, Any]:
 def _line(title: str, answer: Recognition) -> str:
     if answer.skipped:
         return f"{title} [{answer.mode}]: no name, {answer.skipped}"
-    name = f"{answer.text or '(nothing)'} {answer.prob:.1%}"
+    class_id = "" if answer.class_id is None else f" (id {answer.class_id})"
+    name = f"{answer.text or '(nothing)'}{class_id} {answer.prob:.1%}"
     if answer.calibrated_prob is not None:
         maybe = "unsure: maybe " if answer.unsure else ""
         name = f"{maybe}{answer.text or '(nothing)'} ({answer.calibrated_prob:.0%} likely correct)"
     if answer.said:
-        name = f"{answer.text} (nearest to {answer.said!r} {answer.prob:.1%})"
+        name = f"{answer.text}{class_id} (nearest to {answer.said!r} {answer.prob:.1%})"
     return f"{title} [{answer.mode}]: " + ", ".join([name, *map(_candidate, answer.top[1:])])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osm.datasets.labels import LabelClass
 from osm.io.resizing import fitted_size, nearest_rows
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
 from osm.recognition.recognizer import Recognition, Recognizer
@@ -26,13 +27,13 @@ class NamingRequest:
 
     Attributes:
         mode: mode in which the model answers.
-        vocabulary: the allowed names; if empty, any name is allowed.
+        vocabulary: the allowed names or classes; if empty, any name is allowed.
         method: how the vocabulary is applied (`constrained`, `scored` or `mapped`).
         top_k: number of candidate names per mask.
     """
 
     mode: str = "any"
-    vocabulary: tuple[str, ...] = ()
+    vocabulary: tuple[str | LabelClass, ...] = ()
     method: str = "constrained"
     top_k: int = ALTERNATIVES
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction
@@ -31,7 +32,7 @@ from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, Mask
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
-from osm.recognition.vocabulary import Trie, Vocabulary, check_names
+from osm.recognition.vocabulary import Trie, Vocabulary
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote
 
@@ -74,6 +75,8 @@ class Recognition:
         calibrated_prob: the estimated probability that a free name is correct. None if the model is not calibrated (see
             `osm.models.calibration`), or if the name comes from a vocabulary.
         unsure: whether `calibrated_prob` is below the model's threshold.
+        class_id: the id of the class in the vocabulary, if the vocabulary has ids. `text` is then the first spelling of
+            the class.
     """
 
     mode: str
@@ -85,6 +88,7 @@ class Recognition:
     said: str = ""
     calibrated_prob: float | None = None
     unsure: bool = False
+    class_id: int | None = None
 
 
 @dataclass
@@ -102,7 +106,7 @@ class _Request:
     """The validated arguments of one call to `name` or `name_batch`, which apply to all regions in the call."""
 
     top_k: int = 1
-    vocabulary: Sequence[str] | None = None
+    vocabulary: Sequence[str | LabelClass] | None = None
     method: str = "constrained"
 
 
@@ -182,7 +186,7 @@ class Recognizer:
         points: Any = None,
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
-        vocabulary: Iterable[str] | None = None,
+        vocabulary: Iterable[str | LabelClass] | None = None,
         method: str = "constrained",
         logits: bool = False,
         label_id: int | None = None,
@@ -195,7 +199,7 @@ class Recognizer:
             points: list, array or tensor of points (x, y) in pixels.
             modes: the modes in which each region is named; `any` is the open-vocabulary mode.
             top_k: number of candidate names per region.
-            vocabulary: the allowed names. None: any name.
+            vocabulary: the allowed names, or classes with several names and an id. None: any name.
             method: how a vocabulary is applied. `constrained`: decoding is limited to tokens that continue a name of
                 the vocabulary. `scored`: the exact likelihood of every name of the vocabulary is computed. `mapped`: a
                 free name is decoded, then replaced by the vocabulary name with the most similar sentence embedding
@@ -223,7 +227,7 @@ class Recognizer:
         *,
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
-        vocabulary: Iterable[str] | None = None,
+        vocabulary: Iterable[str | LabelClass] | None = None,
         method: str = "constrained",
         logits: bool = False,
         label_id: int | None = None,
@@ -256,7 +260,9 @@ class Recognizer:
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
-    def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
+    def _request(
+        self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str | LabelClass] | None, method: str
+    ) -> _Request:
         if isinstance(modes, str):
             raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
         unknown = sorted(set(modes) - set(self.modes))
@@ -266,8 +272,8 @@ class Recognizer:
             raise OsmError(f"top_k {top_k} must be 1 or more")
         if method not in METHODS:
             raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
-        if not (vocabulary is None or isinstance(vocabulary, (str, list, tuple))):
-            vocabulary = check_names(vocabulary)  # the list is read several times, but a generator only once
+        if isinstance(vocabulary, Iterable) and not isinstance(vocabulary, (str, list, tuple)):
+            vocabulary = list(vocabulary)  # the list is read several times, but a generator only once
         request = _Request(top_k, vocabulary, method)
         if vocabulary is not None:
             self._vocabulary(request, TEST_PROMPT)
@@ -275,7 +281,8 @@ class Recognizer:
 
     def _vocabulary(self, request: _Request, prompt: str) -> Vocabulary:
         assert request.vocabulary is not None
-        key = (prompt, request.vocabulary if isinstance(request.vocabulary, str) else tuple(request.vocabulary))
+        listed = request.vocabulary
+        key = (prompt, tuple(listed) if isinstance(listed, (list, tuple)) else listed)
         if key not in self._vocabularies:  # tokenized once for all images
             if len(self._vocabularies) >= _LISTS_KEPT:
                 self._vocabularies.clear()
@@ -325,7 +332,7 @@ class Recognizer:
             said = [[name] for name in self.decoder.greedy(inputs, trie)]
         else:
             said = self.decoder.best(inputs, request.top_k, trie)
-        return [self._said(mode, names, request, trie) for mode, names in zip(modes, said, strict=True)]
+        return [self._said(mode, names, request, prompt) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
@@ -348,13 +355,15 @@ class Recognizer:
         at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + longest)
         likelihoods_RK = self.decoder.score(inputs, vocabulary.candidates, at_once)
         found = []
-        for mode, probs_K in zip(modes, likelihoods_RK.softmax(-1), strict=True):
-            best = probs_K.topk(min(top_k, len(probs_K)))
-            names = [
-                Alternative(vocabulary.names[i], p)
-                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
-            found.append(Recognition(mode, names[0].text, names[0].prob, (), tuple(names) if top_k > 1 else ()))
+        for mode, probs_K in zip(modes, likelihoods_RK.softmax(-1).tolist(), strict=True):
+            classes = dict.fromkeys(range(len(vocabulary.classes)), 0.0)
+            for number, prob in zip(vocabulary.class_of, probs_K, strict=True):
+                classes[number] += prob
+            best = sorted(classes, key=lambda number: -classes[number])[: max(top_k, 1)]
+            top = [Alternative(vocabulary.classes[number].names[0], classes[number]) for number in best]
+            one = vocabulary.classes[best[0]]
+            more = tuple(top) if top_k > 1 else ()
+            found.append(Recognition(mode, one.names[0], classes[best[0]], top=more, class_id=one.id))
         return found
 
     def _mapped(self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
@@ -362,27 +371,53 @@ class Recognizer:
         if self._sentences is None:
             self._sentences = SentenceEncoder(self.model.device)
         found = []
+        spellings = len(vocabulary.names) - len(vocabulary.classes) + top_k  # enough for `top_k` classes
         for mode, text, name, near in zip(
-            modes, said, names, self._sentences.nearest(said, vocabulary.names, top_k), strict=True
+            modes, said, names, self._sentences.nearest(said, vocabulary.names, spellings), strict=True
         ):
-            top = tuple(Alternative(vocabulary.names[i], cosine=cosine) for i, cosine in near)
+            nearest: dict[int, float] = {}  # of a class's spellings, the nearest counts
+            for i, cosine in near:
+                nearest.setdefault(vocabulary.class_of[i], cosine)
+            top = tuple(
+                Alternative(vocabulary.classes[number].names[0], cosine=cosine) for number, cosine in nearest.items()
+            )[:top_k]
+            one = vocabulary.classes[next(iter(nearest))]
             more = top if top_k > 1 else ()
-            found.append(Recognition(mode, top[0].text, name.prob, name.token_probs, more, said=text))
+            answer = Recognition(mode, one.names[0], name.prob, name.token_probs, more, said=text, class_id=one.id)
+            found.append(answer)
         return found
 
-    def _said(self, mode: str, names: Sequence[Decoded], request: _Request, trie: Trie | None) -> Recognition:
+    def _said(self, mode: str, names: Sequence[Decoded], request: _Request, prompt: str) -> Recognition:
         name = names[0]
+        text = self.processor.name(name.ids)
         likeliest: dict[str, float] = {}
         for found in names if request.top_k > 1 else ():  # of several token sequences for a text, the likeliest counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
-        top = [Alternative(text, prob) for text, prob in likeliest.items()]
-        prob = name.prob if trie is None else name.sequence_prob  # sequence probabilities sum to 1 over a trie's names
-        answer = Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
+        if request.vocabulary is not None:
+            return self._listed(mode, text, name, likeliest, self._vocabulary(request, prompt))
+        top = tuple(Alternative(text, prob) for text, prob in likeliest.items())
+        answer = Recognition(mode, text, name.prob, name.token_probs, top)
         calibration = self.model.calibration
-        if calibration is None or request.vocabulary is not None:
+        if calibration is None:
             return answer
-        calibrated = calibration(prob)
+        calibrated = calibration(name.prob)
         return replace(answer, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
+
+    @staticmethod
+    def _listed(
+        mode: str, text: str, name: Decoded, likeliest: Mapping[str, float], vocabulary: Vocabulary
+    ) -> Recognition:
+        """Return the answer for a name that was decoded from a vocabulary, as the class that the name belongs to."""
+        classes: dict[str, float] = {}
+        for spelling, prob in likeliest.items():
+            first = vocabulary.class_named(spelling).names[0]
+            classes[first] = classes.get(first, 0.0) + prob
+        top = tuple(Alternative(*pair) for pair in sorted(classes.items(), key=lambda pair: -pair[1]))
+        text = top[0].text if top else text
+        one = vocabulary.class_named(text)
+        # Sequence probabilities sum to 1 over the names of a trie.
+        prob = classes[text] if classes else name.sequence_prob
+        return Recognition(mode, one.names[0], prob, name.token_probs, top, class_id=one.id)
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:

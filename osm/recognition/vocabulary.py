@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from osm.data.processor import Processor
+from osm.datasets.labels import LabelClass
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
@@ -47,20 +50,36 @@ class Trie:
         return list(node)
 
 
+@dataclass(frozen=True)
+class ListedClass:
+    """A class of a vocabulary: its spellings, of which the first is the answer, and its id if the list has ids."""
+
+    names: tuple[str, ...]
+    id: int | None = None
+
+
 class Vocabulary:
     """The names that decoding may produce, with their token ids.
 
     Args:
-        names: the names. They are converted to lower case, surrounding blanks are removed, and duplicates are dropped.
+        entries: names, or classes with one or more names and an id (see `check_classes`).
         processor: tokenizes the names.
         prompt: the prompt that precedes a name. The tokens of a name depend on the text before the name.
+
+    Attributes:
+        classes: the classes. A name without an id is a class of its own.
+        names: the names of all classes.
+        class_of: for each name, the index of its class.
+        candidates: for each name, its token ids, with the end token last.
 
     Raises:
         OsmError: the list is empty, there are too many names, or a name is empty or too long.
     """
 
-    def __init__(self, names: Iterable[str], processor: Processor, prompt: str) -> None:
-        self.names = check_names(names)
+    def __init__(self, entries: Iterable[str | LabelClass], processor: Processor, prompt: str) -> None:
+        self.classes = check_classes(entries)
+        self.names = [name for one in self.classes for name in one.names]
+        self.class_of = [number for number, one in enumerate(self.classes) for _ in one.names]
         self.candidates = []
         for name in self.names:
             try:
@@ -69,10 +88,45 @@ class Vocabulary:
                 raise OsmError(f"vocabulary: {error}") from None
             self.candidates.append(tuple(ids[start:]))  # includes the end token
         self.trie = Trie(self.candidates)
+        self._index = {name: number for number, name in enumerate(self.names)}
+
+    def class_named(self, name: str) -> ListedClass:
+        """Return the class that a name of the vocabulary belongs to."""
+        return self.classes[self.class_of[self._index[name]]]
 
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name.strip()) and len(name) <= MAX_NAME_LENGTH
+
+
+def check_classes(entries: Iterable[str | LabelClass]) -> list[ListedClass]:
+    """Return the classes of a vocabulary, with names in lower case, in the order of the list.
+
+    A name that occurs twice belongs to the first class that has it. A class without a name of its own is dropped.
+
+    Args:
+        entries: names, or classes with one or more names and an id.
+
+    Raises:
+        OsmError: the list is empty, there are too many names, or a name is invalid.
+    """
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
+        return [ListedClass((name,)) for name in check_names(entries)]
+    given = list(entries)
+    spelled = [one.names if isinstance(one, LabelClass) else (one,) for one in given]
+    left = dict.fromkeys(check_names(name for names in spelled for name in names))
+    found = []
+    for one, names in zip(given, spelled, strict=True):
+        own = tuple(name for name in dict.fromkeys(map(_plain, names)) if name in left)
+        for name in own:
+            del left[name]
+        if own:
+            found.append(ListedClass(own, one.id if isinstance(one, LabelClass) else None))
+    return found
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
 
 
 def check_names(names: Iterable[str]) -> list[str]:
@@ -85,7 +139,7 @@ def check_names(names: Iterable[str]) -> list[str]:
     for name in names:
         if not _is_name(name):
             raise OsmError(f"vocabulary: {shown(name)} is no name ({_NAME})")
-        found[" ".join(name.lower().split())] = None
+        found[_plain(name)] = None
         if len(found) > MAX_NAMES:
             raise OsmError(f"vocabulary: over {MAX_NAMES} names")
     if not found:
@@ -94,11 +148,20 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Read names from a file with one name per line, comma-separated names, or JSON.
+    """Read the names in a vocabulary file, without ids; see `read_vocabulary`."""
+    return [name for one in check_classes(read_vocabulary(path)) for name in one.names]
 
-    Blank lines and lines that begin with # are skipped; see `read_name_list` for other list formats. The JSON may be a
-    list of names, an object that maps ids to names or names to ids, or an object with `categories`. If the file does
-    not have one name per line, the detected format is reported on standard error.
+
+def read_vocabulary(path: str | Path) -> list[str | LabelClass]:
+    """Read a vocabulary from a file with one name per line, comma-separated names, or JSON.
+
+    A class may have several spellings and an id: every line is `cup, mug -> 47`. Blank lines and lines that begin with
+    # are skipped; see `read_name_list` for other list formats. The JSON may be a list of names, an object that maps ids
+    to names (or to lists of spellings) or names to ids, or an object with `categories`. If the file does not have one
+    name per line, the detected format is reported on standard error.
+
+    Returns:
+        the names, or the classes if the file has ids.
 
     Raises:
         OsmError: the file cannot be read, or contains no names. The message states the file and the line.
@@ -107,22 +170,53 @@ def read_names(path: str | Path) -> list[str]:
     text = read_text(localize(path, "--vocabulary"), "--vocabulary")
     if text.lstrip()[:1] in ("[", "{"):
         kind, found = _of_json(text, where)
+    elif arrows := _of_arrows(text):
+        kind, found = "a list of spellings and ids", arrows
     else:
         listed = read_name_list(text, where)
-        kind, found = listed.kind, [(one.place, one.name) for one in listed.names]
-    for place, name in found:
+        kind, found = listed.kind, [(one.place, one.id, one.name) for one in listed.names]
+    owner: dict[str, int | None] = {}
+    twice: dict[str, int | None] = {}
+    for place, number, name in found:
         if not _is_name(name):
             raise OsmError(f"{where}: {place}: {shown(name)} is no name ({_NAME})")
+        if number != owner.setdefault(_plain(name), number):
+            twice.setdefault(_plain(name), number)
+    if twice:
+        name, other = next(iter(twice.items()))
+        logger.warning(
+            f"{where}: {len(twice)} names have several ids, of which the first is used; for example {shown(name)}: "
+            f"{owner[name]}, not {other}"
+        )
     try:
-        names = check_names(name for _, name in found)
+        names = check_names(name for _, _, name in found)
     except OsmError as error:
         raise OsmError(f"{where}: {error}") from None
     if kind:
         logger.info(f"{where}: read as {kind} of {len(names)} names")
-    return names
+    if not found or any(number is None for _, number, _ in found):
+        return list(names)
+    spellings: dict[int, list[str]] = {}
+    for _, number, name in found:
+        spellings.setdefault(int(number or 0), []).append(name)
+    return [LabelClass(number, tuple(dict.fromkeys(map(_plain, of_id)))) for number, of_id in spellings.items()]
 
 
-_Found = list[tuple[str, Any]]  # pairs of the position in the file and the value that should be a name
+# (the position in the file, the id or None, the value that should be a name)
+_Found = list[tuple[str, int | None, Any]]
+_ARROW = re.compile(r"(.+?)\s*(?:->|→)\s*(-?\d{1,18})")
+
+
+def _of_arrows(text: str) -> _Found:
+    """Return the entries of a file whose lines all have the form `cup, mug -> 47`, or [] for any other file."""
+    numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
+    pairs = [(number, _ARROW.fullmatch(line)) for number, line in lines]
+    if not all(pair for _, pair in pairs):
+        return []
+    return [
+        (f"line {number}", int(pair[2]), name.strip()) for number, pair in pairs if pair for name in pair[1].split(",")
+    ]
 
 
 def _of_json(text: str, where: str) -> tuple[str, _Found]:
@@ -137,13 +231,29 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     if isinstance(document, dict) and isinstance(document.get("id2label"), dict):
         document = document["id2label"]
     if isinstance(document, dict) and document and all(whole(value) is not None for value in document.values()):
-        document = {value: name for name, value in document.items()}
-    if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
-        return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
+        return "a json of ids and names", [
+            (f"id {shown(value)}", whole(value), name) for name, value in document.items()
+        ]
+    if isinstance(document, dict) and all(_spellings(value) is not None for value in document.values()):
+        return "a json of ids and names", [
+            (f"id {shown(key)}", whole(key), name)
+            for key, value in document.items()
+            for name in _spellings(value) or ()
+        ]
     if not isinstance(document, list):
         raise OsmError(
             f"{where}: the JSON must be a list of names, an object that maps ids to names or names to ids, "
             "or an object with 'categories'"
         )
-    entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in document]
-    return kind, [(f"entry {number}", name) for number, name in enumerate(entries, 1)]
+    return kind, [
+        (f"entry {number}", whole(entry.get("id")), entry.get("name"))
+        if isinstance(entry, dict)
+        else (f"entry {number}", None, entry)
+        for number, entry in enumerate(document, 1)
+    ]
+
+
+def _spellings(value: Any) -> list[str] | None:
+    """Return the spellings in a JSON value, a string or a list of strings, or None for any other value."""
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(one, str) for one in values) else None

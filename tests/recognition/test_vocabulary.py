@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
-from osm.recognition.vocabulary import check_names, read_names
+from osm.recognition.vocabulary import check_classes, check_names, read_names, read_vocabulary
 
 NAMES = ["cup", "traffic light", "plate"]
 
@@ -101,3 +102,38 @@ def test_names_may_come_from_anything_that_lists_them() -> None:
     assert check_names(name for name in ("Cup", "plate", "cup")) == ["cup", "plate"]
     with pytest.raises(OsmError, match="vocabulary is a int; expected a list of names"):
         check_names(3)  # type: ignore[arg-type]
+
+
+CLASSES = [LabelClass(47, ("cup", "mug")), LabelClass(3, ("traffic light",))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# of a kitchen\ncup, mug -> 47\nTraffic  light->3\n",
+        "cup → 47\nmug → 47\ntraffic light → 3",
+        json.dumps({"47": ["cup", "mug"], "3": "traffic light"}),
+        json.dumps({"cup": 47, "mug": 47, "traffic light": 3}),
+        json.dumps(
+            {"categories": [{"id": 47, "name": "cup"}, {"id": 47, "name": "mug"}, {"id": 3, "name": "traffic light"}]}
+        ),
+        "47: cup\n47: mug\n3: traffic light\n",
+    ],
+)
+def test_classes_with_spellings_and_ids(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    assert read_vocabulary(path) == CLASSES
+    assert read_names(path) == ["cup", "mug", "traffic light"]
+
+
+@pytest.mark.usefixtures("console")
+def test_a_name_with_several_ids_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = read_vocabulary(written(tmp_path, "cup, mug -> 47\nmug, glass -> 48\n"))
+    assert [one.names for one in check_classes(found)] == [("cup", "mug"), ("glass",)]
+    assert (
+        "1 names have several ids, of which the first is used; for example 'mug': 47, not 48" in capsys.readouterr().err
+    )
+
+
+def test_a_list_without_arrows_in_every_line_is_a_list_of_names(tmp_path: Path) -> None:
+    assert read_vocabulary(written(tmp_path, "cup -> 47\nplate\n")) == ["cup -> 47", "plate"]
