@@ -10,7 +10,7 @@ from typing import Any
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.quiet import quiet_command
-from osm.recognition.flags import add_checkpoint, config_options
+from osm.recognition.flags import RANKING_FLAGS, add_checkpoint, add_ranking, config_options, ranking_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
@@ -40,6 +40,7 @@ def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
         default="constrained",
         help="how the vocabulary is applied: constrained, scored or mapped [%(default)s]",
     )
+    add_ranking(out)
     out.add_argument("--min_area", type=int, default=100, help="segments with fewer pixels are not named [%(default)s]")
     out.add_argument(
         "--min_prob", type=float, default=0.2, help="names with a lower probability are not drawn [%(default)s]"
@@ -115,6 +116,7 @@ def _run(args: argparse.Namespace) -> int:
     images, others = find_images(places, args.output_dir)
     if others:
         logger.info(f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}")
+    ranking = ranking_of(args)
     names = read_vocabulary(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
@@ -122,11 +124,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.mode not in recognizer.modes:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)
-    request = MapRequest(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
+    areas = {"min_area": args.min_area, "min_prob": args.min_prob}
+    request = MapRequest(args.mode, tuple(names or ()), args.way, **areas, **ranking)
     settings = {key: _setting_value(getattr(args, key)) for key in _SETTINGS} | {
         "vocabulary": None if names is None else [_entry_setting(one) for one in names],
         "segmenter": segmenter.name,
     }
+    # Flags that are not given are left out, so that the results of earlier versions stay valid.
+    settings |= {flag: value for flag in RANKING_FLAGS if (value := getattr(args, flag))}
     # The fingerprint lets the next run detect that the checkpoint at the same path has been replaced.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, run_command
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
-from osm.recognition.flags import METHOD_HELP, add_checkpoint, config_options, method_of
+from osm.recognition.flags import METHOD_HELP, add_checkpoint, add_ranking, config_options, method_of, ranking_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="allowed names: one per line, separated by commas, or a JSON file",
     )
     out.add_argument("--way", help=METHOD_HELP)
+    add_ranking(out)
     out.add_argument("--top_k", type=int, default=1, help="number of candidate names per region [%(default)s]")
     out.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
@@ -83,7 +84,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
         raise OsmError(f"--mask_id {args.mask_id} selects an id in a label map; pass the label map with --mask FILE")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type have no effect without --auto; add --auto")
-    method = method_of(args)
+    method, ranking = method_of(args), ranking_of(args)
     image = localize(args.image, "image")
     if not image.is_file():
         raise OsmError(f"{public(args.image)}: no such image")
@@ -97,9 +98,8 @@ def _answer(args: argparse.Namespace) -> list[str]:
     masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]
     segments = _segments(args, image, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
-    found = recognizer.name(
-        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, method=method
-    )
+    listed = {"vocabulary": names, "method": method, **ranking}
+    found = recognizer.name(masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, **listed)
     titles = [f"mask {public(path)}" for path in args.mask or ()]
     titles += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
     titles += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
@@ -168,6 +168,8 @@ def _answer_record(answer: Recognition) -> dict[str, Any]:
 
 
 def _line(title: str, answer: Recognition) -> str:
+    from osm.recognition.vocabulary import NONE_OF_THESE
+
     if answer.skipped:
         return f"{title} [{answer.mode}]: no name, {answer.skipped}"
     class_id = "" if answer.class_id is None else f" (id {answer.class_id})"
@@ -176,7 +178,8 @@ def _line(title: str, answer: Recognition) -> str:
         maybe = "unsure: maybe " if answer.unsure else ""
         name = f"{maybe}{answer.text or '(nothing)'} ({answer.calibrated_prob:.0%} likely correct)"
     if answer.said:
-        name = f"{answer.text}{class_id} (nearest to {answer.said!r} {answer.prob:.1%})"
+        relation = "instead of" if answer.text == NONE_OF_THESE else "nearest to"
+        name = f"{answer.text}{class_id} ({relation} {answer.said!r} {answer.prob:.1%})"
     return f"{title} [{answer.mode}]: " + ", ".join([name, *map(_candidate, answer.top[1:])])
 
 

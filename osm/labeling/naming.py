@@ -17,6 +17,7 @@ from osm.io.resizing import fitted_size, nearest_rows
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.recognition.segmenters.base import ScoredMask, Segmenter
+from osm.recognition.vocabulary import Ranking
 
 ALTERNATIVES = 5  # default number of candidate names for a selected region
 
@@ -30,17 +31,28 @@ class NamingRequest:
         vocabulary: the allowed names or classes; if empty, any name is allowed.
         method: how the vocabulary is applied (`constrained`, `scored` or `mapped`).
         top_k: number of candidate names per mask.
+        ranking, none_below: how the names of the vocabulary are compared; see `Recognizer.name`.
     """
 
     mode: str = "any"
     vocabulary: tuple[str | LabelClass, ...] = ()
     method: str = "constrained"
     top_k: int = ALTERNATIVES
+    ranking: Ranking = field(default_factory=Ranking)
+    none_below: float = 0.0
 
     def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
         """Predict names for masks of the recognizer's current image, and return one answer per mask."""
         names = list(self.vocabulary) or None
-        answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, method=self.method)
+        answers = recognizer.name(
+            masks,
+            modes=[self.mode],
+            top_k=self.top_k,
+            vocabulary=names,
+            method=self.method,
+            ranking=self.ranking,
+            none_below=self.none_below,
+        )
         return [of_mode[0] for of_mode in answers]
 
 

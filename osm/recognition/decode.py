@@ -9,7 +9,7 @@ Shapes: R rows, K candidates, P (row, candidate) pairs, T token positions, V ent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,16 +180,36 @@ class Decoder:
         Returns:
             log-likelihoods, float64 (R, K).
         """
+        return self.score_some(inputs, candidates, [range(len(candidates))] * len(inputs), at_once)
+
+    @torch.no_grad()
+    def score_some(
+        self,
+        inputs: LlmInputs,
+        candidates: Sequence[Sequence[int]],
+        chosen: Sequence[Iterable[int]],
+        at_once: int = 256,
+    ) -> Tensor:
+        """Compute the log-likelihoods of some candidate names in each row; see `score`.
+
+        Args:
+            inputs, candidates, at_once: see `score`.
+            chosen: for each row, the indices of the candidates to score.
+
+        Returns:
+            log-likelihoods, float64 (R, K); -inf for candidates that are not chosen.
+        """
         logits_RV, state = read_prefix(self.llm, inputs)
         first_RV = logits_RV.log_softmax(-1)
-        found_RK = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
+        found_RK = torch.full((len(inputs), len(candidates)), -math.inf, dtype=torch.float64)
         # Candidate names are sorted by token count to minimize padding.
-        order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
-        pairs = [(row, i) for i in order for row in range(len(inputs))]
+        pairs = sorted(
+            ((row, i) for row, of_row in enumerate(chosen) for i in of_row), key=lambda p: len(candidates[p[1]])
+        )
         for start in range(0, len(pairs), at_once):
-            rows, chosen = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
-            scores_P = self._score([candidates[i] for i in chosen], rows, first_RV, state)
-            found_RK[rows, chosen] = scores_P.cpu()
+            rows, some = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
+            scores_P = self._score([candidates[i] for i in some], rows, first_RV, state)
+            found_RK[rows, some] = scores_P.cpu()
         return found_RK
 
     def _score(

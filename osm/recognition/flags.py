@@ -10,6 +10,11 @@ from osm.errors import OsmError
 
 SHIPPED = "osm_small"
 """The name of the trained model that ships with the package."""
+RANKING_FLAGS = ("length_power", "prior_weight", "none_below")
+NONE_BELOW_HELP = (
+    "with --vocabulary: answer 'none of these' if the best name is less than this many times as likely as the free "
+    "name, 0 to 1 [%(default)s: never]"
+)
 METHOD_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
 
 
@@ -24,6 +29,44 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def config_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the `load_recognizer` arguments that correspond to the flags `--config` and `--set`."""
     return {"config": args.config, **({"settings": args.settings} if args.settings else {})}
+
+
+def add_ranking(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the names of a vocabulary are compared; `ranking_of` reads them."""
+    parser.add_argument(
+        "--length_power",
+        type=float,
+        default=0.0,
+        help="with --vocabulary: divide a name's log-likelihood by its number of tokens to this power [%(default)s]",
+    )
+    parser.add_argument(
+        "--prior_weight",
+        type=float,
+        default=0.0,
+        help="with --vocabulary: subtract this share of a name's log-likelihood for a gray image, for names that the "
+        "model was not trained with [%(default)s]",
+    )
+    parser.add_argument("--none_below", type=float, default=0.0, help=NONE_BELOW_HELP)
+
+
+def ranking_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Recognizer.name` that correspond to the flags of `add_ranking`.
+
+    Raises:
+        OsmError: a flag is out of range, or has no effect without `--vocabulary` or with `--way mapped`.
+    """
+    given = {name: getattr(args, name) for name in RANKING_FLAGS}
+    for name, value in given.items():
+        if value and (args.vocabulary is None or args.way == "mapped"):
+            without = "with --way mapped" if args.vocabulary is not None else "without --vocabulary"
+            raise OsmError(f"--{name} {value} has no effect {without}")
+        most = 1 if name == "none_below" else 2
+        if not 0 <= value <= most:
+            raise OsmError(f"--{name} {value} is not between 0 and {most}")
+    from osm.recognition.vocabulary import Ranking
+
+    none_below = given.pop("none_below")
+    return {"ranking": Ranking(**given), "none_below": none_below}
 
 
 def method_of(args: argparse.Namespace) -> str:

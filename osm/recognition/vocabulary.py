@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from osm.data.processor import Processor
 from osm.datasets.labels import LabelClass
 from osm.documents import parse_json
@@ -24,6 +26,52 @@ logger = message_logger(__name__)
 MAX_NAMES = 100_000
 MAX_NAME_LENGTH = 200
 _NAME = f"a text of 1 to {MAX_NAME_LENGTH} characters"
+
+
+NONE_OF_THESE = "none of these"
+"""The answer for a region that no name of a vocabulary fits."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the names of a vocabulary are compared, although they differ in length and frequency.
+
+    A name's score is `(likelihood - prior_weight * prior) / tokens ** length_power`. The likelihood is the logarithm of
+    the LLM's probability of the name for the region, and the prior is the same for a gray image. Both include the end
+    token, which also counts as a token.
+
+    Attributes:
+        length_power: 0 compares whole names, which favors short names. 1 compares the mean per token.
+        prior_weight: 0 keeps the frequency of the names in training, which is best if the model was trained with the
+            names. Larger values remove more of it, so that names without training are not always the least likely.
+    """
+
+    length_power: float = 0.0
+    prior_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("length_power", self.length_power), ("prior_weight", self.prior_weight)):
+            if not 0 <= value <= 2:
+                raise OsmError(f"{name} {shown(value)} is not between 0 and 2")
+
+    @property
+    def raw(self) -> bool:
+        """Whether names are compared by their likelihood alone, as in earlier versions."""
+        return not (self.length_power or self.prior_weight)
+
+    def scores(self, likelihoods_RK: Tensor, prior_RK: Tensor | None, tokens_K: Tensor) -> Tensor:
+        """Return the scores (R, K) of K names, multiplied by the mean number of tokens to the power `length_power`.
+
+        The factor is the same for all names, so that a softmax over the scores has a similar sharpness for any power.
+
+        Args:
+            likelihoods_RK: the names' log-likelihoods.
+            prior_RK: the names' log-likelihoods for a gray image; None if `prior_weight` is 0.
+            tokens_K: the names' numbers of tokens, including the end token.
+        """
+        corrected_RK = likelihoods_RK if prior_RK is None else likelihoods_RK - self.prior_weight * prior_RK
+        tokens_K = tokens_K.to(corrected_RK)
+        return corrected_RK * (tokens_K.mean() / tokens_K) ** self.length_power
 
 
 class Trie:
@@ -71,6 +119,7 @@ class Vocabulary:
         names: the names of all classes.
         class_of: for each name, the index of its class.
         candidates: for each name, its token ids, with the end token last.
+        priors: mode -> float64 (K,), the log-likelihood of each name for a gray image, once computed.
 
     Raises:
         OsmError: the list is empty, there are too many names, or a name is empty or too long.
@@ -89,6 +138,12 @@ class Vocabulary:
             self.candidates.append(tuple(ids[start:]))  # includes the end token
         self.trie = Trie(self.candidates)
         self._index = {name: number for number, name in enumerate(self.names)}
+        self._index_of_ids = {ids[:-1]: number for number, ids in enumerate(self.candidates)}
+        self.priors: dict[str, Tensor] = {}
+
+    def index_of(self, ids: Sequence[int]) -> int:
+        """Return the index of the name with the given token ids, without the end token."""
+        return self._index_of_ids[tuple(ids)]
 
     def class_named(self, name: str) -> ListedClass:
         """Return the class that a name of the vocabulary belongs to."""

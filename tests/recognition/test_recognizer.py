@@ -15,12 +15,15 @@ from pycocotools import mask as coco_mask
 from test_namer import built, picture, some_masks  # noqa: F401  (built is a fixture)
 
 import osm
-from osm.data.processor import Processor
+from osm.data.processor import TEST_PROMPT, Processor
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.io.images import as_rgb
+from osm.models.llm_forward import word_embeddings
 from osm.models.osm import OmniScientModel
-from osm.recognition.recognizer import Recognition, Recognizer
+from osm.recognition.recognizer import Recognition, Recognizer, _Job
+from osm.recognition.regions import regions_of
+from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Vocabulary
 
 Built = tuple[OmniScientModel, Processor]
 NAMES = ["cat", "traffic light", "Dog", "teddy bear", "train", "cat "]
@@ -319,6 +322,95 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
     # As many rows as one at a time.
     recognizer.budget.positions = 1
     close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, method="scored"), found)
+
+
+def test_names_are_compared_by_length_and_prior(recognizer: Recognizer) -> None:
+    """Scores written out from likelihoods, which are computed one name at a time without a cache."""
+    names, ranking = ["cat", "traffic light", "teddy bear"], Ranking(length_power=1.0, prior_weight=0.4)
+    size = recognizer.processor.input_size
+    gray = Image.new("RGB", (size, size), (128, 128, 128))
+
+    def likelihoods(image: Image.Image, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log-probability of every name, and its number of tokens."""
+        vocabulary = Vocabulary(names, recognizer.processor, TEST_PROMPT)
+        encoded = recognizer.encoder.encode([image])
+        [region] = recognizer.mask_encoder.encode(regions_of(image.size, [mask]))
+        inputs = recognizer._inputs(encoded, [_Job(0, (0, 0), region, "any")], TEST_PROMPT)
+        found = []
+        for ids in vocabulary.candidates:
+            words = word_embeddings(recognizer.model.llm)(torch.tensor([ids]))
+            embeds = torch.cat([inputs.embeds_RTW, words.to(inputs.embeds_RTW)], 1)
+            with inputs.select(torch.tensor([0])).conditioned():
+                logits = recognizer.model.llm(inputs_embeds=embeds, use_cache=False).logits[0].log_softmax(-1)
+            start = inputs.embeds_RTW.shape[1] - 1
+            found.append(sum(logits[start + k, token].item() for k, token in enumerate(ids)))
+        return np.array(found), np.array([len(ids) for ids in vocabulary.candidates])
+
+    recognizer.set_image(picture(0))
+    mask = some_masks()[0]
+    with torch.no_grad():
+        likely, tokens = likelihoods(picture(0), mask)
+        prior, _ = likelihoods(gray, np.ones((size, size), bool))
+    scores = (likely - 0.4 * prior) * tokens.mean() / tokens
+    shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    raw = np.exp(likely - likely.max()) / np.exp(likely - likely.max()).sum()
+    for method in ("constrained", "scored"):  # all three names are beams
+        options: Any = {"vocabulary": names, "method": method, "top_k": 3}
+        [[answer]] = recognizer.name([mask], ranking=ranking, **options)
+        assert {one.text: one.prob for one in answer.top} == pytest.approx(
+            dict(zip(names, shares, strict=True)), abs=1e-4
+        )
+        assert answer.text == names[int(shares.argmax())] and answer.prob == pytest.approx(shares.max(), abs=1e-4)
+        [[plain]] = recognizer.name([mask], **options)
+        if method == "scored":
+            assert {one.text: one.prob for one in plain.top} == pytest.approx(
+                dict(zip(names, raw, strict=True)), abs=1e-4
+            )
+    # The prior is computed once, and belongs to its mode.
+    calls = []
+    encode = recognizer.encoder.encode
+    recognizer.encoder.encode = lambda images: calls.append(images) or encode(images)  # type: ignore[method-assign]
+    [[again]] = recognizer.name([mask], ranking=ranking, vocabulary=names)
+    recognizer.name([mask], ranking=ranking, vocabulary=names, modes=["coco"])
+    assert again.text == answer.text and len(calls) == 1
+
+
+def test_a_list_that_fits_nothing_is_answered_with_none_of_these(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0))
+    masks, names = some_masks(), ["cat", "train"]
+    recognizer.decoder.max_new_tokens = 1  # random names are so long that any list is likelier
+    encoded, jobs = recognizer.encoder.encode([picture(0)]), []
+    for k, region in enumerate(recognizer.mask_encoder.encode(regions_of((70, 50), masks))):
+        jobs.append(_Job(0, (k, 0), region, "any"))
+    inputs = recognizer._inputs(encoded, jobs, TEST_PROMPT)
+    vocabulary = Vocabulary(names, recognizer.processor, TEST_PROMPT)
+    free = recognizer.decoder.greedy(inputs)
+    likely = recognizer.decoder.score(inputs, vocabulary.candidates).exp().amax(-1).tolist()
+    ratios = [prob / name.sequence_prob for prob, name in zip(likely, free, strict=True)]
+    # A threshold between two regions' ratios refuses the one and keeps the other.
+    low, high = sorted(ratios)[0], sorted(ratios)[-1]
+    assert low < high
+    below = min(1.0, (low * high) ** 0.5)
+    for method in ("constrained", "scored"):
+        options: Any = {"vocabulary": names, "method": method}
+        found = recognizer.name(masks, **options, none_below=below)
+        kept = recognizer.name(masks, vocabulary=names, method="scored")
+        for [one], [plain], ratio, name in zip(found, kept, ratios, free, strict=True):
+            if ratio < below:
+                said = recognizer.processor.name(name.ids)
+                assert (one.text, one.said, one.class_id) == (NONE_OF_THESE, said, None)
+            else:
+                assert one.text == plain.text in names and not one.said
+    assert any(ratio < below for ratio in ratios)
+    for wrong, message in (
+        ({"none_below": 2.0, "vocabulary": ["cat"]}, "none_below 2.0 is not between 0 and 1"),
+        ({"none_below": 0.5}, "none_below 0.5 needs a vocabulary and the method constrained or scored"),
+        ({"none_below": 0.5, "vocabulary": ["cat"], "method": "mapped"}, "needs a vocabulary"),
+    ):
+        with pytest.raises(OsmError, match=message):
+            recognizer.name(some_masks(), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(OsmError, match="prior_weight -1 is not between 0 and 2"):
+        Ranking(prior_weight=-1)
 
 
 def test_classes_of_a_list_have_ids_and_several_spellings(recognizer: Recognizer) -> None:
