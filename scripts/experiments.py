@@ -88,12 +88,16 @@ def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:
 class Experiments:
     """The folds in a folder, and the experiments that were run on them."""
 
-    def __init__(self, data: Path, out: Path, steps: int, cache: Path) -> None:
-        self.data, self.out, self.steps, self.cache = data, out, steps, cache
+    def __init__(self, data: Path, out: Path, steps: int, cache: Path, sets: Sequence[str] = tuple(SOURCES)) -> None:
+        self.data, self.out, self.steps, self.cache, self.sets = data, out, steps, cache, tuple(sets)
+
+    def predictions(self, name: str, fold: int) -> list[Path]:
+        """Return the paths of an experiment's prediction files."""
+        return [prediction_path(self.out / name / str(fold), one, 0, 1) for one in self.sets]
 
     def prepare(self, imagenet: bool) -> None:
-        for name, sources in SOURCES.items():
-            merged = self.out / "sets" / name
+        for name in self.sets:
+            sources, merged = SOURCES[name], self.out / "sets" / name
             if not (merged / "panoptic.json").exists():
                 merge_sets([self.data / source / "train" for source in sources], merged)
             document, _ = read_json(merged / "panoptic.json", "panoptic.json")
@@ -124,7 +128,7 @@ class Experiments:
 
     def _rows(self, fold: int) -> dict[str, Any]:
         rows: dict[str, Any] = {"imagenet": {"form": "regions", "title": "imagenet"}}
-        for name in SOURCES:
+        for name in self.sets:
             merged = self.out / "sets" / name
             paths = {"image_dir": merged / "images", "mask_dir": merged / "panoptic"}
             paths["json_file"] = self.out / f"{name}_{fold}_scored.json"
@@ -148,7 +152,7 @@ class Experiments:
     def _start(self, name: str, experiment: dict[str, Any], fold: int) -> subprocess.Popen[bytes] | None:
         out = self.out / name
         out.mkdir(parents=True, exist_ok=True)
-        if prediction_path(out / str(fold), "clothing", 0, 1).exists():
+        if all(path.exists() for path in self.predictions(name, fold)):
             return None
         run, sets = out / f"run_{fold}", self.out / f"sets_{fold}.yaml"
         command = f"{self._train(experiment, fold, run)} && {self._predict(run, out / str(fold), sets)} && rm -r {run}"
@@ -168,7 +172,7 @@ class Experiments:
             **{"num_epochs": 1, "views": 2, "feature_cache": self.cache, "warmup_steps": 20},
         }
         for name, images in IMAGES.items():
-            if name != "imagenet" or experiment.get("imagenet"):
+            if name in self.sets or (name == "imagenet" and experiment.get("imagenet")):
                 images = max(1, images // 2) if experiment.get("halve_images") else images
                 shard = f"{name}_{fold}" if name in SOURCES else name
                 flags[f"{name}_shards"] = self.out / "shards" / shard / "000000000.tar"
@@ -180,16 +184,16 @@ class Experiments:
 
     def _predict(self, run: Path, out: Path, sets: Path) -> str:
         words = [sys.executable, "test/generate_pred.py", 0, 1, run / "final", out, "--datasets", sets]
-        return _shell([*words, "--sets", ",".join(SOURCES), "--num_threads", 1])
+        return _shell([*words, "--sets", ",".join(self.sets), "--num_threads", 1])
 
     def sums(self, name: str) -> ImageSums:
         """Return the per-image sums of an experiment's correct names, of every set and mode."""
         images: list[int] = []
-        columns: dict[str, list[float]] = {f"{one} {mode}": [] for one in SOURCES for mode in ("own", ANY_MODE)}
+        columns: dict[str, list[float]] = {f"{one} {mode}": [] for one in self.sets for mode in ("own", ANY_MODE)}
         count = 0
         for fold in range(FOLDS):
             table = DatasetTable().with_yaml(self.out / f"sets_{fold}.yaml")
-            for one in SOURCES:
+            for one in self.sets:
                 records = read_files(table[one], [prediction_path(self.out / name / str(fold), one, 0, 1)])
                 for number, mask in records.counted():
                     images.append(count + number)
@@ -211,7 +215,7 @@ def table_of(experiments: Experiments, wanted: dict[str, dict[str, Any]], bootst
     found: dict[str, Any] = {}
     base: ImageSums | None = None
     for name in wanted:
-        paths = [prediction_path(experiments.out / name / str(fold), "clothing", 0, 1) for fold in range(FOLDS)]
+        paths = [path for fold in range(FOLDS) for path in experiments.predictions(name, fold)]
         if not all(path.exists() for path in paths):
             continue
         sums = experiments.sums(name)
@@ -223,7 +227,7 @@ def table_of(experiments: Experiments, wanted: dict[str, dict[str, Any]], bootst
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    keys = [f"{name} {mode}" for name in SOURCES for mode in ("own", ANY_MODE)]
+    keys = list(dict.fromkeys(key for row in found.values() for key in row["rates"]))
     lines = [f"| experiment | {' | '.join(keys)} | coco own, difference |", f"|---{'|---' * (len(keys) + 1)}|"]
     for name, row in found.items():
         cells = [f"{100 * row['rates'][key]['value']:.1f}" for key in keys]
@@ -259,14 +263,18 @@ def _main(args: argparse.Namespace) -> None:
     unknown = [name for name in chosen if name not in wanted]
     if unknown:
         raise OsmError(f"--only {unknown[0]!r}: the experiments are {', '.join(wanted)}")
-    experiments = Experiments(args.data.resolve(), args.out, args.steps, (args.cache or args.out / "cache").resolve())
+    sets = args.sets.split(",")
+    if "coco" not in sets or not set(sets) <= set(SOURCES):
+        raise OsmError(f"--sets {args.sets}: expected coco, and optionally {', '.join(list(SOURCES)[1:])}")
+    cache = (args.cache or args.out / "cache").resolve()
+    experiments = Experiments(args.data.resolve(), args.out, args.steps, cache, sets)
     if not args.table:
         experiments.prepare(any(wanted[name].get("imagenet") for name in chosen))
         for name in chosen:
             experiments.run(name, wanted[name])
     found = table_of(experiments, wanted, Bootstrap())
     print("\n".join(lines_of(found)))
-    print(json.dumps({"steps": args.steps, "folds": FOLDS, "experiments": found}))
+    print(json.dumps({"steps": args.steps, "folds": FOLDS, "sets": sets, "experiments": found}))
 
 
 def main() -> int:
@@ -274,7 +282,8 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", help="comma-separated names from scripts/experiments.yaml; default: all")
-    parser.add_argument("--steps", type=int, default=180, help="training steps of each model [%(default)s]")
+    parser.add_argument("--sets", default="coco", help="sets to train on and to score, comma-separated [%(default)s]")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each model [%(default)s]")
     parser.add_argument("--cache", type=Path, help="folder of the tower's tokens [OUT/cache]")
     parser.add_argument("--table", action="store_true", help="print the table of the finished experiments, run nothing")
     return run_command(_main, parser.parse_args())
