@@ -54,30 +54,6 @@ def fold_of(file_name: str) -> int:
     return int(hashlib.sha256(group.encode()).hexdigest(), 16) % FOLDS
 
 
-def merge_sets(folders: Sequence[Path], out: Path) -> None:
-    """Merge datasets in COCO panoptic format into one, with links to their files. Image ids are renumbered."""
-    images: list[Any] = []
-    annotations: list[Any] = []
-    categories: dict[int, Any] = {}
-    for kind in ("images", "panoptic"):
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    for folder in folders:
-        document, _ = read_json(folder / "panoptic.json", "panoptic.json")
-        categories.update((row["id"], row) for row in document["categories"])
-        segments = {row["image_id"]: row for row in document["annotations"]}
-        for image in document["images"]:
-            number, row = len(images), segments[image["id"]]
-            size = {"height": image["height"], "width": image["width"]}
-            images.append({"id": number, "file_name": image["file_name"], **size})
-            annotations.append({**row, "image_id": number})
-            for kind, name in (("images", image["file_name"]), ("panoptic", row["file_name"])):
-                link = out / kind / name
-                if not link.is_symlink():
-                    link.symlink_to((folder / kind / name).resolve())
-    merged = {"images": images, "annotations": annotations, "categories": list(categories.values())}
-    write_atomically(out / "panoptic.json", [json.dumps(merged)])
-
-
 def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:
     document, _ = read_json(folder / "panoptic.json", "panoptic.json")
     images = [image for image in document["images"] if image["id"] in keep]
@@ -99,7 +75,8 @@ class Experiments:
         for name in self.sets:
             sources, merged = SOURCES[name], self.out / "sets" / name
             if not (merged / "panoptic.json").exists():
-                merge_sets([self.data / source / "train" for source in sources], merged)
+                places = [self.data / source / "train" for source in sources]
+                _run([ROOT / "scripts/merge_panoptic.py", merged, *places], self.out / "log")
             document, _ = read_json(merged / "panoptic.json", "panoptic.json")
             for fold in range(FOLDS):
                 inside = [image["id"] for image in document["images"] if fold_of(image["file_name"]) == fold]

@@ -1,38 +1,74 @@
 #!/usr/bin/env bash
-# Trains the bridge of osm-small that the package brings along (osm/weights/osm_small), and scores it.
+# Trains the bridge of osm-small that the package brings along (osm/weights/osm_small), calibrates and scores it.
 #
 #   scripts/shipped.sh DATA OUT
 #
-# DATA as for scripts/osm_small.sh. Beside its three sets this trains on collages (docs/models.md): cut-out photographs of
-# Debian's package tuxpaint-stamps-default and segments of DATA/coco_mini/train, pasted on the photos of all three sets.
-# STAMPS is the package's folder of stamps, where it is not installed and apt-get cannot fetch it. COLLAGES [600], and
-# EPOCHS [8], VIEWS, SAMPLES and CACHE as there. Interrupted, it goes on where it was when started again.
+# DATA contains coco_mini/, coco_panoptic/, camvid/ and clothing/, each with train/ and val/ in COCO panoptic format, and
+# imagenet_samples/ with one photo of each class of ImageNet-1k (scripts/imagenet_regions.py). WordNet's files are needed
+# for the names of these photos (apt-get install wordnet-base). If it is interrupted, the same command resumes.
+# Two processes of one thread each. EPOCHS [7] and STEPS [100] of an epoch make it shorter, to try it, and so do VIEWS [2],
+# the crops of a photo. CACHE [OUT/cache] is the folder of the tower's tokens, which runs can share.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/shipped.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/shipped.sh DATA OUT}"
 out=$(realpath "$2")
 root=$(dirname "$(dirname "$(realpath "$0")")")
 python=${PYTHON:-python3}
+steps=${STEPS:-100}
+cache=${CACHE:-$out/cache}
+export PYTHONPATH=$root OMP_NUM_THREADS=1
+# glibc would give every large tensor back to the system and fetch it anew, page by page.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-stamps=${STAMPS:-/usr/share/tuxpaint/stamps}
-if [ ! -d "$stamps" ]; then
-  stamps=$out/stamps/usr/share/tuxpaint/stamps
-  if [ ! -d "$stamps" ]; then
-    mkdir -p "$out/stamps"
-    (cd "$out/stamps" && apt-get -qq download tuxpaint-stamps-default)
-    dpkg-deb -x "$out"/stamps/tuxpaint-stamps-default_*.deb "$out/stamps"
-  fi
+echo "== photos to shards"
+"$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train"
+for set in camvid clothing; do ln -sfn "$data/$set/train" "$out/$set"; done
+for set in coco camvid clothing; do
+  "$python" -m osm prepare coco_panoptic --output_dir "$out/shards/$set" --image_dir "$out/$set/images" \
+    --ann_dir "$out/$set/panoptic" --json_file "$out/$set/panoptic.json"
+done
+if [ ! -f "$out/imagenet/regions.json" ]; then
+  "$python" "$root/scripts/imagenet_regions.py" "$data/imagenet_samples" "$out/imagenet"
 fi
+"$python" -m osm prepare regions --output_dir "$out/shards/imagenet" --image_dir "$out/imagenet/images" \
+  --json_file "$out/imagenet/regions.json"
+cat > "$out/sets.yaml" << YAML
+datasets:
+  camvid: {form: coco_panoptic, title: CamVid, labels: $data/camvid/train/panoptic.json}
+  clothing: {form: coco_panoptic, title: Clothing, labels: $data/clothing/train/panoptic.json}
+  imagenet: {form: regions, title: ImageNet}
+YAML
 
-collages() {  # collages SPLIT IMAGES BACKGROUNDS...
-  local split=$1 images=$2
-  shift 2
-  PYTHONPATH=$root "$python" -m osm collages "$out/things" --table "$root/scripts/cutouts.yaml" --cutouts "$stamps" \
-    --segments "$data/coco_mini/train" --split "$split" --images "$images" --backgrounds "$@"
-}
-collages train "${COLLAGES:-600}" "$data"/{coco_mini,camvid,clothing}/train/images
-collages val 120 "$data/coco_mini/val/images"
+echo "== training"
+images=$((2 * steps))  # a step takes `batch_size` images of a set in each of two processes
+"$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" --config osm_small \
+  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --feature_cache "$cache" --delete_previous_checkpoint \
+  --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 2 --train_num_samples_coco $((2 * images)) \
+  --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \
+  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 1 --train_num_samples_clothing "$images" \
+  --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images"
 
-THINGS=$out/things EPOCHS=${EPOCHS:-8} ONLY_PREDICT=1 "$root/scripts/osm_small.sh" "$data" "$out"
+echo "== models of two folds, whose predictions calibrate the probabilities"
+"$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
+  ${FOLD_STEPS:+--steps "$FOLD_STEPS"}
+rm -rf "$out/model"
+"$python" -m osm export "$out/run/final" "$out/model" --half
+"$python" -m osm calibrate "$out/model" --json "$out/calibration.json" \
+  --predictions "$out/folds/shipped/0" --datasets "$out/folds/sets_0.yaml" \
+  --predictions "$out/folds/shipped/1" --datasets "$out/folds/sets_1.yaml"
 
-echo "== to ship: osm export $out/run/final osm/weights/osm_small --half"
+echo "== accuracy on the val photos"
+"$python" "$root/scripts/score_folders.py" "$out/model" "$out/val" "coco:coco_panoptic=$data/coco_panoptic/val" \
+  "coco:coco_mini=$data/coco_mini/val" "camvid=$data/camvid/val" "clothing=$data/clothing/val" | tee "$out/val.txt"
+echo "== a ridge probe on the same photos"
+for set in coco_panoptic coco_mini; do
+  "$python" "$root/benchmarks/linear_probe.py" --datasets "$out/val/$set.yaml" \
+    --shards "coco=$out/shards/coco/000000000.tar" > "$out/probe_$set.json"
+done
+for set in camvid clothing; do
+  "$python" "$root/benchmarks/linear_probe.py" --datasets "$out/val/$set.yaml" \
+    --shards "$set=$out/shards/$set/000000000.tar" > "$out/probe_$set.json"
+done
+
+echo "== to ship: copy $out/model/* to osm/weights/osm_small"

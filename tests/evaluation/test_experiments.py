@@ -31,6 +31,7 @@ def script(name: str) -> ModuleType:
 
 
 experiments, imagenet_regions = script("experiments"), script("imagenet_regions")
+merge_sets = script("merge_panoptic").merge_sets
 
 
 def test_a_video_is_in_one_fold_and_photos_are_in_both() -> None:
@@ -52,8 +53,12 @@ def test_merged_sets_keep_every_photo_with_its_own_segments(tmp_path: Path) -> N
     for image in document["images"]:
         image["file_name"] = f"b{image['file_name']}"
         (folders[1] / "images" / image["file_name"]).write_bytes(b"")
+    with pytest.raises(OsmError, match="two: the name 0.png also occurs in .*one"):
+        merge_sets(folders, tmp_path / "collision")
+    for row in document["annotations"]:
+        row["file_name"] = f"b{row['file_name']}"
     (folders[1] / "panoptic.json").write_text(json.dumps(document))
-    experiments.merge_sets(folders, tmp_path / "merged")
+    merge_sets(folders, tmp_path / "merged")
     merged = json.loads((tmp_path / "merged" / "panoptic.json").read_text())
     sources = [json.loads((folder / "panoptic.json").read_text()) for folder in folders]
     assert len(merged["images"]) == sum(len(source["images"]) for source in sources)
@@ -65,6 +70,11 @@ def test_merged_sets_keep_every_photo_with_its_own_segments(tmp_path: Path) -> N
         for row in source["annotations"]:
             assert segments[own[row["image_id"]]] == row["segments_info"]
     assert (tmp_path / "merged" / "images" / names[0]).resolve().parent == (folders[0] / "images").resolve()
+    merge_sets(folders, tmp_path / "merged")  # again
+    document["categories"][0]["name"] = "another"
+    (folders[1] / "panoptic.json").write_text(json.dumps(document))
+    with pytest.raises(OsmError, match="the category id .* stands for .* and 'another'"):
+        merge_sets(folders, tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", WANTED)
