@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ class SampleConfig:
             that also have maps of whole objects.
         part_in_prepend_object_class_prob: probability that the name of a part is preceded by the class of its object
             ("impala head"). It applies to part datasets that also have maps of whole objects.
+        synonym_prob: probability that the target answer is a synonym of the class, instead of its first name, if the
+            class has synonyms.
         masks_per_image: maximum number of masks per view.
         supervise: `all` supervises prompt and answer; `answer` supervises the answer only.
 
@@ -46,6 +48,7 @@ class SampleConfig:
     mask2box_prob: float = 0.0
     part_in_use_whole_prob: float = 0.2
     part_in_prepend_object_class_prob: float = 0.8
+    synonym_prob: float = 0.0
     masks_per_image: int = 1
     supervise: str = "all"
 
@@ -57,7 +60,8 @@ class SampleConfig:
             )
         if self.resize not in ("published", "always"):
             raise OsmError(f"--resize {self.resize!r} must be published or always")
-        for flag in ("mask2box_prob", "part_in_use_whole_prob", "part_in_prepend_object_class_prob"):
+        shares = "mask2box_prob part_in_use_whole_prob part_in_prepend_object_class_prob synonym_prob"
+        for flag in shares.split():
             if not 0 <= getattr(self, flag) <= 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} is not between 0 and 1")
         if self.masks_per_image < 1:
@@ -170,8 +174,15 @@ class SampleTransform:
             mask[0, : view.crop_height, : view.crop_width] = _filled_box(segment.mask) if to_box else segment.mask
             choices = BOX_PROMPTS if segment.boxed or to_box else MASK_PROMPTS
             prompts.append(choices[int(rng.integers(len(choices)))])
-            targets.append(scene.target(segment, rng, self.config.part_in_prepend_object_class_prob))
+            target = scene.target(segment, rng, self.config.part_in_prepend_object_class_prob)
+            targets.append(self._synonym(target, segment.label.names, rng))
         return Sample(key, None, torch.from_numpy(masks), targets, prompts, number)
+
+    def _synonym(self, target: str, names: Sequence[str], rng: np.random.Generator) -> str:
+        """Return a random synonym of the target with the probability `synonym_prob`, else the target."""
+        if not self.config.synonym_prob or target != names[0] or len(names) == 1:
+            return target  # without drawing a random number, so that the samples of other runs stay the same
+        return str(rng.choice(names[1:])) if rng.random() < self.config.synonym_prob else target
 
 
 def _filled_box(mask: np.ndarray) -> np.ndarray:

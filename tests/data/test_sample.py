@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from stream_sets import COLOURS, SIZE, bands, instances, panoptic, processor, rectangle, scene
 
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
 from osm.data.sample import Sample, SampleConfig, SampleTransform
+from osm.datasets.labels import LabelSet
 from osm.errors import OsmError, SampleError
-from osm.forms import Form
+from osm.forms import Form, read_sample
 from osm.io.resizing import fitted_size
 from osm.io.views import View
 
@@ -167,6 +169,29 @@ def test_box_instead_of_mask_for_things_alone(prepared: Processor) -> None:
     assert boxed["sky"] == 0 and all(120 < boxed[name] < 180 for name in ("car", "dog"))
     assert set(prompts) == {*MASK_PROMPTS, *BOX_PROMPTS}
     assert min(prompts[prompt] for prompt in MASK_PROMPTS) > 0.6 * 1200 / 19  # uniform: 63 each
+
+
+def test_synonyms_are_targets_as_often_as_is_asked(prepared: Processor) -> None:
+    spelled = [
+        {"id": 1, "name": "sky"},
+        {"id": 2, "name": "car", "synonyms": ["auto", "automobile"]},
+        {"id": 3, "name": "dog", "synonyms": ["hound"]},
+    ]
+    labels = LabelSet.from_categories(spelled, "the test's categories")
+    target = read_sample("coco_panoptic", panoptic(bands(SIZE, SIZE)), labels)
+    _, samples = draw(prepared, target, SampleConfig(synonym_prob=0.4), 1500)
+    seen = Counter(sample.targets[0] for sample in samples)
+    assert set(seen) == {"sky", "car", "auto", "automobile", "dog", "hound"}
+    assert seen["hound"] / (seen["dog"] + seen["hound"]) == pytest.approx(0.4, abs=0.08)
+    assert (seen["auto"] + seen["automobile"]) / (seen["car"] + seen["auto"] + seen["automobile"]) == pytest.approx(
+        0.4, abs=0.08
+    )
+    assert 0.6 < seen["auto"] / seen["automobile"] < 1.6
+    # Without the setting, classes with synonyms give the very samples that classes without them give.
+    _, plain = draw(prepared, target, SampleConfig(), 30)
+    _, before = draw(prepared, blocks(SIZE, SIZE), SampleConfig(), 30)
+    assert [sample.targets for sample in plain] == [sample.targets for sample in before]
+    assert all(torch.equal(one.masks, other.masks) for one, other in zip(plain, before, strict=True))
 
 
 def test_masks_of_one_image_differ(prepared: Processor) -> None:
@@ -369,6 +394,7 @@ def test_damaged_pictures_never_raise_anything_else(tmp_path: Path) -> None:
         ("random_scale_max", 0.1, "--random_scale_max"),
         ("resize", "never", "--resize 'never'"),
         ("mask2box_prob", 1.5, "--mask2box_prob 1.5"),
+        ("synonym_prob", -0.5, "--synonym_prob -0.5"),
         ("masks_per_image", 0, "--masks_per_image 0"),
         ("supervise", "prompt", "--supervise 'prompt'"),
     ],
