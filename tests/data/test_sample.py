@@ -173,7 +173,7 @@ def test_box_instead_of_mask_for_things_alone(prepared: Processor) -> None:
 
 def test_synonyms_are_targets_as_often_as_is_asked(prepared: Processor) -> None:
     spelled = [
-        {"id": 1, "name": "sky"},
+        {"id": 1, "name": "sky", "isthing": 0},
         {"id": 2, "name": "car", "synonyms": ["auto", "automobile"]},
         {"id": 3, "name": "dog", "synonyms": ["hound"]},
     ]
