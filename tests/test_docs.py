@@ -14,7 +14,7 @@ import yaml
 from osm import quickstart
 from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
-from osm.evaluation import evaluate_cli, reproduce
+from osm.evaluation import calibrate_cli, evaluate_cli, reproduce
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
@@ -43,6 +43,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "demo_with_sam.py": folder_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
+    "calibrate": calibrate_cli.parser,
     "compare": report_cli.compare_parser,
     "reproduce": reproduce.parser,
     "test/evaluate_proposals.py": scoring_cli.parser,

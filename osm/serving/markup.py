@@ -10,7 +10,7 @@ from osm.serving.engine import NamedRegion
 from osm.terminal import printable
 
 if TYPE_CHECKING:
-    from osm.recognition.recognizer import Alternative
+    from osm.recognition.recognizer import Alternative, Recognition
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a
@@ -65,9 +65,7 @@ def answer(one: NamedRegion, method: str = "") -> str:
         return (
             f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{_escaped(_as_sentence(found.skipped))}</p>'
         )
-    likely = f"{found.prob:.1%}"
-    if found.calibrated_prob is not None:
-        likely = f"{found.calibrated_prob:.0%} likely correct"
+    likely = f"{_likely(found)} likely correct" if found.calibrated_prob is not None else _likely(found)
     maybe = "unsure: maybe " if found.unsure else ""
     head = f'<p class="osm-name osm-full" role="status">{maybe}{_name(found.text)} <small>{likely}</small></p>'
     if found.said:
@@ -101,8 +99,8 @@ def history(found: Sequence[NamedRegion]) -> str:
 def _rows(found: Sequence[NamedRegion], numbered: bool = False) -> str:
     return "".join(
         f"<tr><td>{number if numbered else _escaped(one.selected_by)}</td>"
-        f"<td>{_name(one.answer.text, one.answer.skipped)}</td>"
-        f'<td class="osm-number">{"" if one.answer.skipped else f"{one.answer.prob:.1%}"}</td>'
+        f"<td>{'maybe ' if one.answer.unsure else ''}{_name(one.answer.text, one.answer.skipped)}</td>"
+        f'<td class="osm-number">{"" if one.answer.skipped else _likely(one.answer)}</td>'
         f'<td class="osm-number">{one.area}</td></tr>'
         for number, one in enumerate(found, 1)
     )
@@ -130,6 +128,11 @@ def _name(text: str, skipped: str = "") -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(printable(text))
+
+
+def _likely(found: Recognition) -> str:
+    """Return the calibrated probability of a name if there is one, else the model's own probability."""
+    return f"{found.prob:.1%}" if found.calibrated_prob is None else f"{found.calibrated_prob:.0%}"
 
 
 def candidate_value(candidate: Alternative) -> str:

@@ -115,6 +115,37 @@ def test_names_are_escaped() -> None:
     assert all("<img" not in part and "&lt;img" in part for part in parts)
 
 
+def test_an_unsure_name_is_shown_as_one() -> None:
+    top = (Alternative("cup", 0.6), Alternative("bowl", 0.2))
+    for answer, head, row in (
+        (Recognition("any", "cup", 0.61, top=top), ">cup <small>61.0%</small>", "<td>cup</td>"),
+        (
+            Recognition("any", "cup", 0.61, top=top, calibrated_prob=0.337, unsure=True),
+            ">unsure: maybe cup <small>34% likely correct</small>",
+            '<td>maybe cup</td><td class="osm-number">34%</td>',
+        ),
+        (
+            Recognition("any", "cup", 0.61, top=top, calibrated_prob=0.72),
+            ">cup <small>72% likely correct</small>",
+            '<td>cup</td><td class="osm-number">72%</td>',
+        ),
+    ):
+        named = NamedRegion("point 1, 2", {"size": [1, 1], "counts": "01"}, 1, answer)
+        assert head in markup.answer(named) and row in markup.history([named]) and row in markup.everything([named])
+
+
+def test_a_cosine_is_not_shown_as_a_probability() -> None:
+    top = (Alternative("cup", cosine=0.81), Alternative("bowl", cosine=-0.05))
+    named = NamedRegion("point 1, 2", {}, 1, Recognition("any", "cup", 0.61, top=top, said="mug"))
+    shown = markup.answer(named, "mapped")
+    assert (
+        "Cosine" in shown
+        and ">0.81<" in shown
+        and ">-0.05<" in shown
+        and "81" not in shown.replace("0.81", "").replace("width:81%", "")
+    )
+
+
 def test_markup_of_a_region_without_a_name() -> None:
     named = NamedRegion("point 1, 2", {}, 0, Recognition("any", skipped="the mask is empty"))
     assert "The mask is empty." in markup.answer(named) and "no name: the mask is empty" in markup.history([named])

