@@ -19,7 +19,7 @@ from osm.evaluation.metrics.published import is_correct
 from osm.evaluation.predict.prediction_files import list_predictions
 from osm.evaluation.predict.records import MaskRecord, read_set
 from osm.files import read_json, write_atomically
-from osm.models.calibration import UNSURE, ProbabilityCalibration
+from osm.models.probability_calibration import UNSURE, ProbabilityCalibration
 from osm.storage.cache import localize
 from osm.storage.output import write_text
 from osm.terminal import CommandParser, console_command, echo

@@ -21,9 +21,9 @@ from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.bridges.bridge import Bridge
-from osm.models.calibration import ProbabilityCalibration
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.model_config import ModelConfig, stored_model_config
+from osm.models.probability_calibration import ProbabilityCalibration
 from osm.models.towers.tower import Tower
 from osm.models.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
 from osm.storage.cache import localize

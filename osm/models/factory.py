@@ -18,10 +18,10 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
-from osm.models.calibration import ProbabilityCalibration
 from osm.models.llm import check_complete, load_llm, use_tokenizer
 from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
+from osm.models.probability_calibration import ProbabilityCalibration
 from osm.models.self_check import check_model
 from osm.models.sizes import check_checkpoint, check_room
 from osm.models.towers import TOWERS

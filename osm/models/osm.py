@@ -20,13 +20,13 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
-from osm.models.calibration import ProbabilityCalibration
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
 from osm.models.lora import add_lora, lora_parameters, train_dropout
 from osm.models.losses import group_weights, reduce_losses
 from osm.models.masks import MaskFeatures
 from osm.models.model_config import ModelConfig
+from osm.models.probability_calibration import ProbabilityCalibration
 from osm.models.towers.tower import Tower, check_tokens
 from osm.models.windows import SlidingWindows
 

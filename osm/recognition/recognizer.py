@@ -76,7 +76,7 @@ class Recognition:
         said: with the method `mapped`, the free name that was mapped to `text`.
         skipped: the reason why the region has no name; empty if the region has a name.
         calibrated_prob: the estimated probability that a free name is correct. None if the model is not calibrated (see
-            `osm.models.calibration`), or if the name comes from a vocabulary.
+            `osm.models.probability_calibration`), or if the name comes from a vocabulary.
         unsure: whether `calibrated_prob` is below the model's threshold.
         class_id: the id of the class in the vocabulary, if the vocabulary has ids. `text` is then the first spelling of
             the class.

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from osm.labeling.name_cli import main
-from osm.models.calibration import ProbabilityCalibration
+from osm.models.probability_calibration import ProbabilityCalibration
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.models import checkpoint as files
-from osm.models.calibration import ProbabilityCalibration
 from osm.models.factory import load_model
+from osm.models.probability_calibration import ProbabilityCalibration
 from osm.recognition.recognizer import Recognizer
 from osm.training.export import export
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from osm.errors import OsmError
-from osm.models.calibration import UNSURE, ProbabilityCalibration, logit
+from osm.models.probability_calibration import UNSURE, ProbabilityCalibration, logit
 
 BINS = 15
 MASS_BINS = 10
