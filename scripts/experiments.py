@@ -14,7 +14,6 @@ repeated. The last line of the output is a JSON document; `--table` prints only 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
+from photo_folds import FOLDS, fold_of  # noqa: E402
 
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
@@ -40,18 +40,11 @@ from osm.evaluation.predict.prediction_files import prediction_path  # noqa: E40
 from osm.evaluation.predict.records import read_files  # noqa: E402
 from osm.files import read_json, read_yaml, write_atomically  # noqa: E402
 
-FOLDS = 2
 SOURCES = {"coco": ("coco_panoptic", "coco_mini"), "camvid": ("camvid",), "clothing": ("clothing",)}
 IMAGES = {"coco": 2, "camvid": 1, "clothing": 1, "imagenet": 1}  # images of each set in a step
 SCORED = {"coco": None, "camvid": 25, "clothing": 25}  # photos of each set and fold that are named
 BASELINE = "baseline"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def fold_of(file_name: str) -> int:
-    """Return the fold of a photo. CamVid's file names start with the name of the video and an underscore."""
-    group = Path(file_name).stem.partition("_")[0]
-    return int(hashlib.sha256(group.encode()).hexdigest(), 16) % FOLDS
 
 
 def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:

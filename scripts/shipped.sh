@@ -22,7 +22,7 @@ export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 echo "== photos to shards"
 "$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train"
-for set in camvid clothing; do ln -sfn "$data/$set/train" "$out/$set"; done
+for set in camvid clothing; do "$python" "$root/scripts/merge_panoptic.py" "$out/$set" "$data/$set/train"; done
 for set in coco camvid clothing; do
   "$python" -m osm prepare coco_panoptic --output_dir "$out/shards/$set" --image_dir "$out/$set/images" \
     --ann_dir "$out/$set/panoptic" --json_file "$out/$set/panoptic.json"

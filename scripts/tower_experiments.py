@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Compares feature maps, input sizes and pooled regions of osm-small's frozen tower with a ridge probe.
+
+    python3 scripts/tower_experiments.py DATA OUT
+
+DATA contains coco_panoptic/ and coco_mini/, of which only `train` is read. Each mask is described by feature maps of
+EfficientNet-lite2 (strides 8, 16 and 32, and the last layer before the classifier), which are averaged over the mask,
+over its context box and over the image. A ridge classifier is trained on one fold of the photos (photo_folds.py) and
+scored on the other. No LLM is involved, so the figures measure what the features contain, not what a model answers. OUT
+keeps the features of each input size. The last line of the output is a JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from photo_folds import FOLDS, fold_of  # noqa: E402
+from sklearn.linear_model import RidgeClassifier  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+
+from osm.datasets.table import Dataset  # noqa: E402
+from osm.errors import run_command  # noqa: E402
+from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
+from osm.forms import split_of  # noqa: E402
+from osm.io.resizing import fitted_size  # noqa: E402
+from osm.models.masks import context_mask  # noqa: E402
+from osm.models.weights import load_first, timm_state_dict  # noqa: E402
+
+NAME = "tf_efficientnet_lite2"
+SIZES = (896, 640)
+MAPS = ("8", "16", "32", "head")
+REGIONS = ("mask", "context", "image")
+ALPHAS = (100.0, 300.0, 1000.0)
+CONTEXT = 0.5  # the context box is this much larger than the mask's box, as in configs/osm_small.yaml
+# title -> (input size, maps, regions). The first is osm-small's, which the others are compared with.
+WANTED: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
+    "strides 16 and 32, mask": (896, ("16", "32"), ("mask",)),
+    "strides 16 and 32, mask, context and image": (896, ("16", "32"), REGIONS),
+    "stride 32, mask": (896, ("32",), ("mask",)),
+    "strides 8, 16 and 32, mask": (896, ("8", "16", "32"), ("mask",)),
+    "last layer, mask": (896, ("head",), ("mask",)),
+    "strides 16 and 32 and last layer, mask": (896, ("16", "32", "head"), ("mask",)),
+    "strides 16 and 32, mask, input of 640 pixels": (640, ("16", "32"), ("mask",)),
+}
+
+
+class Maps:
+    """The tower's feature maps, normalized over their channels as in `osm.models.towers.timm_tower`."""
+
+    def __init__(self, size: int) -> None:
+        import timm
+
+        _, state = load_first(NAME, "", lambda place: timm_state_dict(NAME, place), hub_id=f"timm/{NAME}")
+        self.model: Any = timm.create_model(NAME).eval()
+        self.model.load_state_dict(state)
+        self.size = size
+        config = self.model.pretrained_cfg
+        self.mean, self.std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+
+    @torch.inference_mode()
+    def describe(self, image: Any, masks: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Return, for each mask (K, H, W), the mean of each map over each region, keyed by `map region`."""
+        width, height = fitted_size(*image.size, self.size)
+        canvas = torch.zeros(3, self.size, self.size)
+        pixels = torch.from_numpy(np.array(image.resize((width, height)))).permute(2, 0, 1) / 255
+        canvas[:, :height, :width] = (pixels - self.mean) / self.std
+        last, maps = self.model.forward_intermediates(canvas[None], indices=[2, 3, 4])
+        found = [F.layer_norm(one[0].permute(1, 2, 0), one.shape[1:2]) for one in maps] + [last[0].permute(1, 2, 0)]
+        scaled = F.interpolate(torch.from_numpy(masks)[:, None].float(), (height, width))
+        mask_K1SS = torch.zeros(len(masks), 1, self.size, self.size)
+        mask_K1SS[:, :, :height, :width] = scaled
+        whole = torch.zeros_like(mask_K1SS)
+        whole[:, :, :height, :width] = 1
+        regions = {"mask": mask_K1SS, "context": context_mask(mask_K1SS.bool(), CONTEXT).float(), "image": whole}
+        described: list[dict[str, np.ndarray]] = [{} for _ in masks]
+        for name, map_hhD in zip(MAPS, found, strict=True):
+            for region, area_K1SS in regions.items():
+                cover_KG = F.avg_pool2d(area_K1SS, self.size // len(map_hhD)).flatten(1)
+                mean_KD = cover_KG @ map_hhD.flatten(0, 1) / cover_KG.sum(1, keepdim=True).clamp(min=1e-6)
+                for one, mean_D in zip(described, mean_KD, strict=True):
+                    one[f"{name} {region}"] = mean_D.numpy().copy()
+        return described
+
+
+def features_of(data: Path, out: Path, size: int) -> dict[str, np.ndarray]:
+    """Return the features of all masks (M, D), keyed by `map region`, and their `class`, `fold` and `image`."""
+    path = out / f"features_{size}.npz"
+    if not path.exists():
+        maps, rows, images = Maps(size), [], 0
+        for name in ("coco_panoptic", "coco_mini"):
+            place = data / name / "train"
+            files = {"image_dir": "images", "mask_dir": "panoptic", "json_file": "panoptic.json"}
+            paths = {field: str(place / one) for field, one in files.items()}
+            split = split_of(Dataset("coco", "coco_panoptic", "COCO", labels="coco", **paths))
+            for index in range(len(split)):
+                item = split.load(index)
+                known = [k for k in range(len(item.annotations)) if item.mask(k).any()]
+                described = maps.describe(item.image(), np.stack([item.mask(k) for k in known]))
+                for k, one in zip(known, described, strict=True):
+                    category = item.annotations[k][split.form.category_key]
+                    rows.append({**one, "class": category, "fold": fold_of(item.image_path.name), "image": images})
+                images += 1
+                print(f"{size}: image {images}", file=sys.stderr, flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.savez(file, **{key: np.stack([row[key] for row in rows]) for key in rows[0]})  # type: ignore[arg-type]
+        path.with_suffix(".tmp").rename(path)
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def right_names(found: dict[str, np.ndarray], keys: list[str]) -> tuple[np.ndarray, float]:
+    """Return whether each mask's class is found from the given features, and the best ridge strength."""
+    inputs_MD = np.concatenate([found[key] for key in keys], 1)
+    best: tuple[np.ndarray, float] | None = None
+    for alpha in ALPHAS:
+        right = np.zeros(len(inputs_MD))
+        for fold in range(FOLDS):
+            inside = found["fold"] == fold
+            scaler = StandardScaler().fit(inputs_MD[~inside])
+            probe = RidgeClassifier(alpha=alpha).fit(scaler.transform(inputs_MD[~inside]), found["class"][~inside])
+            right[inside] = probe.predict(scaler.transform(inputs_MD[inside])) == found["class"][inside]
+        if best is None or right.mean() > best[0].mean():
+            best = right, alpha
+    assert best is not None
+    return best
+
+
+def _main(args: argparse.Namespace) -> None:
+    stored = {size: features_of(args.data, args.out, size) for size in SIZES}
+    results: dict[str, Any] = {}
+    first: ImageSums | None = None
+    print("| features | Acc | difference from the first row |\n|---|---|---|")
+    for title, (size, maps, regions) in WANTED.items():
+        right, alpha = right_names(stored[size], [f"{one} {region}" for one in maps for region in regions])
+        images = stored[size]["image"]
+        sums = ImageSums(images, int(images.max()) + 1, {"acc": right})
+        first = first or sums
+        rate, versus = sums.rates(Bootstrap())["acc"], differences(first, sums, Bootstrap())["acc"]
+        results[title] = {"acc": rate.as_json(), "difference": versus.as_json(), "alpha": alpha}
+        low, high = rate.interval or (0, 0)
+        cell = f"{100 * (rate.value or 0):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        change = ""
+        if sums is not first and versus.interval is not None:
+            low, high = versus.interval
+            change = f"{100 * (versus.value or 0):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        print(f"| {title} | {cell} | {change} |", flush=True)
+    print(json.dumps({"tower": NAME, "results": results}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    return run_command(_main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
