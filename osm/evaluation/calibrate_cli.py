@@ -18,6 +18,7 @@ from osm.evaluation.metrics.calibration import calibrate_by_mass, cross_fitted, 
 from osm.evaluation.metrics.published import is_correct
 from osm.evaluation.predict.prediction_files import list_predictions
 from osm.evaluation.predict.records import MaskRecord, read_set
+from osm.evaluation.report.reliability_diagram import check_plot, draw_reliability
 from osm.files import read_json, write_atomically
 from osm.models.probability_calibration import UNSURE, ProbabilityCalibration
 from osm.storage.cache import localize
@@ -82,9 +83,8 @@ def _names_of(mask: MaskRecord, accepted: Sequence[str]) -> list[tuple[float, bo
     return [(min(float(one.prob or 0), 1.0), is_correct(one.name, accepted)) for one in said]
 
 
-def figures(names: PredictedNames, unsure: float) -> dict[str, Any]:
+def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float) -> dict[str, Any]:
     """Return the reliability of the raw and of the cross-fitted calibrated probabilities as JSON-compatible values."""
-    calibrated = cross_fitted(names.probs, names.correct, names.images)
     mean, high = ece_if_calibrated(calibrated)
     above = calibrated >= unsure
     counts = {
@@ -150,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--unsure", type=float, default=UNSURE, help="calibrated probability below which a name is unsure [%(default)s]"
     )
+    out.add_argument("--plot", type=Path, metavar="FILE", help="draw a reliability diagram, as .png or .svg")
     out.add_argument("--dry_run", action="store_true", help="print the figures, but do not change the model folder")
     add_json(out)
     return out
@@ -159,16 +160,22 @@ def _calibrate(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if len(args.datasets) != len(args.predictions):
         raise OsmError(f"{len(args.predictions)} --predictions, but {len(args.datasets)} --datasets; give one for each")
+    if args.plot is not None:
+        check_plot(args.plot)
     if not 0 <= args.unsure <= 1:
         raise OsmError(f"--unsure {args.unsure} is not between 0 and 1")
     if not (args.checkpoint / "config.json").is_file():
         raise OsmError(f"{args.checkpoint}: not a model folder, because it has no config.json")
     names = read_names([localize(one, "--predictions", folder=True) for one in args.predictions], args.datasets)
     calibration = fit_calibration(names.probs, names.correct, args.unsure)
-    found = figures(names, args.unsure)
+    calibrated = cross_fitted(names.probs, names.correct, names.images)
+    found = figures(names, calibrated, args.unsure)
     echo(*lines(found))
     if args.json:
         write_text(args.json, "--json", [json_text({**found, "calibration": calibration.as_document()})])
+    if args.plot is not None:
+        tables = [calibrate_by_mass(probs, names.correct) for probs in (names.probs, calibrated)]
+        draw_reliability(args.plot, tables[0], tables[1], args.unsure)
     if not args.dry_run:
         store(args.checkpoint, calibration)
         echo(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from osm.errors import OsmError
@@ -130,7 +131,10 @@ def test_the_command_stores_what_it_fits(checkpoint: Path, tmp_path: Path, capsy
     figures = tmp_path / "figures.json"
     assert main([str(model), *flags, "--json", str(figures), "--dry_run"]) == 0
     assert json.loads((model / "config.json").read_text()) == before
-    assert main([str(model), *flags, "--json", str(figures), "--unsure", "0.45"]) == 0
+    plot = tmp_path / "plots" / "reliability.png"
+    assert main([str(model), *flags, "--json", str(figures), "--unsure", "0.45", "--plot", str(plot)]) == 0
+    with Image.open(plot) as drawn:
+        assert drawn.format == "PNG" and min(drawn.size) > 400 and len(drawn.convert("RGB").getcolors(1 << 20)) > 50
     said = capsys.readouterr().out
     found, after = json.loads(figures.read_text()), json.loads((model / "config.json").read_text())
     assert after.pop("calibration") == found["calibration"] and after == before
@@ -149,6 +153,7 @@ def test_the_command_refuses_what_it_cannot_use(
     for arguments, message in (
         ([str(tmp_path / "nothing"), *good], "nothing: not a model folder, because it has no config.json"),
         ([str(checkpoint), *good, *good[:2]], "2 --predictions, but 1 --datasets; give one for each"),
+        ([str(checkpoint), *good, "--plot", "plot.pdf"], "--plot plot.pdf: expected a name that ends in .png or .svg"),
         ([str(checkpoint), *good, "--unsure", "2"], "--unsure 2.0 is not between 0 and 1"),
         ([str(checkpoint), "--predictions", str(tmp_path), *good[2:]], "contains no files of generate_pred.py"),
     ):
