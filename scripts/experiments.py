@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
-from photo_folds import FOLDS, fold_of  # noqa: E402
 
+from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
 from osm.evaluation.metrics import is_correct  # noqa: E402

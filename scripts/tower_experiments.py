@@ -5,9 +5,9 @@
 
 DATA contains coco_panoptic/ and coco_mini/, of which only `train` is read. Each mask is described by feature maps of
 EfficientNet-lite2 (strides 8, 16 and 32, and the last layer before the classifier), which are averaged over the mask,
-over its context box and over the image. A ridge classifier is trained on one fold of the photos (photo_folds.py) and
-scored on the other. No LLM is involved, so the figures measure what the features contain, not what a model answers. OUT
-keeps the features of each input size. The last line of the output is a JSON document.
+over its context box and over the image. A ridge classifier is trained on one fold of the photos and scored on the other
+(benchmarks/photo_folds.py). No LLM is involved, so the figures measure what the features contain, not what a model
+answers. OUT keeps the features of each input size. The last line of the output is a JSON document.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from photo_folds import FOLDS, fold_of  # noqa: E402
 from sklearn.linear_model import RidgeClassifier  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 
+from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
 from osm.datasets.table import Dataset  # noqa: E402
 from osm.errors import run_command  # noqa: E402
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
