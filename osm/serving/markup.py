@@ -65,7 +65,7 @@ def answer(one: NamedRegion, method: str = "") -> str:
         return (
             f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{_escaped(_as_sentence(found.skipped))}</p>'
         )
-    likely = f"{_likely(found)} likely correct" if found.calibrated_prob is not None else _likely(found)
+    likely = f"{likely_share(found)} likely correct" if found.calibrated_prob is not None else likely_share(found)
     maybe = "unsure: maybe " if found.unsure else ""
     head = f'<p class="osm-name osm-full" role="status">{maybe}{_name(found.text)} <small>{likely}</small></p>'
     if found.said:
@@ -100,7 +100,7 @@ def _rows(found: Sequence[NamedRegion], numbered: bool = False) -> str:
     return "".join(
         f"<tr><td>{number if numbered else _escaped(one.selected_by)}</td>"
         f"<td>{'maybe ' if one.answer.unsure else ''}{_name(one.answer.text, one.answer.skipped)}</td>"
-        f'<td class="osm-number">{"" if one.answer.skipped else _likely(one.answer)}</td>'
+        f'<td class="osm-number">{"" if one.answer.skipped else likely_share(one.answer)}</td>'
         f'<td class="osm-number">{one.area}</td></tr>'
         for number, one in enumerate(found, 1)
     )
@@ -130,7 +130,7 @@ def _escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _likely(found: Recognition) -> str:
+def likely_share(found: Recognition) -> str:
     """Return the calibrated probability of a name if there is one, else the model's own probability."""
     return f"{found.prob:.1%}" if found.calibrated_prob is None else f"{found.calibrated_prob:.0%}"
 

@@ -185,7 +185,9 @@ def _corners(start: Any, end: Any) -> tuple[float, float, float, float]:
 def _draw_bars(axes: Any, named: NamedRegion) -> None:
     top = named.answer.top
     maybe = "unsure: maybe " if named.answer.unsure else ""
-    axes.set_title(f"{maybe}{named.answer.text or 'no name'}  {named.answer.prob:.1%}", fontsize=12, loc="left")
+    axes.set_title(
+        f"{maybe}{named.answer.text or 'no name'}  {markup.likely_share(named.answer)}", fontsize=12, loc="left"
+    )
     axes.barh(range(len(top)), [other.prob or other.cosine or 0.0 for other in top], color=_ORANGE)
     for place, other in enumerate(top):
         axes.text(
