@@ -45,6 +45,8 @@ IMAGES = {"coco": 2, "camvid": 1, "clothing": 1, "imagenet": 1}  # images of eac
 SCORED = {"coco": None, "camvid": 25, "clothing": 25}  # photos of each set and fold that are named
 BASELINE = "baseline"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+# glibc would give every large tensor back to the system and fetch it anew, page by page.
+ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
 def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:
@@ -134,7 +136,7 @@ class Experiments:
     def _train(self, experiment: dict[str, Any], fold: int, run: Path) -> str:
         flags: dict[str, Any] = {
             **{
-                "config": experiment.get("config", "osm_small"),
+                "config": experiment.get("config", "osm_small_queries"),
                 "datasets": self.out / f"sets_{fold}.yaml",
                 "run_name": run,
                 "num_threads": 1,

@@ -5,7 +5,7 @@
 #
 # DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
 # panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
-# CONFIG [osm_small] is the model's. EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try
+# CONFIG [osm_small_queries] is the model's. EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try
 # it. IGNORED_<SET>="3, 14" are category ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the
 # controls and the probe; CACHE [OUT/cache] is the folder of the tower's tokens, which runs with the same tower and views
 # can share. THINGS is the folder of a fourth set of the same form, trained on and scored beside the others
@@ -56,7 +56,7 @@ if [ -n "$things" ]; then
   more=(--things_shards "$out/shards/things/000000000.tar" --batch_size_things 2 --train_num_samples_things $((2 * samples)))
 fi
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" \
-  --config "${CONFIG:-osm_small}" --datasets "$out/sets_train.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --config "${CONFIG:-osm_small_queries}" --datasets "$out/sets_train.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
   --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco "$samples" \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$samples" \

@@ -6,8 +6,9 @@
 # DATA contains coco_mini/, coco_panoptic/, camvid/ and clothing/, each with train/ and val/ in COCO panoptic format, and
 # imagenet_samples/ with one photo of each class of ImageNet-1k (scripts/imagenet_regions.py). WordNet's files are needed
 # for the names of these photos (apt-get install wordnet-base). If it is interrupted, the same command resumes.
-# Two processes of one thread each. EPOCHS [7] and STEPS [100] of an epoch make it shorter, to try it, and so do VIEWS [2],
-# the crops of a photo. CACHE [OUT/cache] is the folder of the tower's tokens, which runs can share.
+# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [7], STEPS [100] of an epoch, VIEWS [2], the
+# crops of a photo, and FOLD_STEPS [250] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
+# the folder of the tower's tokens, which runs can share.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/shipped.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/shipped.sh DATA OUT}"
@@ -51,7 +52,7 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
-  ${FOLD_STEPS:+--steps "$FOLD_STEPS"}
+  --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"
 "$python" -m osm export "$out/run/final" "$out/model" --half
 "$python" -m osm calibrate "$out/model" --json "$out/calibration.json" \
@@ -62,13 +63,14 @@ echo "== accuracy on the val photos"
 "$python" "$root/scripts/score_folders.py" "$out/model" "$out/val" "coco:coco_panoptic=$data/coco_panoptic/val" \
   "coco:coco_mini=$data/coco_mini/val" "camvid=$data/camvid/val" "clothing=$data/clothing/val" | tee "$out/val.txt"
 echo "== a ridge probe on the same photos"
-for set in coco_panoptic coco_mini; do
-  "$python" "$root/benchmarks/linear_probe.py" --datasets "$out/val/$set.yaml" \
-    --shards "coco=$out/shards/coco/000000000.tar" > "$out/probe_$set.json"
-done
-for set in camvid clothing; do
-  "$python" "$root/benchmarks/linear_probe.py" --datasets "$out/val/$set.yaml" \
-    --shards "$set=$out/shards/$set/000000000.tar" > "$out/probe_$set.json"
-done
+probe() {
+  [ ! -f "$out/probe_$1.json" ] || return 0
+  "$python" "$root/benchmarks/linear_probe.py" --datasets "$out/val/$1.yaml" \
+    --shards "$2=$out/shards/$2/000000000.tar" > "$out/probe_$1.json.part"
+  mv "$out/probe_$1.json.part" "$out/probe_$1.json"
+}
+probe clothing clothing &
+probe coco_panoptic coco && probe coco_mini coco && probe camvid camvid
+wait $!
 
 echo "== to ship: copy $out/model/* to osm/weights/osm_small"
