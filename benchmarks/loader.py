@@ -46,7 +46,8 @@ from osm.data.processor import (  # noqa: E402
     Processor,
     fitted_size,
 )
-from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
+from osm.data.sample import SampleTransform  # noqa: E402
+from osm.data.sample_config import SampleConfig  # noqa: E402
 from osm.data.shard_index import ShardReader  # noqa: E402
 from osm.data.shard_lists import existing_shards  # noqa: E402
 from osm.data.shards import RawSample, read_shard  # noqa: E402

@@ -38,7 +38,8 @@ from collections import Counter
 sys.path.insert(0, "benchmarks")
 import loader
 from osm.datasets.table import DatasetTable
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.stream import SampleStream, StreamConfig
 shards, rank, worker, count, more = json.loads(sys.argv[1])
 config = StreamConfig(tuple(shards), 1, 8, resampled=False, shuffle_buffer=1, **more)
@@ -76,7 +77,8 @@ def speed(local: Sequence[str], urls: Sequence[str], cache: Path, rounds: int, s
     """Cached copies of remote shards beside local ones, in turns."""
     import loader
 
-    from osm.data.sample import SampleConfig, SampleTransform
+    from osm.data.sample import SampleTransform
+    from osm.data.sample_config import SampleConfig
     from osm.data.stream import SampleStream, StreamConfig
     from osm.datasets.table import DatasetTable
 

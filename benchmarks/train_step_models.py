@@ -14,7 +14,7 @@ from small_tokenizer import small_tokenizer
 from osm.config import load_yaml
 from osm.data.batch import Batch
 from osm.data.processor import MASK_PROMPTS, Processor
-from osm.data.sample import SampleConfig
+from osm.data.sample_config import SampleConfig
 from osm.datasets.labels import load_labels
 from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError

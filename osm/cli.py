@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import osm
+from osm.command_parser import called_as
+from osm.errors import did_you_mean
 from osm.quiet import quiet_command
 from osm.terminal import JSON_FLAG, console_command, echo, message_logger
 
@@ -50,11 +52,13 @@ COMMANDS = {
         "converts a dataset in COCO-instances form to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
-    "schema": Command("prints the JSON schema of the config files", "osm.training.schema"),
+    "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),
     "export": Command(
-        "writes a trained model as a folder, or as a .pt in the published format", "osm.training.export", "export_main"
+        "writes a trained model as a folder, or as a .pt in the published format",
+        "osm.training.export_cli",
+        "export_main",
     ),
-    "import": Command("converts a published .pt to a folder with its config", "osm.training.export", "import_main"),
+    "import": Command("converts a published .pt to a folder with its config", "osm.training.export_cli", "import_main"),
     "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name_cli"),
     "folder": Command(
         "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"
@@ -102,10 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     command = COMMANDS.get(arguments[0])
     if command is None:
-        logger.error(f"osm {arguments[0]}: no such command; the commands are {', '.join(COMMANDS)}")
+        meant = did_you_mean(arguments[0], COMMANDS)
+        logger.error(f"osm {arguments[0]}: no such command; the commands are {', '.join(COMMANDS)}{meant}")
         return 2
     function = getattr(importlib.import_module(command.module), command.function)
-    return function(*command.arguments, arguments[1:])
+    with called_as(f"osm {arguments[0]}"):
+        return function(*command.arguments, arguments[1:])
 
 
 def usage() -> str:

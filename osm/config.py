@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from osm.documents import parse_yaml
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, did_you_mean, shown
 from osm.files import check_regular_file, read_yaml
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, public_text, suffix_of
@@ -20,6 +22,7 @@ from osm.storage.locations import is_remote, public, public_text, suffix_of
 T = TypeVar("T")
 SECTIONS = ("model", "training")
 """The sections of a config file."""
+_ENTRY = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.*)$")
 
 
 class FieldError(OsmError):
@@ -33,6 +36,27 @@ class FieldError(OsmError):
 def choice(default: str, choices: Sequence[str]) -> Any:
     """Return a dataclass field whose value must be one of `choices`. The config's JSON schema lists the choices."""
     return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
+
+
+def field_descriptions(cls: type) -> dict[str, str]:
+    """Read a dataclass's field descriptions from the `Attributes:` section of the class docstring.
+
+    Descriptions of inherited fields are read from the base classes' docstrings.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        text = inspect.cleandoc(each.__doc__ or "")
+        names: list[str] = []
+        for line in text.partition("Attributes:\n")[2].splitlines():
+            entry = _ENTRY.match(line.removeprefix("    "))
+            if entry and not line.startswith("     "):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2])
+            elif line.startswith("     ") and names:
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            else:
+                names = []
+    return found
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -58,7 +82,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise OsmError(f"{where}: expected a mapping of {', '.join(names)}, found {shown(values)}")
     for key in values:
         if key not in names:
-            raise OsmError(f"{where}: unknown field {shown(key)}; the fields are {', '.join(names)}")
+            meant = did_you_mean(str(key), names)
+            raise OsmError(f"{where}: unknown field {shown(key)}; the fields are {', '.join(names)}{meant}")
     given = {key: _convert(hints[key], value, f"{where}.{written.get(key, key)}") for key, value in values.items()}
     try:
         return cls(**given)
@@ -117,7 +142,8 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = [path.stem for path in config_paths()]
-    raise OsmError(f"config {name!r} is neither a .yaml file nor a built-in config ({', '.join(shipped)})")
+    meant = did_you_mean(name, shipped)
+    raise OsmError(f"config {name!r} is neither a .yaml file nor a built-in config ({', '.join(shipped)}){meant}")
 
 
 def config_paths() -> list[Path]:

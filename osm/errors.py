@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from osm.quiet import quiet_command
@@ -72,6 +73,18 @@ def run_command(
     except KeyboardInterrupt:
         logger.info(interrupted)
         return INTERRUPTED
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return "; did you mean 'OPTION'?" for the option that is most similar to a misspelled word, or an empty text."""
+    found = difflib.get_close_matches(word, [str(option) for option in options], 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def not_one_of(what: str, value: object, options: Iterable[str]) -> OsmError:
+    """Return the error for a value that is not one of the allowed names. `what` is the flag or field."""
+    known = [str(option) for option in options]
+    return OsmError(f"{what} {value!r} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.config import config_paths
 from osm.datasets.table import BUILTIN, DatasetTable
 from osm.errors import OsmError, run_command
 from osm.files import read_text, read_yaml
 from osm.registry import Registry
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 

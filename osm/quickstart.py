@@ -21,12 +21,13 @@ from typing import Any
 
 import yaml
 
+from osm.command_parser import CommandParser
 from osm.config import add_settings
 from osm.errors import OsmError, RunStopped, run_command, write_failed
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
-from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
+from osm.terminal import console_command, echo, json_flag, message_logger
 
 logger = message_logger(__name__)
 

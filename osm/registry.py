@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, did_you_mean, shown
 
 Part = TypeVar("Part", bound=type)
 Registered = TypeVar("Registered", bound=type)
@@ -131,7 +131,10 @@ class Registry(Generic[Part]):
             return self._imported(name, name)
         point = self._installed().get(name)
         if point is None:
-            raise OsmError(f"{self.kind} {shown(name)}: expected one of {', '.join(self.names())}, or module:Class")
+            meant = did_you_mean(name, self.names())
+            raise OsmError(
+                f"{self.kind} {shown(name)}: expected one of {', '.join(self.names())}, or module:Class{meant}"
+            )
         return self._imported(point.value, name)
 
     def _installed(self) -> dict[str, EntryPoint]:

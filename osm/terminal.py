@@ -10,7 +10,6 @@ The function `printable` escapes control characters in text from files and model
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import inspect
@@ -25,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
@@ -237,32 +236,19 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
+def logs_json() -> bool:
+    """Return whether this command logs its messages as JSON."""
+    console = _console()
+    return console is not None and console.as_json
+
+
 def json_flag() -> list[str]:
     """Return `["--log_json"]` if this command logs its messages as JSON, and an empty list otherwise.
 
     A command that starts other `osm` commands appends this list to their arguments, so that all commands log in the
     same format.
     """
-    console = _console()
-    return [JSON_FLAG] if console is not None and console.as_json else []
-
-
-class CommandParser(argparse.ArgumentParser):
-    """An argument parser with an additional `--log_json` flag, which the `console_command` decorator reads."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if JSON_FLAG not in self._option_string_actions:  # a parent parser may have added it
-            text = "write every message to stderr as one JSON object per line"
-            self.add_argument(JSON_FLAG, action="store_true", default=argparse.SUPPRESS, help=text)
-
-    def error(self, message: str) -> NoReturn:
-        """Report a usage error and exit with code 2."""
-        console = _console()
-        if console is None or not console.as_json:
-            super().error(message)
-        message_logger(__name__).error(f"{self.prog}: {message}")
-        self.exit(2)
+    return [JSON_FLAG] if logs_json() else []
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from tower_cases import CASES  # noqa: E402
 
+from osm.command_parser import CommandParser  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.quiet import quiet_command  # noqa: E402
-from osm.terminal import CommandParser, console_command  # noqa: E402
+from osm.terminal import console_command  # noqa: E402
 
 
 @quiet_command

@@ -16,8 +16,9 @@ from osm.datasets.labels import load_labels
 from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.models.model_config import ModelConfig, load_model_config
+from osm.training.run_config import Run, parse
 from osm.training.train_cli import main
-from osm.training.train_config import Run, SetConfig, TrainConfig, parse
+from osm.training.train_config import SetConfig, TrainConfig
 
 SETS = ("--batch_size_coco", "2", "--coco_shards", "x.tar")
 # Two sets of the published README's command, with sizes of its own (the whole of both: test_published_commands.py).

@@ -25,14 +25,13 @@ from osm.prepare.originals import originals_cli as originals
 from osm.serving import web
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
-from osm.training import export, schema
-from osm.training import train_config as training_config
+from osm.training import export_cli, run_config, schema_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
-    "schema": schema.parser,
+    "schema": schema_cli.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,
     "prepare": convert.parser,
@@ -41,8 +40,8 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "name": name_cli.parser,
     "folder": folder_cli.parser,
     "demo_with_sam.py": folder_cli.parser,
-    "export": export.export_parser,
-    "import": export.import_parser,
+    "export": export_cli.export_parser,
+    "import": export_cli.import_parser,
     "calibrate": calibrate_cli.parser,
     "compare": report_cli.compare_parser,
     "reproduce": reproduce.parser,
@@ -128,7 +127,7 @@ def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
     if words[0] in COMMAND_PARSERS:
         assert vars(COMMAND_PARSERS[words[0]]().parse_args(arguments))
     elif script.name == "train.py":
-        run = training_config.parse(arguments)
+        run = run_config.parse(arguments)
         assert run.training.used_sets
     elif script.name == "generate_pred.py":
         table = DatasetTable().with_yaml(sets)
@@ -161,4 +160,4 @@ def test_every_shipped_yaml_parses(path: Path) -> None:
     assert load_model_config(str(path)).input_size > 0
     if "training" in load_yaml(str(path)):
         arguments = ["--config", str(path), "--coco_shards", "x.tar", "--batch_size_coco", "2"]
-        assert training_config.parse(arguments).training.used_sets["coco"].batch_size == 2
+        assert run_config.parse(arguments).training.used_sets["coco"].batch_size == 2

@@ -19,9 +19,9 @@ import osm
 from osm.errors import OsmError
 from osm.models.checkpoint import start_from
 from osm.models.factory import build
+from osm.training.run_config import parse
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
-from osm.training.train_config import parse
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "finetuning.md"
 

@@ -30,7 +30,7 @@ from osm.errors import OsmError
 from osm.quickstart import SHORT, QuickstartOptions, Stage, main, run, stages
 from osm.synthetic.scenes.scene_names import FINE, SETS, categories
 from osm.synthetic.scenes.write import SceneOptions
-from osm.training.train_config import Run
+from osm.training.run_config import Run
 
 pytestmark = pytest.mark.usefixtures("console")
 

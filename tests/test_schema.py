@@ -15,8 +15,8 @@ from osm.cli import main
 from osm.config import load_yaml
 from osm.errors import OsmError
 from osm.models.model_config import load_model_config
+from osm.training.run_config import parse
 from osm.training.schema import config_schema
-from osm.training.train_config import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("osm*.yaml"))
 SETS = ("--batch_size_coco", "2", "--coco_shards", "x.tar")

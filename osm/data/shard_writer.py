@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 from osm.data.shard_index import index_document, index_name, index_text
 from osm.documents import parse_json
-from osm.errors import OsmError
+from osm.errors import OsmError, not_one_of
 from osm.storage.output import open_output
 
 LAYOUTS = ("webdataset", "published")
@@ -124,7 +124,7 @@ class ShardWriter:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if layout not in LAYOUTS:
-            raise OsmError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+            raise not_one_of("layout", layout, LAYOUTS)
         if num_files_per_shard < 1:
             raise OsmError(f"num_files_per_shard {num_files_per_shard} must be 1 or more")
         self.num_files_per_shard = num_files_per_shard

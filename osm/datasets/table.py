@@ -17,7 +17,7 @@ from typing import Any
 from osm.datasets.category_names import CATEGORY_NAMES, spoken_labels
 from osm.datasets.form_registry import FORMS
 from osm.datasets.labels import LabelSet, load_labels
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, did_you_mean, not_one_of, shown
 from osm.files import read_yaml
 from osm.io.paths import IMAGE_NAMES
 from osm.storage.cache import localize
@@ -182,6 +182,15 @@ class DatasetTable(Mapping[str, Dataset]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def require(self, name: str, flag: str) -> Dataset:
+        """Return a dataset's row. Raises OsmError if the dataset is unknown; the message names the flag."""
+        if name not in self._rows:
+            known, meant = ", ".join(self), did_you_mean(name, self)
+            raise OsmError(
+                f"{flag}: unknown dataset {name!r}; known datasets: {known} (add your own with --datasets){meant}"
+            )
+        return self._rows[name]
+
     def with_row(self, row: Dataset) -> DatasetTable:
         """Return a copy of the table with a row added. An existing row with the same name is replaced."""
         return DatasetTable(tuple({**self._rows, row.name: row}.values()))
@@ -224,7 +233,10 @@ class DatasetTable(Mapping[str, Dataset]):
             raise OsmError(f"{where}: expected a mapping, found {shown(entry)}")
         unknown = [key for key in entry if key not in _USER_FIELDS]
         if unknown:
-            raise OsmError(f"{where}: unknown field {shown(unknown[0])}; the fields are {', '.join(_USER_FIELDS)}")
+            meant = did_you_mean(str(unknown[0]), _USER_FIELDS)
+            raise OsmError(
+                f"{where}: unknown field {shown(unknown[0])}; the fields are {', '.join(_USER_FIELDS)}{meant}"
+            )
         for key, value in entry.items():
             if key == "exact_names":
                 if not isinstance(value, bool):
@@ -257,11 +269,11 @@ class DatasetTable(Mapping[str, Dataset]):
                 "from the phrases in json_file"
             )
         if row.id_coding not in ID_CODINGS:
-            raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")
+            raise not_one_of(f"{where}: id_coding", row.id_coding, ID_CODINGS)
         for field_name, known in _NAMED:
             value = getattr(row, field_name)
             if value not in known:
-                raise OsmError(f"{where}: {field_name} {value!r} is not one of {', '.join(known)}")
+                raise not_one_of(f"{where}: {field_name}", value, known)
         return row
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_json, dataset_table
 from osm.evaluation.evaluate_cli import json_text
@@ -23,7 +24,7 @@ from osm.files import read_json, write_atomically
 from osm.models.probability_calibration import UNSURE, ProbabilityCalibration
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import CommandParser, console_command, echo
+from osm.terminal import console_command, echo
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.metrics.base import Metric
@@ -17,7 +18,7 @@ from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.predict.prediction_files import made_with
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_json
@@ -18,7 +19,7 @@ from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.predict.generate_cli import generate_main
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import CommandParser, console_command, echo, json_flag
+from osm.terminal import console_command, echo, json_flag
 
 PASSED_ON = {
     "config": "model config, for a checkpoint that does not contain one; published checkpoints need: osm",

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelClass
-from osm.errors import OsmError
+from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.quiet import quiet_command
 from osm.recognition.flags import RANKING_FLAGS, add_checkpoint, add_ranking, config_options, ranking_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
@@ -122,7 +123,8 @@ def _run(args: argparse.Namespace) -> int:
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
     if args.mode not in recognizer.modes:
-        raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
+        meant = did_you_mean(args.mode, recognizer.modes)
+        raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}{meant}")
     segmenter = segmenter_from(args, recognizer)
     areas = {"min_area": args.min_area, "min_prob": args.min_prob}
     request = MapRequest(args.mode, tuple(names or ()), args.way, **areas, **ranking)
@@ -179,4 +181,4 @@ def _check(args: argparse.Namespace) -> None:
     from osm.recognition.recognizer import METHODS
 
     if args.way not in METHODS:
-        raise OsmError(f"--way {args.way!r} is not one of {', '.join(METHODS)}")
+        raise not_one_of("--way", args.way, METHODS)

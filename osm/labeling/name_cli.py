@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
 from osm.recognition.flags import METHOD_HELP, add_checkpoint, add_ranking, config_options, method_of, ranking_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.datasets.table import BUILTIN, Dataset
-from osm.errors import INTERRUPTED, OsmError, exit_code, write_failed
+from osm.errors import INTERRUPTED, OsmError, exit_code, not_one_of, write_failed
 from osm.forms import FORMS, Form, form_class
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.instances import OpenImages
@@ -27,7 +28,7 @@ from osm.io.pool import default_workers, in_order
 from osm.prepare.build import SEED, build, keyed
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
-from osm.terminal import CommandParser, ProgressBar, console_command, message_logger
+from osm.terminal import ProgressBar, console_command, message_logger
 
 logger = message_logger(__name__)
 
@@ -139,7 +140,7 @@ class ConvertOptions:
         """Raise OsmError if an option is invalid."""
         check_output(self.output_dir, "--output_dir")
         if self.layout not in LAYOUTS:
-            raise OsmError(f"--format {self.layout!r} is not one of {', '.join(LAYOUTS)}")
+            raise not_one_of("--format", self.layout, LAYOUTS)
         if self.num_files_per_shard < 1:
             raise OsmError(f"--num_files_per_shard {self.num_files_per_shard} must be 1 or more")
         if self.num_workers is not None and self.num_workers < 1:

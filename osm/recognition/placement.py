@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, not_one_of, shown
 
 if TYPE_CHECKING:  # torch is slow to import, and command lines need only the flags of this module
     from torch import nn
@@ -107,7 +107,7 @@ def spread(
     whole = getattr(llm, "_no_split_modules", None) or []
     if isinstance(device_map, str):
         if device_map not in DEVICE_MAPS:
-            raise OsmError(f"--device_map {device_map!r} is not one of {', '.join(DEVICE_MAPS)}")
+            raise not_one_of("--device_map", device_map, DEVICE_MAPS)
         limits = {place: _bytes(place, size) for place, size in max_memory.items()} if max_memory else None
         if device_map != "sequential":
             limits = get_balanced_memory(llm, max_memory=limits, no_split_module_classes=list(whole))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
 from osm.datasets.labels import LabelClass
-from osm.errors import OsmError
+from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import load_model, pick_device
@@ -299,11 +299,13 @@ class Recognizer:
             raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
         unknown = sorted(set(modes) - set(self.modes))
         if unknown or not modes:
-            raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")
+            mode = (unknown or [""])[0]
+            meant = did_you_mean(mode, self.modes)
+            raise OsmError(f"mode {mode!r} is not one of this model's: {', '.join(self.modes)}{meant}")
         if top_k < 1:
             raise OsmError(f"top_k {top_k} must be 1 or more")
         if method not in METHODS:
-            raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
+            raise not_one_of("method", method, METHODS)
         if not 0 <= none_below <= 1:
             raise OsmError(f"none_below {none_below} is not between 0 and 1")
         if none_below and (vocabulary is None or method == "mapped"):

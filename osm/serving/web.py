@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError
 from osm.recognition.flags import add_checkpoint, config_options
 from osm.serving.guard import LOOPBACK_NAMES, Guard, HostNames
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 

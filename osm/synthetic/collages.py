@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelSet
-from osm.errors import OsmError, SampleError, run_command, shown, write_failed
+from osm.errors import OsmError, SampleError, not_one_of, run_command, shown, write_failed
 from osm.files import read_json, read_yaml, write_atomically
 from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
 from osm.prepare.originals.original_release import PanopticWriter, write_whole
 from osm.storage.output import check_here
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
@@ -104,7 +105,7 @@ class CollageOptions:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise OsmError(f"--split {self.split!r} is not one of {', '.join(SPLITS)}")
+            raise not_one_of("--split", self.split, SPLITS)
         if self.images < 1:
             raise OsmError(f"--images {self.images} must be 1 or more")
         if self.seed < 0:

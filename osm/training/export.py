@@ -7,10 +7,9 @@ not contain its model config, to a folder or `.pt` file that contains the model 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,22 +18,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from osm.config import add_settings
-from osm.errors import OsmError, run_command
+from osm.errors import OsmError
 from osm.files import replacing
 from osm.models import checkpoint as files
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
-from osm.models.factory import base_config, build, check_widths
+from osm.models.factory import build, check_widths
 from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
-from osm.terminal import CommandParser, console_command, echo
 from osm.training.checkpoints import readable_checkpoints
 from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
-from osm.training.train_config import MODEL_FLAGS, WIDTH_FLAGS
+from osm.training.train_flags import WIDTH_FLAGS
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -319,71 +316,3 @@ def _modes(names: Iterable[str]) -> list[str]:
 def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
     """Return a one-line summary of a written model: its path, the number of tensors, the source file and the modes."""
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
-
-
-def export_parser() -> argparse.ArgumentParser:
-    """Return the argument parser for `osm export`."""
-    out = CommandParser(
-        prog="osm export",
-        allow_abbrev=False,
-        description="Write a trained model as a folder (config.json, model.safetensors) or as a published .pt file.",
-    )
-    out.add_argument(
-        "source", type=Path, help="a run's folder (its newest checkpoint), a .pt file, or a folder such as `final`"
-    )
-    out.add_argument(
-        "out", help="a name that ends in .pt for a published file, any other for a folder; or a URL on s3:// or gs://"
-    )
-    out.add_argument(
-        "--with_optimizer", action="store_true", help="also write the optimizer state and progress, to resume training"
-    )
-    out.add_argument("--half", action="store_true", help="write float16: half the size, values rounded to 11 bits")
-    out.add_argument("--force", action="store_true", help="replace an older model at OUT")
-    return out
-
-
-def import_parser() -> argparse.ArgumentParser:
-    """Return the argument parser for `osm import`."""
-    out = CommandParser(
-        prog="osm import",
-        allow_abbrev=False,
-        description="Write a .pt file of the published code, which has no model config, as a model that has one.",
-    )
-    out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
-    out.add_argument("out", help="a folder, or a name that ends in .pt; or a URL on s3:// or gs://")
-    out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
-    add_settings(out)
-    for name, kind in MODEL_FLAGS.items():
-        out.add_argument(f"--{name}", type=kind, help="default: the config's")
-    for name in WIDTH_FLAGS:
-        out.add_argument(f"--{name}", type=int, help="checked against the base model")
-    out.add_argument("--force", action="store_true", help="replace an older model at OUT")
-    return out
-
-
-@console_command
-def export_main(argv: Sequence[str] | None = None) -> int:
-    """Run `osm export` and return its exit code."""
-    args = export_parser().parse_args(argv)
-    return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
-
-
-@console_command
-def import_main(argv: Sequence[str] | None = None) -> int:
-    """Run `osm import` and return its exit code."""
-    args = import_parser().parse_args(argv)
-    given = vars(args)
-    overrides = {name: given[name] for name in MODEL_FLAGS if name != "base_model_name"}
-    named = {flag: given[flag] for flag in ("config", *MODEL_FLAGS) if given[flag] is not None}
-    base = " ".join(f"--{flag} {value}" for flag, value in named.items())
-
-    def job() -> str:
-        config = base_config(args.base_model_name or args.config, args.config, args.settings, **overrides)
-        widths = {flag: given[flag] for flag in WIDTH_FLAGS}
-        return import_published(args.zoo, args.out, config, widths, base, args.force)
-
-    return _run(job)
-
-
-def _run(job: Callable[[], str]) -> int:
-    return run_command(lambda: echo(job()), interrupted="interrupted")

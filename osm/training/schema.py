@@ -6,28 +6,24 @@ unknown keys.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import json
-import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from osm.config import as_dict
+from osm.config import as_dict, field_descriptions
 from osm.models.bridges import BRIDGES
 from osm.models.model_config import BridgeConfig, ModelConfig, TowerConfig
 from osm.models.old_keys import BRIDGE_SECTIONS, TOWER_FIELDS, TOWER_KINDS
 from osm.models.towers import TOWERS
 from osm.registry import Registry
-from osm.terminal import CommandParser, console_command, echo
 from osm.training.train_config import TrainConfig
 
 _SIMPLE: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _PARTS: dict[type, Registry[Any]] = {TowerConfig: TOWERS, BridgeConfig: BRIDGES}
-_ENTRY = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.*)$")
 # PyYAML reads 1e-4 as a string, which `osm.config.from_dict` converts to a number.
 _NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"}]}
 
@@ -45,30 +41,9 @@ def config_schema() -> dict[str, Any]:
     }
 
 
-def descriptions(cls: type) -> dict[str, str]:
-    """Read a dataclass's field descriptions from the `Attributes:` section of the class docstring.
-
-    Descriptions of inherited fields are read from the base classes' docstrings.
-    """
-    found: dict[str, str] = {}
-    for each in reversed(cls.__mro__):
-        text = inspect.cleandoc(each.__doc__ or "")
-        names: list[str] = []
-        for line in text.partition("Attributes:\n")[2].splitlines():
-            entry = _ENTRY.match(line.removeprefix("    "))
-            if entry and not line.startswith("     "):
-                names = entry[1].split(", ")
-                found |= dict.fromkeys(names, entry[2])
-            elif line.startswith("     ") and names:
-                found |= {name: f"{found[name]} {line.strip()}" for name in names}
-            else:
-                names = []
-    return found
-
-
 def _object(cls: type) -> dict[str, Any]:
     """Return the JSON schema of a mapping whose keys are the fields of a dataclass."""
-    hints, described = typing.get_type_hints(cls), descriptions(cls)
+    hints, described = typing.get_type_hints(cls), field_descriptions(cls)
     properties = {}
     for each in dataclasses.fields(cls):
         schema = _of_hint(hints[each.name])
@@ -138,16 +113,3 @@ def _old_keys() -> dict[str, Any]:
 
 def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"anyOf": [dict(schema), {"type": "null"}]}
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the argument parser for `osm schema`, which has no flags of its own."""
-    return CommandParser(prog="osm schema", description="Prints the JSON schema of the config files.")
-
-
-@console_command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `osm schema` and return its exit code."""
-    parser().parse_args(argv)
-    echo(*json.dumps(config_schema(), indent=2).split("\n"))
-    return 0

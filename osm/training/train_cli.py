@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from osm.errors import INTERRUPTED, OsmError, RunStopped
 from osm.quiet import quiet_command
 from osm.terminal import console_command, message_logger
+from osm.training.train_flags import read_flags
 
 logger = message_logger(__name__)
 
@@ -20,12 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 if the run is complete, 2 for a user error, 3 if the run could not continue, 75 if a signal
         ended the run after a checkpoint was written, 130 if the run was interrupted before a checkpoint was written.
     """
+    try:
+        flags, table = read_flags(argv)
+    except OsmError as error:
+        logger.error(error)
+        return 2
+    from osm.training.run_config import resolve
     from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
-    from osm.training.train_config import parse
     from osm.training.trainer import train
 
     try:
-        train(parse(argv))
+        train(resolve(flags, table))
     except Stopped as stopped:
         logger.info(stopped)
         return EXIT_STOPPED

@@ -1,31 +1,16 @@
-"""The training config, built from a YAML file and command-line flags."""
+"""The training config: a dataclass whose fields are the `training` section of a config file and flags of `train.py`.
+
+This module does not import torch, so that `osm train --help` stays fast.
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
 
-from osm.config import add_settings, choice, from_dict, load_yaml
-from osm.data.sample import SampleConfig
-from osm.data.shard_lists import expand_shards
-from osm.data.shard_writer import CATEGORIES
-from osm.data.stream import user_pipeline
-from osm.datasets.table import Dataset, DatasetTable
-from osm.errors import OsmError
-from osm.forms import form_class
-from osm.models import checkpoint
-from osm.models.factory import base_config
-from osm.models.model_config import ModelConfig
-from osm.storage import remote
-from osm.storage.cache import localize
-from osm.storage.locations import is_remote, public, sibling
-from osm.terminal import CommandParser
-from osm.training.checkpoints import local_checkpoint
+from osm.config import choice
+from osm.data.sample_config import SampleConfig
+from osm.errors import OsmError, not_one_of
+from osm.storage.locations import is_remote, public
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -169,7 +154,7 @@ class TrainConfig:
             ("wandb", self.wandb, ("off", "offline", "online")),
         ):
             if value not in allowed:
-                raise OsmError(f"--{flag} {value!r} is not one of {', '.join(allowed)}")
+                raise not_one_of(f"--{flag}", value, allowed)
         one_or_more = "gradient_accumulation_steps num_epochs logging_steps shuffle_buffer views keep_checkpoints"
         for flag in f"{one_or_more} max_skipped_steps eval_samples".split():
             if getattr(self, flag) < 1:
@@ -227,202 +212,7 @@ class TrainConfig:
                     raise OsmError(
                         f"--{flag} cannot be combined with --pipeline {self.pipeline}, which reads the shards itself"
                     )
-            user_pipeline(self.pipeline)
 
     @property
     def used_sets(self) -> dict[str, SetConfig]:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
-
-
-# MODEL_FLAGS contains the flags that set fields of the model config, and the type of each field.
-# The flags in WIDTH_FLAGS do not configure the model; their values are checked against the built model's widths.
-MODEL_FLAGS = {
-    "base_model_name": str,
-    "input_size": int,
-    "sliding_window_size": int,
-    "sliding_window_stride": int,
-    "context_enlarge_ratio": float,
-}
-WIDTH_FLAGS = ("backbone_output_stride", "backbone_output_channel", "maskqformer_channel", "llm_channel")
-_PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The complete configuration for a `train.py` run.
-
-    Attributes:
-        training: the training config.
-        model: the model config.
-        widths: the values of WIDTH_FLAGS; None = the flag is not given.
-        table: the dataset table.
-    """
-
-    training: TrainConfig
-    model: ModelConfig
-    widths: dict[str, int | None]
-    table: DatasetTable
-
-
-def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parse the command line of `train.py`.
-
-    The file given by `--datasets` is read first, because each dataset adds flags.
-
-    Raises:
-        OsmError: a value is invalid.
-        SystemExit: argparse found an unknown flag.
-    """
-    first = CommandParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--datasets", default=None)
-    path = first.parse_known_args(argv)[0].datasets
-    table = DatasetTable().with_yaml(path) if path else DatasetTable()
-    given = vars(parser(table).parse_args(argv))
-    return resolve(given, table)
-
-
-def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
-    """Build a run's configuration from flags and the config file.
-
-    Flags override `--set` values, which in turn override the values in the YAML file given by `--config`.
-
-    Args:
-        given: flag name -> value, for the flags that were given.
-        table: the dataset table.
-
-    Raises:
-        OsmError: a value is invalid.
-    """
-    yaml_name, settings = given.get("config", "osm"), given.get("settings", [])
-    section = dict(load_yaml(yaml_name, settings).get("training", {}))
-    sample, sets = _mapping(section, "sample"), _mapping(section, "sets")
-    sets = {name: _mapping(sets, name, "training.sets") for name in list(sets)}
-    for name in (f.name for f in dataclasses.fields(SampleConfig)):
-        if name in given:
-            sample[name] = given[name]
-    for name in table:
-        flags = _set_flags(name)
-        chosen = {field_name: given[flag] for flag, field_name in flags.items() if flag in given}
-        if chosen:
-            sets[name] = {**sets.get(name, {}), **chosen}
-    unknown = sorted(set(sets) - set(table))
-    if unknown:
-        raise OsmError(
-            f"training.sets: unknown dataset {unknown[0]!r}; define it in the --datasets file. "
-            f"Known datasets: {', '.join(table)}"
-        )
-    scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
-    training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
-    if not training.used_sets:
-        raise OsmError(
-            "no dataset is used; set --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
-        )
-    for name, used in training.used_sets.items():
-        table = table.with_row(_trained_row(table[name], used.shards))
-        _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
-    if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded before the first collective call, which could otherwise time out.
-        local_checkpoint.cache_clear()
-        local_checkpoint(training.resume_from_checkpoint)
-    overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
-    base = given.get("base_model_name", yaml_name)
-    own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
-    if own is None or {"config", "base_model_name"} & given.keys():
-        model = base_config(base, yaml_name, settings, **overrides)
-    elif overrides or _of_model(settings):
-        flag = next(iter(overrides), "") or f"set {_of_model(settings)[0]}"
-        raise OsmError(
-            f"--{flag} cannot change the model of --start_from {public(training.start_from)}; remove the flag"
-        )
-    else:
-        model = own
-    model = model.with_modes([*modes, *training.used_sets])
-    return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
-
-
-def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """Return a dataset's entry in the dataset table, with the label file that belongs to its shards.
-
-    If the dataset table does not name a label file, the `categories.json` that the converter wrote next to the shards
-    is used. Datasets whose samples contain their own phrases do not need a label file.
-    """
-    if row.labels:
-        return row
-    if form_class(row.form).phrased:
-        return replace(row, json_file=None)
-    labels = sibling(expand_shards(shards)[0], CATEGORIES)
-    if is_remote(labels):
-        with contextlib.suppress(OsmError):  # the file is optional, and some stores raise an error if it is missing
-            if remote.exists(labels):
-                return replace(row, labels=str(localize(labels, "labels")))
-        return row
-    return replace(row, labels=labels) if Path(labels).exists() else row
-
-
-def _of_model(settings: Sequence[str]) -> list[str]:
-    return [setting for setting in settings if setting.startswith("model.")]
-
-
-def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove the mapping `name` from a config section, and return a copy of the mapping."""
-    value = section.pop(name, None)
-    if not isinstance(value, dict | None):
-        raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
-    return dict(value or {})
-
-
-def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """Return the argument parser for `train.py`, with additional flags for each dataset in the dataset table.
-
-    Flags that are not given are absent from the parsed namespace.
-    """
-    out = CommandParser(
-        prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
-    )
-    out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
-    add_settings(out)
-    out.add_argument("--datasets", help="a YAML file that adds your own datasets to the table")
-    for name, kind in MODEL_FLAGS.items():
-        out.add_argument(f"--{name}", type=kind, help="a field of the model config [value in the config]")
-    for name in WIDTH_FLAGS:
-        out.add_argument(f"--{name}", type=int, help="checked against the base model")
-    for cls in (TrainConfig, SampleConfig):
-        for item in _scalar_fields(cls):
-            names = [f"--{item.name}"]
-            if item.name in _PUBLISHED_DASHES:
-                names.insert(0, f"--{item.name.replace('_', '-')}")
-            if item.type is bool:
-                out.add_argument(*names, dest=item.name, action="store_true")
-            else:
-                out.add_argument(*names, dest=item.name, type=item.type, help=f"[{item.default}]")
-    for name in table:
-        kinds = get_type_hints(SetConfig)
-        for flag, field_name in _set_flags(name).items():
-            out.add_argument(f"--{flag}", type=kinds[field_name])
-    return out
-
-
-@dataclass(frozen=True)
-class _Scalar:
-    name: str
-    type: type
-    default: Any
-
-
-def _scalar_fields(cls: type) -> list[_Scalar]:
-    hints = get_type_hints(cls)
-    return [
-        _Scalar(f.name, hints[f.name], f.default)
-        for f in dataclasses.fields(cls)
-        if hints[f.name] in (str, int, float, bool)
-    ]
-
-
-def _set_flags(name: str) -> dict[str, str]:
-    """Map the names of a dataset's flags to the `SetConfig` fields that the flags set."""
-    return {
-        f"{name}_shards": "shards",
-        f"batch_size_{name}": "batch_size",
-        f"train_num_samples_{name}": "train_num_samples",
-        f"loss_multiplier_{name}": "loss_multiplier",
-    }

@@ -39,12 +39,13 @@ from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optimization import advance, check_quantized, go_to_step, hold_frozen, make_optimizer, make_schedule
 from osm.training.published_layout import save_trained_model
 from osm.training.resume import choose_streams, convert_progress, resume
+from osm.training.run_config import Run
 from osm.training.run_position import RunPosition
 from osm.training.step import Stepper, StepResult
 from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_dead_workers
 from osm.training.task import MixLoss, TrainTask
 from osm.training.tracking import Tracker, draw_curve
-from osm.training.train_config import Run, TrainConfig
+from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 

@@ -13,7 +13,8 @@ from nine_sets import boxes, parts, record, semantic
 from stream_sets import SIZE, bands, processor, rectangle
 
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
-from osm.data.sample import Sample, SampleConfig, SampleTransform
+from osm.data.sample import Sample, SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.datasets.table import Dataset, DatasetTable
 from osm.forms import Form, read_sample
 from osm.io.views import View

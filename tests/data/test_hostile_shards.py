@@ -17,7 +17,8 @@ from stream_sets import bands, panoptic, processor, scene, write_shard
 
 from osm.data import shards
 from osm.data.feature_cache import FeatureCache
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.shards import RawSample, read_shard
 from osm.data.tar import MAX_EXTENDED_BYTES, TarReader
 from osm.errors import SampleError

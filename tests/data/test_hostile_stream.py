@@ -16,7 +16,8 @@ from stream_sets import SIZE, bands, dataset, instances, panoptic, processor, re
 
 from osm import forms
 from osm.data.processor import Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.stream import EpochLoader, StreamConfig
 from osm.datasets.table import Dataset
 from osm.errors import BY_RULE

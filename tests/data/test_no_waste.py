@@ -14,7 +14,8 @@ from PIL import Image
 from stream_sets import SIZE, processor
 
 from osm.data.processor import Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.datasets.table import Dataset, DatasetTable
 from osm.forms import Form, read_sample
 from osm.forms.instances import Instances

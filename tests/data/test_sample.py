@@ -13,7 +13,8 @@ from PIL import Image
 from stream_sets import COLOURS, SIZE, bands, instances, panoptic, processor, rectangle, scene
 
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
-from osm.data.sample import Sample, SampleConfig, SampleTransform
+from osm.data.sample import Sample, SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.datasets.labels import LabelSet
 from osm.errors import OsmError, SampleError
 from osm.forms import Form, read_sample

@@ -17,7 +17,8 @@ from tiny import tiny_model_yaml
 
 from osm.data.batch import Batch, merge
 from osm.data.processor import Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.shards import RawSample, read_shard
 from osm.data.stream import EpochLoader, SampleStream, StreamConfig, batches_per_epoch
 from osm.errors import OsmError

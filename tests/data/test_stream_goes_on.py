@@ -10,7 +10,8 @@ import torch
 from stream_sets import bands, dataset, panoptic, processor, shards, write_shard
 
 from osm.data.batch import Batch
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.stream import EpochLoader, StreamConfig
 
 

@@ -17,7 +17,8 @@ from stream_sets import bands, dataset, panoptic, processor, write_shard
 
 from osm.data.batch import Batch
 from osm.data.processor import Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.shard_index import Indexes
 from osm.data.shard_lists import existing_shards
 from osm.data.shards import RawSample, read_shard

@@ -14,7 +14,8 @@ from convert_sets import Set
 from stream_sets import bands, dataset, panoptic, processor, write_shard
 
 from osm.data.processor import Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.shard_index import Indexes
 from osm.data.shards import RawSample, read_shard
 from osm.data.stages import Lane, SamplePlace, SeededShuffle, ShardPlan

@@ -16,7 +16,7 @@ from panoptic_pets import write_panoptic
 
 from osm.errors import OsmError
 from osm.evaluation.metrics.statistics import Bootstrap
-from osm.training.train_config import parse
+from osm.training.run_config import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())

@@ -15,7 +15,8 @@ from PIL import Image
 from stream_sets import SIZE, bands, panoptic_png, processor, write_shard
 
 from osm.data.processor import BOX_PROMPTS, Processor
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.shards import RawSample, read_shard
 from osm.datasets.labels import LabelSet
 from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable, Rules

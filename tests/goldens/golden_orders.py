@@ -11,7 +11,8 @@ from typing import Any
 from stream_sets import bands, dataset, panoptic, processor, write_shard
 
 from osm.data.batch import Batch
-from osm.data.sample import SampleConfig, SampleTransform
+from osm.data.sample import SampleTransform
+from osm.data.sample_config import SampleConfig
 from osm.data.stream import EpochLoader, StreamConfig
 
 SEEDS, RANKS, WORKERS = (0, 7), ((0, 1), (0, 2), (1, 2)), (0, 1, 2)

@@ -26,9 +26,9 @@ from osm.forms import read_sample, split_of
 from osm.io.csv_rows import csv_records, csv_rows
 from osm.io.segmentation import decode_segmentation
 from osm.io.views import View
+from osm.training.run_config import parse
 from osm.training.tracking import read_log
 from osm.training.train_cli import main as train
-from osm.training.train_config import parse
 
 VIEW = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, flip=False)
 TABLE = DatasetTable()

@@ -39,7 +39,7 @@ def worker(out: str, arguments: list[str]) -> None:
     from osm.models.osm import OmniScientModel
     from osm.models.towers import TOWERS
     from osm.training.distributed import start
-    from osm.training.train_config import parse
+    from osm.training.run_config import parse
     from osm.training.trainer import Trainer
 
     for registry in (TOWERS, BRIDGES):  # registries import a part on first use

@@ -19,7 +19,7 @@ from tiny_run import ENVIRONMENT, TRAIN, Workshop, finish, losses, start
 from torch.distributed import run as torchrun
 
 from osm.datasets.table import PUBLISHED_MODES, DatasetTable
-from osm.training import train_config as config
+from osm.training import run_config, train_flags
 from osm.training.tracking import read_log
 
 ROOT = TRAIN.parents[1]
@@ -90,7 +90,7 @@ class Cluster:
         """torchrun's own reading of its flags, the flags that train.py was given, and its words without FSDP's."""
         launcher = torchrun.parse_args(self.said("torchrun").split("\0")[:-1])
         words = launcher.training_script_args
-        given = vars(config.parser(DatasetTable()).parse_args(words))
+        given = vars(train_flags.train_parser(DatasetTable()).parse_args(words))
         rest = re.sub(r"--fsdp(_sharding_strategy \w+)?(\s|$)", "", shlex.join(words))
         return launcher, given, shlex.split(rest)
 
@@ -115,10 +115,10 @@ def test_the_published_training_is_what_they_run(cluster: Cluster, script: str) 
     launcher, given, words = cluster.launched()
     assert launcher.training_script == str(TRAIN) and launcher.nproc_per_node == "8"
     assert given["fsdp"] and given["fsdp_sharding_strategy"] == {"t": "full", "s": "hybrid"}[script[0]]
-    ours = config.parse(words)
+    ours = run_config.parse(words)
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").replace("$SAVE_PATH", "/shards")
     command = next(line for line in readme.splitlines() if "--run_name osm_final_partseg_det" in line)
-    published = config.parse(shlex.split(command.split("train/train.py")[1]))
+    published = run_config.parse(shlex.split(command.split("train/train.py")[1]))
     assert ours.model == published.model and set(ours.training.used_sets) == NINE
     found, wanted = vars(ours.training), vars(published.training)
     assert {name for name in wanted if found[name] != wanted[name]} == {"run_name"}
@@ -131,7 +131,7 @@ def test_everything_can_be_said_otherwise(cluster: Cluster, script: str) -> None
         GPUS="2", SETS="coco ade20k", RUN="runs/other", FSDP="", CONFIG="osm_small", **SLURM,
     )  # fmt: skip
     launcher, given, words = cluster.launched()
-    run = config.parse(words).training
+    run = run_config.parse(words).training
     assert launcher.nproc_per_node == "2" and "fsdp" not in given
     assert set(run.used_sets) == {"coco", "ade20k"} and given["config"] == "osm_small"
     assert (run.run_name, run.num_epochs, run.precision, run.sets["coco"].batch_size) == ("runs/other", 3, "fp32", 5)
@@ -242,7 +242,7 @@ def test_the_docs_lines_run(cluster: Cluster) -> None:
         at = next(number for number, word in enumerate(words) if word.endswith(".sh"))
         environment = dict(word.split("=", 1) for word in words[:at] if "=" in word and not word.startswith("-"))
         cluster.run(Path(words[at]).name, *words[at + 1 :], **{**SLURM, **environment})
-        assert config.parse(cluster.launched()[2]).training.used_sets, line
+        assert run_config.parse(cluster.launched()[2]).training.used_sets, line
 
 
 # Real torchruns: what srun would start on two nodes is started on this machine, and meets by c10d.

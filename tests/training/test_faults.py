@@ -20,9 +20,9 @@ from osm.data import shard_index, stages
 from osm.errors import OsmError, RunStopped
 from osm.training import sharded_layout
 from osm.training.checkpoints import readable_checkpoints
+from osm.training.run_config import parse
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
-from osm.training.train_config import parse
 from osm.training.trainer import train
 
 # train.py, but the loss of one rank is nan at the steps named.

@@ -72,7 +72,7 @@ SHARES = """
 import sys, torch
 from torch.distributed.tensor import DTensor
 from osm.training import distributed
-from osm.training.train_config import parse
+from osm.training.run_config import parse
 from osm.training.trainer import Trainer
 from osm.training.parallel import exchanged_by_gloo, full_tensor, full_tensor_through_cpu
 

@@ -14,8 +14,8 @@ from tiny_run import TRAIN, finish, start
 
 from osm.data.stream import batches_per_epoch
 from osm.datasets.table import PUBLISHED_MODES, DatasetTable
+from osm.training.run_config import parse
 from osm.training.tracking import read_log
-from osm.training.train_config import parse
 
 README = TRAIN.parents[1] / "README.md"
 NINE = PUBLISHED_MODES[:-1]

@@ -17,9 +17,9 @@ from tiny import tiny_llm, tiny_model_section
 
 from osm.models.bridges import BRIDGES
 from osm.training.distributed import World
+from osm.training.run_config import parse
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
-from osm.training.train_config import parse
 from osm.training.trainer import Trainer
 
 TRAIN = Path(__file__).resolve().parents[2] / "train" / "train.py"

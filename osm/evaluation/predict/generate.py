@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from osm.datasets.table import ANY_MODE, Dataset
-from osm.errors import OsmError, write_failed
+from osm.errors import OsmError, not_one_of, write_failed
 from osm.evaluation.predict.alter import ALTERATIONS, blank, other_mask
 from osm.evaluation.predict.prediction_files import meta_path, partial_path, prediction_path
 from osm.files import PartialFile, read_json, write_atomically
@@ -259,7 +259,7 @@ def _start(
     if limit is not None and limit < 1:
         raise OsmError(f"limit {limit}: expected 1 image or more")
     if alter not in ALTERATIONS:
-        raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
+        raise not_one_of("alter", alter, ALTERATIONS)
     resolved = resolve_modes(row, modes, namer.modes)
     if not 0 <= max_bad_annotations <= 1:
         raise OsmError(f"max_bad_annotations {max_bad_annotations}: expected a fraction from 0 to 1")

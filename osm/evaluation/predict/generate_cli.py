@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.config import add_settings
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, run_command
@@ -21,7 +22,7 @@ from osm.recognition.flags import METHOD_HELP, config_options, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote
 from osm.storage.output import check_output
-from osm.terminal import CommandParser, console_command, message_logger
+from osm.terminal import console_command, message_logger
 
 logger = message_logger(__name__)
 
@@ -207,10 +208,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     """Return the datasets whose masks are named: those in --sets, or by default all datasets whose files exist."""
     asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     for name in asked or ():
-        if name not in table:
-            raise OsmError(
-                f"--sets: unknown dataset {name!r}; known datasets: {', '.join(table)} (add your own with --datasets)"
-            )
+        table.require(name, "--sets")
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
         raise OsmError(
             f"--masks {args.masks}: a file of proposals belongs to a single dataset; select that dataset with --sets"

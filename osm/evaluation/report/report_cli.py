@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, json_text, refuse_unused
@@ -20,7 +21,7 @@ from osm.files import read_json
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output, write_text
-from osm.terminal import CommandParser, console_command, echo
+from osm.terminal import console_command, echo
 
 
 @console_command

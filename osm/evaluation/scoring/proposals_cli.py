@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from osm.command_parser import CommandParser
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_benchmark, add_datasets, add_json, add_predictions, dataset_table
@@ -18,7 +19,7 @@ from osm.evaluation.scoring.named_proposals import KIND
 from osm.evaluation.scoring.score_proposals import Scores, ScoringOptions, score_set
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
@@ -128,10 +129,7 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
     else:
         asked = list(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
     for name in asked:
-        if name not in table:
-            raise OsmError(
-                f"--sets: unknown dataset {name!r}; known datasets: {', '.join(table)} (add your own with --datasets)"
-            )
+        table.require(name, "--sets")
     if not asked:
         raise OsmError(
             f"{args.out_dir}: no file named <set>_{KIND}_<i>_of_{args.parts}.json belongs to a known dataset "

@@ -6,12 +6,13 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
+from osm.command_parser import CommandParser
 from osm.errors import INTERRUPTED, OsmError, exit_code, write_failed
 from osm.io.pool import default_workers
 from osm.prepare.originals.original_release import OriginalRelease
 from osm.prepare.originals.panoptic_releases import Ade20kRelease, CityscapesRelease
 from osm.prepare.originals.semantic_releases import A847Release, Pc459Release
-from osm.terminal import CommandParser, console_command, message_logger
+from osm.terminal import console_command, message_logger
 
 logger = message_logger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from osm.errors import OsmError
+from osm.errors import OsmError, not_one_of
 from osm.io.images import to_rgb
 from osm.models.factory import pick_device
 from osm.models.weights import load_torch
@@ -134,7 +134,7 @@ def load_sam(
         raise OsmError(f"--sam_checkpoint {path}: no such file")
     kind = sam_type or type_of(path)
     if kind not in TYPES:
-        raise OsmError(f"--sam_type {kind!r} is not one of {', '.join(TYPES)}")
+        raise not_one_of("--sam_type", kind, TYPES)
     registry = _package().sam_model_registry
     try:
         weights = load_torch(path)

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
@@ -28,7 +29,7 @@ from osm.models.weights import shipped_folder
 from osm.synthetic.pretraining.nano_llm import OTHER_ADJECTIVES, LlmTraining, other_nouns, pretrain_llm
 from osm.synthetic.pretraining.nano_tower import TowerTraining, pretrain_tower
 from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
-from osm.terminal import CommandParser, console_command, echo
+from osm.terminal import console_command, echo
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from osm.errors import OsmError
+from osm.errors import not_one_of
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PATTERNS = ("striped", "dotted", "checkered", "zigzag", "rainbow", "marbled")
@@ -123,7 +123,7 @@ def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
         OsmError: `pairing` is not supported.
     """
     if pairing not in PAIRINGS:
-        raise OsmError(f"--pairs {pairing!r} is not one of {', '.join(PAIRINGS)}")
+        raise not_one_of("--pairs", pairing, PAIRINGS)
     held_out = held_out_pairs(seed)
     return tuple(pair for pair in ALL_PAIRS if pairing == "all" or (pair in held_out) == (pairing == "held_out"))
 
@@ -149,7 +149,7 @@ def category_ids(set_name: str) -> dict[str, int]:
         OsmError: the dataset does not exist.
     """
     if set_name not in SETS:
-        raise OsmError(f"--sets {set_name!r} is not one of {', '.join(SETS)}")
+        raise not_one_of("--sets", set_name, SETS)
     names = [name_in(set_name, pair) for pair in ALL_PAIRS] + [stuff_name_in(set_name, stuff) for stuff in STUFF]
     return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.storage.output import check_here
@@ -36,7 +37,7 @@ from osm.synthetic.scenes.scene_names import (
     name_in,
     stuff_name_in,
 )
-from osm.terminal import CommandParser, ProgressBar, console_command, echo, message_logger
+from osm.terminal import ProgressBar, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
