@@ -29,6 +29,19 @@ def called_as(name: str) -> Iterator[None]:
         _CALLED_AS.reset(token)
 
 
+class DefaultsFormatter(argparse.HelpFormatter):
+    """A help formatter that shows the default of every flag whose help text does not state it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        stated = "[" in text or "default" in text
+        if not action.option_strings or action.required or stated or action.default is argparse.SUPPRESS:
+            return text
+        if isinstance(action.default, bool):
+            return f"{text} [{'on' if action.default else 'off'}]"
+        return f"{text} [none]" if action.default in (None, "", []) else f"{text} [%(default)s]"
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser with an additional `--log_json` flag, which the `console_command` decorator reads.
 
@@ -39,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if _CALLED_AS.get():
             kwargs["prog"] = _CALLED_AS.get()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"formatter_class": DefaultsFormatter, **kwargs})
         self._negative_number_matcher = _NEGATIVE
         if JSON_FLAG not in self._option_string_actions:  # a parent parser may have added it
             text = "write every message to stderr as one JSON object per line [off]"

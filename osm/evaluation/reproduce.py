@@ -131,7 +131,8 @@ def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], i
         )
     if status := _generate(args, generate):
         return status
-    results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
+    out_dir = localize(args.out_dir, "out_dir", folder=True)
+    results, notes = evaluate_folder(out_dir, args.processes, DatasetTable(), PUBLISHED)
     compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
     _show(compared, notes, args)
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))

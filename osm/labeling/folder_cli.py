@@ -11,7 +11,7 @@ from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.quiet import quiet_command
-from osm.recognition.flags import RANKING_FLAGS, add_checkpoint, add_ranking, config_options, ranking_of
+from osm.recognition.flags import RANKING_FLAGS, add_checkpoint, add_ranking, check_modes, config_options, ranking_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
@@ -119,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         logger.info(f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}")
     ranking = ranking_of(args)
     names = read_vocabulary(args.vocabulary) if args.vocabulary else None
+    check_modes(args.checkpoint, [args.mode])
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)

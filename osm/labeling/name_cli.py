@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
-from osm.recognition.flags import METHOD_HELP, add_checkpoint, add_ranking, config_options, method_of, ranking_of
+from osm.recognition.flags import (
+    METHOD_HELP,
+    add_checkpoint,
+    add_ranking,
+    check_modes,
+    config_options,
+    method_of,
+    ranking_of,
+)
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
@@ -22,6 +28,8 @@ from osm.terminal import console_command, echo, message_logger
 logger = message_logger(__name__)
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from osm.recognition.recognizer import Alternative, Recognition, Recognizer
 
 
@@ -61,19 +69,8 @@ def parser() -> argparse.ArgumentParser:
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm name`. Return the exit code, which is 0 unless an error occurred."""
-    args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    args = parser().parse_args(argv)
     return run_command(lambda: echo(*_answer(args)), interrupted="interrupted")
-
-
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Rewrite `--box -5,6,7,8` as `--box=-5,6,7,8`, because argparse would treat the negative number as a flag."""
-    found: list[str] = []
-    for word in argv:
-        if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
-            found[-1] += f"={word}"
-        else:
-            found.append(word)
-    return found
 
 
 def _answer(args: argparse.Namespace) -> list[str]:
@@ -89,15 +86,20 @@ def _answer(args: argparse.Namespace) -> list[str]:
     image = localize(args.image, "image")
     if not image.is_file():
         raise OsmError(f"{public(args.image)}: no such image")
-    from osm.recognition.recognizer import load_recognizer
+    from osm.io.images import as_rgb
+
+    photo = as_rgb(image)
+    masks: list[Any] = [_mask_of(path, photo.size[::-1], args.mask_id) for path in args.mask or ()]
+    _check_places(photo.size, boxes, points)
+    check_modes(args.checkpoint, args.mode or ())
     from osm.recognition.vocabulary import read_vocabulary
 
     names = read_vocabulary(args.vocabulary) if args.vocabulary else None
+    from osm.recognition.recognizer import load_recognizer
+
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **from_flags(args))
-    recognizer.set_image(image)
-    size_hw = recognizer.image_size[::-1]
-    masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]
-    segments = _segments(args, image, recognizer) if args.auto else []
+    recognizer.set_image(photo)
+    segments = _segments(args, photo, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
     listed = {"vocabulary": names, "method": method, **ranking}
     found = recognizer.name(masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, **listed)
@@ -122,16 +124,32 @@ def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
     return read_mask_file(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
 
 
-def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
+def _check_places(size: tuple[int, int], boxes: list[list[float]], points: list[list[float]]) -> None:
+    """Check boxes and points before the model is loaded. A box that extends beyond the image is reported.
+
+    Raises:
+        OsmError: a box or point is outside the image, which is `size` = (width, height) pixels.
+    """
+    from osm.recognition.regions import regions_of
+
+    regions_of(size, boxes=boxes or None, points=points or None)
+    for x, y, width, height in boxes:
+        if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
+            logger.warning(
+                f"box {x:g},{y:g},{width:g},{height:g} extends beyond the image, which is {size[0]} x {size[1]} "
+                "pixels; only the part inside the image is named"
+            )
+
+
+def _segments(args: argparse.Namespace, image: Image.Image, recognizer: Recognizer) -> list[dict[str, Any]]:
     """Find all segments of an image.
 
     Masks are returned as RLEs, because many decoded masks would take too much memory.
     """
-    from osm.io.images import as_rgb
     from osm.labeling.naming import encode_rle, rle_box
 
     segmenter = segmenter_from(args, recognizer)
-    segmenter.set_image(as_rgb(image))
+    segmenter.set_image(image)
     found = []
     for segment in segmenter.everything():
         rle = encode_rle(segment.mask)

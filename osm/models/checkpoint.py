@@ -25,7 +25,14 @@ from osm.models.lora import lora_parameters, without_lora
 from osm.models.model_config import ModelConfig, stored_model_config
 from osm.models.probability_calibration import ProbabilityCalibration
 from osm.models.towers.tower import Tower
-from osm.models.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
+from osm.models.weights import (
+    check_finite,
+    fingerprint,
+    fingerprint_tensors,
+    load_safetensors,
+    load_torch,
+    shipped_model,
+)
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, suffix_of
 
@@ -156,7 +163,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
     """Return a checkpoint's config document (None if missing), its tensors, and its file name for use in messages."""
-    path = localized(path, "--start_from")
+    path = shipped_model(path) or localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
     published = read_published(path)

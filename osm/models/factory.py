@@ -32,7 +32,7 @@ from osm.models.weights import (
     hub_options,
     load_first,
     model_options,
-    shipped_folder,
+    shipped_model,
 )
 from osm.storage.locations import is_remote, public
 
@@ -235,13 +235,6 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
         )
 
 
-def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a model shipped with this package, or None if `name` is unknown or is a local path."""
-    folder = shipped_folder() / str(name)
-    plain = str(name).isidentifier() and not Path(name).exists()
-    return folder if plain and (folder / "model.safetensors").is_file() else None
-
-
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
     """Load a model from a local folder or a hub repository in the format of `save_pretrained`.
 
@@ -257,7 +250,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
             bridge was trained with.
     """
     name = checkpoint.localized(name, "checkpoint")
-    folder = shipped(name) or Path(name)
+    folder = shipped_model(name) or Path(name)
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
             raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")

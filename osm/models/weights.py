@@ -117,6 +117,13 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("osm"))) / "weights"
 
 
+def shipped_model(name: str | Path) -> Path | None:
+    """Return the folder of a model that ships with this package, or None if `name` is unknown or is a local path."""
+    folder = shipped_folder() / str(name)
+    plain = str(name).isidentifier() and not Path(name).exists()
+    return folder if plain and (folder / "model.safetensors").is_file() else None
+
+
 @cache
 def hub_reachable() -> bool:
     """Return whether the Hugging Face hub responds. Each process sends only one quick request to test the hub.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from osm.config import add_settings
-from osm.errors import OsmError
+from osm.errors import OsmError, did_you_mean
+from osm.files import read_json
+from osm.storage.locations import is_remote
 
 SHIPPED = "osm_small"
 """The name of the trained model that ships with the package."""
@@ -29,6 +33,26 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def config_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the `load_recognizer` arguments that correspond to the flags `--config` and `--set`."""
     return {"config": args.config, **({"settings": args.settings} if args.settings else {})}
+
+
+def check_modes(checkpoint: str, modes: Iterable[str]) -> None:
+    """Check the asked modes before a model is loaded, if the checkpoint is a folder with a config.
+
+    Raises:
+        OsmError: a mode is not one of the model's.
+    """
+    from osm.models.weights import shipped_model
+
+    path = (shipped_model(checkpoint) or Path(checkpoint)) / "config.json"
+    if is_remote(checkpoint) or not path.is_file():
+        return
+    document, _ = read_json(path, "config of the checkpoint")
+    model = document.get("model") if isinstance(document, dict) else None
+    known = model.get("modes") if isinstance(model, dict) else None
+    for mode in modes if isinstance(known, list) else ():
+        if mode not in known:
+            meant = did_you_mean(mode, known)
+            raise OsmError(f"--mode {mode!r} is not one of this model's: {', '.join(map(str, known))}{meant}")
 
 
 def add_ranking(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         description="Serve a web page that names what the user points at in an image.",
     )
     add_checkpoint(out)
-    out.add_argument("--device", default="auto", help="[%(default)s]")
+    out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     out.add_argument("--segmenter", default="auto", help="segmenter that makes masks of points and boxes [%(default)s]")
     out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")
     out.add_argument("--samples", type=Path, metavar="DIR", help="folder of images to offer beside the drawn samples")

@@ -336,7 +336,7 @@ def parser() -> argparse.ArgumentParser:
         "--segments", type=Path, nargs="*", default=[], help="COCO-panoptic folders whose segments are also cut out"
     )
     out.add_argument("--split", default="train", help=f"{' or '.join(SPLITS)} [%(default)s]")
-    out.add_argument("--images", type=int, default=400, help="[%(default)s]")
+    out.add_argument("--images", type=int, default=400, help="number of images [%(default)s]")
     out.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     return out
 

@@ -26,6 +26,7 @@ from osm.models.bridges.bridge import Bridge
 from osm.models.factory import build, check_widths
 from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
+from osm.models.weights import shipped_model
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
@@ -58,11 +59,13 @@ def read_source(path: Path) -> Source:
     """Read a trained model from a run's folder, a checkpoint or a model folder.
 
     Args:
-        path: a run's folder (its newest checkpoint is read), a checkpoint, or a model folder such as `final`.
+        path: a run's folder (its newest checkpoint is read), a checkpoint, a model folder such as `final`, or the name
+            of a model that ships with this package.
 
     Raises:
         OsmError: `path` contains no trained model, or the model's files are broken.
     """
+    path = shipped_model(path) or path
     if not path.exists():
         raise OsmError(f"{path}: no such file or folder; expected a run's folder, a .pt checkpoint or a model folder")
     if not path.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,20 @@ class SetResult:
         }
 
 
-def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[list[SetResult], list[str]]:
+def evaluate_folder(
+    out_dir: Path, parts: int, table: Mapping[str, Dataset], asked: Collection[str] = ()
+) -> tuple[list[SetResult], list[str]]:
     """Evaluate every dataset in the table for which the folder contains prediction files.
 
     Args:
         out_dir: the folder written by generate_pred.py.
         parts: the number of parts that generate_pred.py was run in.
         table: the rows of the datasets, by dataset name.
+        asked: datasets that are reported if they have no prediction files.
 
     Returns:
-        The results, and a line for each dataset that is skipped because it has no prediction files.
+        The results, and a line for each dataset that is skipped: an asked one without prediction files, one whose
+        predictions are in another number of parts, and one that is not in the table.
 
     Raises:
         OsmError: There is no prediction file, a part is missing, parts overlap or come from different runs, or the
@@ -143,6 +147,8 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
             results.append(evaluate_set(row, paths))
         else:
             others = sorted({n for name, n in present if name == row.name})
+            if not others and row.name not in asked:
+                continue
             hint = f"; there are parts of {', '.join(map(str, others))}" if others else ""
             notes.append(f"{row.name}: left out, no {row.name}_pred_<i>_of_{parts}.json in {out_dir}{hint}")
     notes += [

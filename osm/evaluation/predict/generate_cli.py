@@ -174,11 +174,11 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
-    parser.add_argument("--batch", type=int, default=1, help="number of images that are named together (%(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="number of images that are named together [%(default)s]")
     parser.add_argument(
         "--modes",
         default=f"{OWN_MODE},{ANY_MODE}",
-        help=f"comma-separated; {OWN_MODE}: the mode of the dataset (%(default)s)",
+        help=f"comma-separated; {OWN_MODE}: the mode of the dataset [%(default)s]",
     )
     parser.add_argument("--limit", type=int, help="maximum number of images per dataset, from its start")
     parser.add_argument(
@@ -192,7 +192,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         "--max_bad_annotations",
         type=float,
         default=MAX_BAD_ANNOTATIONS,
-        help="maximum share of unusable annotations of a dataset (%(default)s; above 0, one is always allowed)",
+        help="maximum share of unusable annotations of a dataset [%(default)s; above 0, one is always allowed]",
     )
     parser.add_argument("--num_threads", type=int, help="number of CPU threads of torch")
     for row in table.values():
@@ -200,7 +200,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         group = parser.add_argument_group(f"paths of {row.name}")
         for field in form.needs:
             what = PATH_FIELDS.get(field) or f"folder of the {form.masks}"
-            group.add_argument(f"--{row.name}_{field}", help=f"{what} ({getattr(row, field)})")
+            group.add_argument(f"--{row.name}_{field}", help=f"{what} [{getattr(row, field) or 'none'}]")
     return parser
 
 

@@ -111,14 +111,14 @@ def report_parser() -> argparse.ArgumentParser:
         "--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown next to the scores"
     )
     parser.add_argument(
-        "--pictures", type=int, default=12, help="maximum number of random images per dataset (%(default)s)"
+        "--pictures", type=int, default=12, help="maximum number of random images per dataset [%(default)s]"
     )
     parser.add_argument(
         "--surest",
         type=int,
         default=3,
         help="number of images per dataset with the most confident wrong names, and with the most confident right "
-        "names (%(default)s)",
+        "names [%(default)s]",
     )
     parser.add_argument(
         "--metrics",
@@ -127,7 +127,7 @@ def report_parser() -> argparse.ArgumentParser:
         "[%(default)s]",
     )
     add_bootstrap(parser)
-    parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
+    parser.add_argument("--title", default=TITLE, help="heading of the page [%(default)s]")
     return parser
 
 
@@ -152,8 +152,8 @@ def picture_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", type=Path, help="the .jpg file to write")
     parser.add_argument("--set", required=True, help="dataset whose images are drawn")
     add_datasets(parser)
-    parser.add_argument("--images", type=int, default=6, help="maximum number of images (%(default)s)")
-    parser.add_argument("--columns", type=int, default=3, help="maximum number of images per row (%(default)s)")
+    parser.add_argument("--images", type=int, default=6, help="maximum number of images [%(default)s]")
+    parser.add_argument("--columns", type=int, default=3, help="maximum number of images per row [%(default)s]")
     return parser
 
 
@@ -206,7 +206,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
     parser.add_argument("b", metavar="B", help="folder of the predictions to compare with A, or its URL")
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="numbers of parts of A and B")
-    parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B (%(default)s)")
+    parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B [%(default)s]")
     add_datasets(parser)
     parser.add_argument(
         "--metrics",
@@ -215,7 +215,7 @@ def compare_parser() -> argparse.ArgumentParser:
         "[%(default)s]",
     )
     parser.add_argument(
-        "--examples", type=int, default=10, help="maximum number of examples of each kind of change (%(default)s)"
+        "--examples", type=int, default=10, help="maximum number of examples of each kind of change [%(default)s]"
     )
     add_json(parser)
     parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page to this file, or to a URL")

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--mode",
         default=OWN_MODE,
-        help=f"mode whose names are scored; {OWN_MODE}: the mode of the dataset (%(default)s)",
+        help=f"mode whose names are scored; {OWN_MODE}: the mode of the dataset [%(default)s]",
     )
     flags.add_argument(
         "--map",

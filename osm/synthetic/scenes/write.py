@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
     out.add_argument("--split", default="train", help="name of the folder of this split [train]")
-    out.add_argument("--images", type=int, default=defaults.images, help="[%(default)s]")
+    out.add_argument("--images", type=int, default=defaults.images, help="number of images [%(default)s]")
     out.add_argument("--size", type=int, default=defaults.size, help=f"pixels, {MIN_SIZE}..{MAX_SIZE} [%(default)s]")
     out.add_argument("--seed", type=int, default=defaults.seed, help="[%(default)s]")
     out.add_argument(
