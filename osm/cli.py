@@ -87,6 +87,7 @@ COMMANDS = {
         "writes an HTML page of predictions and metrics", "osm.evaluation.report.report_cli", "report_main"
     ),
     "picture": Command("draws predictions on images", "osm.evaluation.report.report_cli", "picture_main"),
+    "fetch": Command("installs the frozen parts of an included model", "osm.fetch"),
     "list": Command("lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs", "osm.listing"),
 }
 

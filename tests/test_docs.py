@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from osm import quickstart
+from osm import fetch, quickstart
 from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import calibrate_cli, evaluate_cli, reproduce
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
+    "fetch": fetch.parser,
     "schema": schema_cli.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,

@@ -31,8 +31,8 @@ from osm.models.weights import (
     fingerprint_tensors,
     load_safetensors,
     load_torch,
-    shipped_model,
 )
+from osm.shipped import shipped_model
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, suffix_of
 

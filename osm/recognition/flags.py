@@ -10,6 +10,7 @@ from typing import Any
 from osm.config import add_settings
 from osm.errors import OsmError, did_you_mean
 from osm.files import read_json
+from osm.shipped import shipped_model
 from osm.storage.locations import is_remote
 
 SHIPPED = "osm_small"
@@ -41,8 +42,6 @@ def check_modes(checkpoint: str, modes: Iterable[str]) -> None:
     Raises:
         OsmError: a mode is not one of the model's.
     """
-    from osm.models.weights import shipped_model
-
     path = (shipped_model(checkpoint) or Path(checkpoint)) / "config.json"
     if is_remote(checkpoint) or not path.is_file():
         return

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="additional host names of the page, for instance behind a proxy",
     )
-    out.add_argument("--port", type=int, default=7860, help="[%(default)s]")
+    out.add_argument("--port", type=int, default=7860, help="port of the page [%(default)s]")
     out.add_argument("--max_file_mb", type=float, default=20, help="size limit of an upload in MiB [%(default)s]")
     out.add_argument(
         "--max_megapixels", type=float, default=25, help="limit for the megapixels of an upload [%(default)s]"

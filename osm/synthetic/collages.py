@@ -337,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--split", default="train", help=f"{' or '.join(SPLITS)} [%(default)s]")
     out.add_argument("--images", type=int, default=400, help="number of images [%(default)s]")
-    out.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    out.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     return out
 
 

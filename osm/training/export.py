@@ -26,7 +26,7 @@ from osm.models.bridges.bridge import Bridge
 from osm.models.factory import build, check_widths
 from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
-from osm.models.weights import shipped_model
+from osm.shipped import shipped_model
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file

