@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -24,15 +25,27 @@ class Command:
 
     Attributes:
         what: a one-line description for the help text.
-        module: the module that defines the function.
+        module: the module that defines the functions.
         function: the name of the function to call.
-        arguments: the arguments that precede `argv` in the call.
+        parser: the name of the function that returns the argument parser.
+        arguments: the arguments that precede `argv` in the call, and that the parser's function gets.
     """
 
     what: str
     module: str
     function: str = "main"
+    parser: str = "parser"
     arguments: tuple[str, ...] = ()
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Run the subcommand and return its exit code."""
+        function = getattr(importlib.import_module(self.module), self.function)
+        return function(*self.arguments, argv)
+
+    def build_parser(self) -> argparse.ArgumentParser:
+        """Return the subcommand's argument parser, without flags that depend on other arguments."""
+        found: argparse.ArgumentParser = getattr(importlib.import_module(self.module), self.parser)(*self.arguments)
+        return found
 
 
 COMMANDS = {
@@ -51,14 +64,20 @@ COMMANDS = {
     "prepare_instances": Command(
         "converts a dataset in COCO-instances form to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
-    "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
+    "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli", parser="train_parser"),
     "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),
     "export": Command(
         "writes a trained model as a folder, or as a .pt in the published format",
         "osm.training.export_cli",
         "export_main",
+        "export_parser",
     ),
-    "import": Command("converts a published .pt to a folder with its config", "osm.training.export_cli", "import_main"),
+    "import": Command(
+        "converts a published .pt to a folder with its config",
+        "osm.training.export_cli",
+        "import_main",
+        "import_parser",
+    ),
     "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name_cli"),
     "folder": Command(
         "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"
@@ -68,8 +87,11 @@ COMMANDS = {
         "names the masks of validation sets (test/generate_pred.py)",
         "osm.evaluation.predict.generate_cli",
         "generate_main",
+        "generate_parser",
     ),
-    "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main"),
+    "evaluate": Command(
+        "scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main", "evaluate_parser"
+    ),
     "calibrate": Command(
         "calibrates a model's probabilities on predictions of new images", "osm.evaluation.calibrate_cli"
     ),
@@ -77,18 +99,31 @@ COMMANDS = {
         "runs the published benchmark with the published weights and compares the figures", "osm.evaluation.reproduce"
     ),
     "compare": Command(
-        "compares two folders of predictions, mask by mask", "osm.evaluation.report.report_cli", "compare_main"
+        "compares two folders of predictions, mask by mask",
+        "osm.evaluation.report.report_cli",
+        "compare_main",
+        "compare_parser",
     ),
     "evaluate_proposals": Command(
         "computes PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)",
         "osm.evaluation.scoring.proposals_cli",
     ),
     "report": Command(
-        "writes an HTML page of predictions and metrics", "osm.evaluation.report.report_cli", "report_main"
+        "writes an HTML page of predictions and metrics",
+        "osm.evaluation.report.report_cli",
+        "report_main",
+        "report_parser",
     ),
-    "picture": Command("draws predictions on images", "osm.evaluation.report.report_cli", "picture_main"),
+    "picture": Command(
+        "draws predictions on images", "osm.evaluation.report.report_cli", "picture_main", "picture_parser"
+    ),
+    "completion": Command("prints a script for completion by a shell's Tab key", "osm.completion"),
     "fetch": Command("installs the frozen parts of an included model", "osm.fetch"),
-    "list": Command("lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs", "osm.listing"),
+    "list": Command(
+        "lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs",
+        "osm.listing",
+        parser="list_parser",
+    ),
 }
 
 
@@ -110,9 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         meant = did_you_mean(arguments[0], COMMANDS)
         logger.error(f"osm {arguments[0]}: no such command; the commands are {', '.join(COMMANDS)}{meant}")
         return 2
-    function = getattr(importlib.import_module(command.module), command.function)
     with called_as(f"osm {arguments[0]}"):
-        return function(*command.arguments, arguments[1:])
+        return command.run(arguments[1:])
 
 
 def usage() -> str:

@@ -50,8 +50,9 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if _CALLED_AS.get():
-            kwargs["prog"] = _CALLED_AS.get()
+        name = _CALLED_AS.get()
+        if name and not str(kwargs.get("prog", "")).startswith(f"{name} "):  # as that of a subcommand does
+            kwargs["prog"] = name
         super().__init__(*args, **{"formatter_class": DefaultsFormatter, **kwargs})
         self._negative_number_matcher = _NEGATIVE
         if JSON_FLAG not in self._option_string_actions:  # a parent parser may have added it

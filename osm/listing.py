@@ -145,7 +145,7 @@ def list_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
     )
-    parser.add_argument("kind", choices=LISTS, help="what to list: %(choices)s", metavar="KIND")
+    parser.add_argument("kind", choices=tuple(LISTS), help="what to list: %(choices)s", metavar="KIND")
     parser.add_argument("--datasets", metavar="FILE.yaml", help="a YAML file with your own datasets, for KIND datasets")
     parser.add_argument("--json", action="store_true", help="print a json list of objects with name, origin and about")
     return parser

@@ -132,10 +132,7 @@ def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
         assert run.training.used_sets
     elif script.name == "generate_pred.py":
         table = DatasetTable().with_yaml(sets)
-        files = ArgumentParser(add_help=False)
-        files.add_argument("--benchmark")
-        files.add_argument("--datasets")
-        assert generate_cli._generate_parser(files, table).parse_args(arguments).checkpoint
+        assert generate_cli.generate_parser(table).parse_args(arguments).checkpoint
     elif script.name.startswith("convert_"):
         assert convert.parser(set_of(script)).parse_args(arguments).output_dir
     elif script.name.startswith("make_"):

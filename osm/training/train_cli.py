@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from osm.errors import INTERRUPTED, OsmError, RunStopped
 from osm.quiet import quiet_command
 from osm.terminal import console_command, message_logger
-from osm.training.train_flags import read_flags
+from osm.training.train_flags import read_flags, train_parser
 
 logger = message_logger(__name__)
+
+__all__ = ["main", "train_parser"]
 
 
 @quiet_command

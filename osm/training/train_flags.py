@@ -101,11 +101,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         checked.add_argument(f"--{name}", type=int, metavar="N", help=f"{_MODEL_HELP[name]} [not checked]")
 
 
-def train_parser(table: DatasetTable) -> argparse.ArgumentParser:
+def train_parser(table: DatasetTable | None = None) -> argparse.ArgumentParser:
     """Return the argument parser for `train.py`, with additional flags for each dataset in the dataset table.
+
+    Args:
+        table: the dataset table; None = the built-in one.
 
     Flags that are not given are absent from the parsed namespace.
     """
+    table = DatasetTable() if table is None else table
     out = CommandParser(
         prog="train.py",
         argument_default=argparse.SUPPRESS,

@@ -45,12 +45,9 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
     # --benchmark and --datasets are parsed first: they define the table of datasets, and every dataset has flags.
-    files = CommandParser(add_help=False, allow_abbrev=False)
-    add_benchmark(files)
-    add_datasets(files)
-    known, _ = files.parse_known_args(argv)
+    known, _ = _files_parser().parse_known_args(argv)
     table = dataset_table(known.benchmark, known.datasets)
-    args = _generate_parser(files, table).parse_args(argv)
+    args = generate_parser(table).parse_args(argv)
     check_output(args.out_dir, "out_dir")  # fail before the model is loaded
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
@@ -138,10 +135,19 @@ def _own_device(device: str) -> str:
     return f"cuda:{number}"
 
 
-def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
+def _files_parser() -> argparse.ArgumentParser:
+    files = CommandParser(add_help=False, allow_abbrev=False)
+    add_benchmark(files)
+    add_datasets(files)
+    return files
+
+
+def generate_parser(table: DatasetTable | None = None) -> argparse.ArgumentParser:
+    """Return the argument parser of `generate_pred.py`, with flags for each dataset (None = the built-in datasets)."""
+    table = DatasetTable() if table is None else table
     parser = CommandParser(
         prog="generate_pred.py",
-        parents=[files],
+        parents=[_files_parser()],
         allow_abbrev=False,
         description="Name every ground-truth mask of the val sets and write <set>_pred_<i>_of_<n>.json.",
     )

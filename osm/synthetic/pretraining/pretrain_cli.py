@@ -25,7 +25,7 @@ from osm.command_parser import CommandParser
 from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
-from osm.models.weights import shipped_folder
+from osm.shipped import shipped_folder
 from osm.synthetic.pretraining.nano_llm import OTHER_ADJECTIVES, LlmTraining, other_nouns, pretrain_llm
 from osm.synthetic.pretraining.nano_tower import TowerTraining, pretrain_tower
 from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
