@@ -66,6 +66,7 @@ COMMANDS = {
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli", parser="train_parser"),
     "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),
+    "finetune": Command("adapts a trained model to your photos, in one command", "osm.finetune"),
     "export": Command(
         "writes a trained model as a folder, or as a .pt in the published format",
         "osm.training.export_cli",

@@ -7,15 +7,11 @@ predictions, and create a report and a picture. Finished stages are skipped, and
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +19,16 @@ import yaml
 
 from osm.command_parser import CommandParser
 from osm.config import add_settings
-from osm.errors import OsmError, RunStopped, run_command, write_failed
+from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
+from osm.stages import MALLOC, Stage, osm_command, run_stages
 from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
-from osm.terminal import console_command, echo, json_flag, message_logger
+from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
-STAGES = "stages.json"
 PARTS = 2
-# By default, glibc returns the memory of every freed large tensor to the system, which slows down allocations.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would overwrite each other's progress bars.
 
 
 @dataclass(frozen=True)
@@ -86,27 +79,6 @@ SHORT: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the quickstart.
-
-    Attributes:
-        name: the name of the stage.
-        what: a one-line description.
-        commands: the commands of the stage.
-        environment: additional environment variables of the commands.
-    """
-
-    name: str
-    what: str
-    commands: list[list[str]]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def osm_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "osm", *map(str, arguments)]
-
-
 def stages(options: QuickstartOptions) -> list[Stage]:
     """Return all stages of a quickstart, in order."""
     out = options.out
@@ -122,7 +94,7 @@ def stages(options: QuickstartOptions) -> list[Stage]:
             f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
             [_train(options)],
             # If OMP_NUM_THREADS is not set, torchrun sets it to 1 and prints a warning.
-            {**_MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.processes))},
+            {**MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.processes))},
         ),
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
@@ -251,77 +223,16 @@ def write_tables(out: Path) -> None:
 
 
 def run(options: QuickstartOptions) -> dict[str, float]:
-    """Run all stages that have not finished yet.
+    """Run all stages that have not finished yet; see `osm.stages.run_stages`.
 
     Returns:
         stage name -> duration of its last run in seconds.
-
-    Raises:
-        OsmError: a stage failed, or the folder contains outputs of a quickstart with different options.
     """
-    out = options.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failed(error, f"out {out}", "a folder that can be written") from None
-    path = out / STAGES
-    record = _record(path, options)
-    write_tables(out)
-    everything = stages(options)
-    for number, stage in enumerate(everything, 1):
-        title = f"[{number}/{len(everything)}] {stage.name}"
-        if stage.name in record["seconds"]:
-            logger.info(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", to_stdout=True)
-            continue
-        logger.info(f"{title}: {stage.what}", to_stdout=True)
-        seconds = _run_stage(stage)
-        record["seconds"][stage.name] = round(seconds, 1)
-        write_atomically(path, [json.dumps(record, indent=1) + "\n"])
-        logger.info(f"{title}: {seconds:.0f} s", to_stdout=True)
-    return record["seconds"]
-
-
-def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
-    """Load the record of finished stages. Raises OsmError if an earlier quickstart in the folder used other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     chosen["settings"] = list(options.settings)
-    record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
-        raise OsmError(f"{path} was not written by osm quickstart; remove the file to rerun every stage")
     # Older versions did not record the config or settings, because they only used the default config without settings.
-    found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
-    changed = [key for key, value in chosen.items() if found.get(key) != value]
-    if changed:
-        raise OsmError(
-            f"{path.parent} was created with different values of {', '.join(changed)}; choose a different folder, or "
-            "delete this one"
-        )
-    return record
-
-
-def _run_stage(stage: Stage) -> float:
-    started = time.monotonic()
-    environment = {**_QUIET, **stage.environment, **os.environ}
-    # The two commands that generate predictions run in parallel, as they would on two GPUs.
-    # All commands except `osm generate` run sequentially.
-    together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
-    for batch in [together] if together else [[command] for command in stage.commands]:
-        for command in batch:
-            logger.info(f"$ {shlex.join(command)}", to_stdout=True)
-        processes = [subprocess.Popen([*command, *json_flag()], env=environment) for command in batch]
-        try:
-            codes = [process.wait() for process in processes]
-        except BaseException:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.wait()
-            raise
-        if any(codes):
-            failed = next(k for k, code in enumerate(codes) if code)
-            kind = RunStopped if codes[failed] == 3 else OsmError
-            raise kind(f"stage {stage.name!r} failed with exit code {codes[failed]}: {shlex.join(batch[failed])}")
-    return time.monotonic() - started
+    older = {"config": QuickstartOptions.config, "settings": []}
+    return run_stages(options.out, "osm quickstart", chosen, stages(options), lambda: write_tables(options.out), older)
 
 
 def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:

@@ -27,7 +27,8 @@ import osm.training.trainer
 from osm import quickstart
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.quickstart import SHORT, QuickstartOptions, Stage, main, run, stages
+from osm.quickstart import SHORT, QuickstartOptions, main, run, stages
+from osm.stages import Stage
 from osm.synthetic.scenes.scene_names import FINE, SETS, categories
 from osm.synthetic.scenes.write import SceneOptions
 from osm.training.run_config import Run
