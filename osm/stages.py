@@ -34,12 +34,14 @@ class Stage:
         what: a one-line description.
         commands: the commands of the stage.
         environment: additional environment variables of the commands.
+        optional: whether the run goes on if the stage fails. It is then tried again in the next run.
     """
 
     name: str
     what: str
     commands: list[list[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
 
 
 def osm_command(*arguments: object) -> list[str]:
@@ -84,7 +86,13 @@ def run_stages(
             logger.info(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", to_stdout=True)
             continue
         logger.info(f"{title}: {stage.what}", to_stdout=True)
-        seconds = run_stage(stage)
+        try:
+            seconds = run_stage(stage)
+        except OsmError as error:
+            if not stage.optional:
+                raise
+            logger.warning(f"{title}: left out; {error}")
+            continue
         record["seconds"][stage.name] = round(seconds, 1)
         write_atomically(path, [json.dumps(record, indent=1) + "\n"])
         logger.info(f"{title}: {seconds:.0f} s ({clock(sum(record['seconds'].values()))} in all)", to_stdout=True)

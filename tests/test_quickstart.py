@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,10 @@ def test_every_stage_has_what_it_needs(changes: dict[str, Any], tmp_path: Path, 
     options.out.mkdir()
     quickstart.write_tables(options.out)
     dry = DryRun(monkeypatch)
-    for stage in stages(options):
+    first, *others = stages(options)
+    assert first.name == "photos" and first.optional and not any(stage.optional for stage in others)
+    assert [after_osm(command)[1][0] for command in first.commands] == ["fetch", "sample"]
+    for stage in others:
         for command in stage.commands:
             launcher, arguments = after_osm(command)
             assert bool(launcher) == (arguments[0] == "train")
@@ -208,6 +212,15 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
     assert "[1/3] one: done before" in printed and "[2/3] two words: a test" in printed and "$ " in printed
     run(QuickstartOptions(out))
     assert order() == ["two", "words", "three"]
+
+
+def test_an_optional_stage_may_fail_and_is_tried_again(out: Path, monkeypatch: Any, capsys: Any) -> None:
+    steps = [replace(step("one", "import sys; sys.exit(2)"), optional=True), step("two", "pass")]
+    monkeypatch.setattr(quickstart, "stages", lambda options: steps)
+    assert list(run(QuickstartOptions(out))) == ["two"]
+    assert "warning: [1/2] one: left out; stage 'one' failed with exit code 2" in capsys.readouterr().err
+    run(QuickstartOptions(out))
+    assert order() == ["one", "two", "one"]
 
 
 @pytest.mark.parametrize(

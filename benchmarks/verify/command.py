@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     missing = [package for module, package in LIBRARIES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        install = "pip install 'osm-recognition[verify]' && pip install --no-deps panopticapi-lite"
+        install = "pip install '.[verify]' && pip install --no-deps panopticapi-lite"
         print(f"verify_metrics.py requires {', '.join(missing)}: {install}", file=sys.stderr)
         return 2
     asked = (args.random is not None, args.judged is not None, args.out_dir is not None and args.n is not None)

@@ -26,7 +26,7 @@ def read_mat(data: bytes, variable: str) -> Any:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise OsmError("reading .mat files requires scipy: pip install 'osm-recognition[prepare]'") from None
+        raise OsmError("reading .mat files requires scipy: pip install scipy") from None
     _check_size(data)
     try:
         found = loadmat(io.BytesIO(data), variable_names=[variable])

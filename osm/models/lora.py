@@ -1,4 +1,4 @@
-"""Adds LoRA to the frozen LLM in place, using the peft package (`pip install 'osm-recognition[lora]'`).
+"""Adds LoRA to the frozen LLM in place, using the peft package (`pip install peft`).
 
 LoRA's parameters are separate from the LLM's weights, stay in float32, and are stored as `lora.*` in checkpoints.
 """
@@ -30,7 +30,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         import peft
     except ImportError:
         raise OsmError(
-            "model.lora.rank: LoRA requires the peft package: pip install 'osm-recognition[lora]', or set the rank to 0"
+            "model.lora.rank: LoRA requires the peft package: pip install peft, or set the rank to 0"
         ) from None
     linear = {
         name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))

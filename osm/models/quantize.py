@@ -30,9 +30,7 @@ def quantization_config(name: str) -> Any:
         return None
     package = _PACKAGES[name.split("_")[0]]
     if importlib.util.find_spec(package) is None:
-        raise OsmError(
-            f"model.llm.quantization {name!r} needs the package {package}: pip install 'osm-recognition[quantization]'"
-        )
+        raise OsmError(f"model.llm.quantization {name!r} needs the package {package}: pip install {package}")
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     # Hide bitsandbytes' message that a float32 model is computed in half precision, which is logged for every layer.

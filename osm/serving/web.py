@@ -125,7 +125,7 @@ def import_gradio() -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise OsmError(f"osm demo requires gradio ({error}): pip install 'osm-recognition[demo]'") from None
+        raise OsmError(f"osm demo requires gradio ({error}): pip install 'gradio>=6.31,<7'") from None
 
 
 def load_page(args: argparse.Namespace) -> Page:

@@ -91,8 +91,8 @@ def filesystem(url: str) -> Any:
             fs.retries = 1  # By default, s3fs retries five times on its own.
         return fs
     except ImportError as error:
-        extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
-        hint = f"pip install 'osm-recognition[{extra}]'" if extra else str(error)
+        package = {"s3": "s3fs", "gs": "gcsfs"}.get(protocol, "")
+        hint = f"pip install {package}" if package else str(error)
         raise OsmError(f"{public(url)}: the package for {protocol}:// URLs is not installed: {hint}") from None
 
 

@@ -114,9 +114,7 @@ def test_the_mask_of_a_wrong_metric_is_named(
 def test_missing_libraries_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(command.LIBRARIES, "no_such_library", "no-such-library")
     assert command.main(["--random", "1"]) == 2
-    expected = (
-        "verify_metrics.py requires no-such-library: pip install 'osm-recognition[verify]' && pip install --no-deps"
-    )
+    expected = "verify_metrics.py requires no-such-library: pip install '.[verify]' && pip install --no-deps"
     assert capsys.readouterr().err.startswith(expected)
 
 

@@ -64,5 +64,5 @@ def test_every_cut_is_told_of() -> None:
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(OsmError, match=r"requires scipy: pip install 'osm-recognition\[prepare\]'"):
+    with pytest.raises(OsmError, match=r"requires scipy: pip install scipy"):
         read_mat(b"", "LabelMap")

@@ -203,5 +203,5 @@ def test_what_does_not_fit_is_named(
 
 def test_without_the_package_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(OsmError, match=r"pip install 'osm-recognition\[open_clip\]'"):
+    with pytest.raises(OsmError, match=r"pip install open_clip_torch"):
         open_clip_tower(config(), SIDE, Clip({}, False))

@@ -52,7 +52,7 @@ class MaskPrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError:
             raise OsmError(
-                "mask AP needs the package faster-coco-eval; install it with pip install 'osm-recognition[proposals]', "
+                "mask AP needs the package faster-coco-eval; install it with pip install faster-coco-eval, "
                 "or skip AP with --without_ap"
             ) from None
         self.federated = federated

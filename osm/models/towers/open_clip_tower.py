@@ -3,7 +3,7 @@
 Shape letters have the same meaning as in `osm.models.towers.tower`.
 
 Models and weights are specified by open_clip's names and tags. The open_clip package is imported only when a tower is
-built (`pip install 'osm-recognition[open_clip]'`).
+built (`pip install open_clip_torch`).
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def _library() -> Any:
         import open_clip
     except ImportError:
         raise OsmError(
-            "model.tower.kind open_clip needs the open_clip_torch package: pip install 'osm-recognition[open_clip]'"
+            "model.tower.kind open_clip needs the open_clip_torch package: pip install open_clip_torch"
         ) from None
     return open_clip
 
