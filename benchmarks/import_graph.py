@@ -21,7 +21,7 @@ ORDER = (
     *("terminal", "quiet", "errors", "command_parser", "registry", "documents", "files", "shipped"),
     *("storage", "io", "datasets", "config", "forms", "data", "prepare"),
     *("models", "training", "recognition", "labeling", "evaluation", "synthetic", "serving"),
-    *("listing", "fetch", "stages", "quickstart", "finetune", "cli", "completion", "__main__"),
+    *("listing", "fetch", "command_stages", "quickstart", "finetune", "cli", "completion", "__main__"),
 )
 
 

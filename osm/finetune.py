@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from osm.command_parser import CommandParser
+from osm.command_stages import MALLOC, Stage, osm_command, run_stages
 from osm.datasets.table import ANY_MODE, DatasetTable
 from osm.errors import OsmError, run_command, shown
 from osm.files import read_json, write_atomically
 from osm.recognition.flags import SHIPPED
-from osm.stages import MALLOC, Stage, osm_command, run_stages
 from osm.terminal import clock, console_command, echo
 
 BATCH = 2  # images in a step

@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from osm.command_parser import CommandParser
+from osm.command_stages import MALLOC, Stage, osm_command, run_stages
 from osm.config import add_settings
 from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
 from osm.recognition.flags import SHIPPED
-from osm.stages import MALLOC, Stage, osm_command, run_stages
 from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
 from osm.terminal import console_command, echo, message_logger
 
@@ -230,7 +230,7 @@ def write_tables(out: Path) -> None:
 
 
 def run(options: QuickstartOptions) -> dict[str, float]:
-    """Run all stages that have not finished yet; see `osm.stages.run_stages`.
+    """Run all stages that have not finished yet; see `osm.command_stages.run_stages`.
 
     Returns:
         stage name -> duration of its last run in seconds.

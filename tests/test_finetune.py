@@ -13,9 +13,9 @@ import torch
 
 import osm
 from osm.cli import main
+from osm.command_stages import RECORD
 from osm.errors import OsmError
 from osm.finetune import find_annotations, held_out_images, read_annotations
-from osm.stages import RECORD
 
 ROOT = Path(osm.__file__).resolve().parents[1]
 COCO: dict[str, Any] = {

@@ -26,10 +26,10 @@ import osm.recognition.namer
 import osm.synthetic.scenes.write
 import osm.training.trainer
 from osm import quickstart
+from osm.command_stages import Stage
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.quickstart import SHORT, QuickstartOptions, main, run, stages
-from osm.stages import Stage
 from osm.synthetic.scenes.scene_names import FINE, SETS, categories
 from osm.synthetic.scenes.write import SceneOptions
 from osm.training.run_config import Run

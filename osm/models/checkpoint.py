@@ -21,6 +21,7 @@ from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.bridges.bridge import Bridge
+from osm.models.file_hashes import installed_version, remembered_hash
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.model_config import ModelConfig, stored_model_config
 from osm.models.probability_calibration import ProbabilityCalibration
@@ -257,13 +258,29 @@ def load_published(model: CheckpointedModel, path: str | Path) -> dict[str, Any]
     return document
 
 
-def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
-    """Return the hashes of the frozen tower and LLM, computed once per model. A quantized LLM has no hash."""
+def frozen_hashes(model: CheckpointedModel, just_loaded: bool = False) -> dict[str, str]:
+    """Return the hashes of the frozen tower and LLM, computed once per model. A quantized LLM has no hash.
+
+    Args:
+        just_loaded: whether the frozen parts still have the values of their files. A hash is then taken from the cache
+            folder if the files are the same as when it was computed.
+    """
     if not model.frozen_hashes:
-        model.frozen_hashes = {"tower": fingerprint(model.tower)}
+        parts: dict[str, Callable[[], str]] = {"tower": lambda: fingerprint(model.tower)}
         if not model.config.llm.quantization:  # quantized values differ between packages and machines
-            model.frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
+            parts["llm"] = lambda: fingerprint_tensors(without_lora(model.llm.state_dict()))
+        for part, compute in parts.items():
+            files = getattr(getattr(model, part), "weight_files", ()) if just_loaded else ()
+            what = json.dumps([part, as_dict(getattr(model.config, part)), _versions()], sort_keys=True)
+            model.frozen_hashes[part] = remembered_hash(files, what, compute) if files else compute()
     return dict(model.frozen_hashes)
+
+
+def _versions() -> list[str]:
+    """Return the versions of the libraries that turn weight files into tensors."""
+    return [
+        f"{name} {installed_version(name)}" for name in ("torch", "transformers", "timm", "open_clip_torch", "gguf")
+    ]
 
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
@@ -284,7 +301,7 @@ def model_config(document: Any, where: str) -> ModelConfig:
 
 def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
     """Raise OsmError if the tower or the LLM differs from the one that the bridge was trained with."""
-    found = frozen_hashes(model)
+    found = frozen_hashes(model, just_loaded=True)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
         raise OsmError(f"{where}: 'frozen' may only contain hashes of {', '.join(_FROZEN)}; found {shown(hashes)}")

@@ -34,6 +34,7 @@ from osm.models.weights import (
     Found,
     check_attention_scale,
     converted,
+    files_of,
     from_pretrained_options,
     load_first,
     model_options,
@@ -57,6 +58,7 @@ def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
     if bits is not None:
         keep_gradients(llm)
         check_works(llm, config.quantization)
+    llm.weight_files = files_of(found)
     return llm.eval(), tokenizer, replace(config, source=found.source)
 
 

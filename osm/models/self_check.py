@@ -14,7 +14,6 @@ K selected rows, N = 1 image, L image tokens, C tower width, S input size.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from osm.errors import OsmError
 from osm.models import llm, llm_forward
 from osm.models.bridges import gated
 from osm.models.bridges.bridge import Instruction
+from osm.models.file_hashes import cache_folder, installed_version
 from osm.models.llm import generate, token_losses
 from osm.models.llm_forward import (
     LlmInputs,
@@ -49,7 +49,6 @@ from osm.models.llm_forward import (
 )
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.osm import OmniScientModel
-from osm.models.weights import cache_folder
 
 ROWS, TEXT, PREFIX = 3, 6, 3
 _LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # the text lengths of the rows in the padding checks
@@ -95,7 +94,7 @@ def check_key(model: OmniScientModel) -> str:
     digest = hashlib.sha256(json.dumps([config.llm.quantization, sizes], sort_keys=True).encode())
     digest.update(str(llm_config(model.llm).to_json_string()).encode())
     for name in _LIBRARIES:
-        digest.update(f"{name} {_version(name)}".encode())
+        digest.update(f"{name} {installed_version(name)}".encode())
     for module in (gated, llm_forward, llm):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(Path(__file__).read_bytes())
@@ -404,13 +403,6 @@ def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
 
 
 # -- stored results in the cache folder ------------------------------------------------------------------------------
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _sampled(value: Any) -> bytes:

@@ -7,10 +7,8 @@ pickled code is executed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -30,9 +28,9 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from osm.documents import parse_json
 from osm.errors import OsmError, shown
-from osm.files import check_regular_file, read_json, write_atomically
+from osm.files import check_regular_file, read_json
+from osm.models.file_hashes import cache_folder, content_hash
 from osm.quiet import quiet_libraries
 from osm.shipped import shipped_folder
 
@@ -110,6 +108,15 @@ class Found:
     source: str
     location: str
     pip: PipSource | None = None
+
+
+def files_of(found: Found) -> tuple[Path, ...]:
+    """Return the files of found weights, or nothing for weights from the hub, whose client chooses the files."""
+    place = Path(found.location)
+    if found.source == "hub" or not place.exists():
+        return ()
+    files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
+    return tuple(files)
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
@@ -291,18 +298,13 @@ def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
             yield from ((str(name), value) for name, value in part.items() if isinstance(value, Tensor))
 
 
-def cache_folder() -> Path:
-    """Return the folder for converted weights: `$OSM_CACHE` if it is set, or else `~/.cache/osm`."""
-    return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
-
-
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
     """Return the folder with a weight file's cached conversion, which `write(folder)` creates on first use.
 
     The cache key is a hash of the file's contents, so a different model with the same file name is converted
     separately. An interrupted conversion leaves no files behind.
     """
-    folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
+    folder = cache_folder() / f"{source_file.stem}-{content_hash(source_file)[:32]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -315,29 +317,6 @@ def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _content(path: Path) -> str:
-    """Return the SHA-256 of a file. The hash is cached until the file changes, because hashing large files is slow."""
-    state = _file_state(path)
-    note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        known = parse_json(note.read_bytes())
-        if known.get("file") == state and re.fullmatch("[0-9a-f]{64}", str(known.get("sha256"))):
-            return known["sha256"]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if _file_state(path) == state:
-        with contextlib.suppress(OSError):  # if the cache is not writable, the file is hashed every time
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(note, [json.dumps({"file": state, "sha256": found})])
-    return found
-
-
-def _file_state(path: Path) -> list[int]:
-    """Return a file's size, modification times and inode, which reveal any change to the file."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def check_attention_scale(config: Any, path: Path) -> None:

@@ -19,9 +19,10 @@ from transformers import PretrainedConfig
 
 from osm.errors import OsmError
 from osm.models import weights
+from osm.models.file_hashes import cache_folder
 from osm.models.llm import load_llm
 from osm.models.model_config import LlmConfig
-from osm.models.weights import Found, PipSource, cache_folder, candidates, converted, fingerprint, load_first
+from osm.models.weights import Found, PipSource, candidates, converted, fingerprint, load_first
 
 NAME = "owner/model"
 
@@ -155,7 +156,7 @@ def write(folder: Path) -> None:
 
 def conversions(cache: Path) -> list[Path]:
     """What lies there beside the notes on files' contents."""
-    return [path for path in cache.iterdir() if path.name != ".content"]
+    return [path for path in cache.iterdir() if path.name != ".hashes"]
 
 
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,8 +201,8 @@ def test_a_files_content_is_read_once(source: Path, tmp_path: Path, monkeypatch:
     source.write_bytes(b"other")  # as long, and as old: by a copy that keeps times
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert converted(source, write) != folder and len(read) == 2
-    (note,) = (tmp_path / "cache" / ".content").iterdir()
-    for broken in ("", "[]", json.dumps({**json.loads(note.read_text()), "sha256": "../../x"})):
+    (note,) = (tmp_path / "cache" / ".hashes").iterdir()
+    for broken in ("", "[]", json.dumps({**json.loads(note.read_text()), "hash": "../../x"})):
         note.write_text(broken)
         assert converted(source, write).parent == tmp_path / "cache"
     assert len(read) == 5

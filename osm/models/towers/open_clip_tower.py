@@ -29,7 +29,7 @@ from osm.models.towers.tower import (
     check_tokens,
     one_line,
 )
-from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
+from osm.models.weights import Found, check_finite, files_of, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
 
 # The names of weight files in an open_clip hub repository; the first file that exists is used.
@@ -94,7 +94,7 @@ class OpenClipTower(Tower):
         check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
         check_options(config.options, clip.state, name)
         tower = open_clip_tower(config, window, clip)
-        tower.source = found.source
+        tower.source, tower.weight_files = found.source, files_of(found)
         return tower
 
     def check_window(self, window: int) -> None:

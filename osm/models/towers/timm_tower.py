@@ -22,7 +22,7 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.model_config import LARGEST
 from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
-from osm.models.weights import Found, hub_options, load_first, timm_state_dict
+from osm.models.weights import Found, files_of, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 
 _CONFIG = "config.json"
@@ -70,7 +70,7 @@ class TimmTower(Tower):
         check_options(config.options, state, weights)
         tower = timm_tower(config.name, config.strides, window, state, config.options)
         tower.mean, tower.std = timm_normalisation(config.name, config.weights, found) or (tower.mean, tower.std)
-        tower.source = found.source
+        tower.source, tower.weight_files = found.source, files_of(found)
         return tower
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ class Tower(nn.Module):
         std: the standard deviation by which the RGB input is divided after the mean is subtracted.
         window: the only supported window size, or None if every multiple of p is supported.
         source: where the weights were found (`osm.models.weights.Found.source`); empty for a tower without weights.
+        weight_files: the files of the weights, if they are known; their hash is remembered until they change.
         tried: the window sizes for which `check_tokens` has already run the tower.
     """
 
@@ -47,6 +49,7 @@ class Tower(nn.Module):
     std: tuple[float, ...] = CLIP_STD
     window: int | None = None
     source: str = ""
+    weight_files: tuple[Path, ...] = ()
     tried: frozenset[int] = frozenset()
 
     @classmethod
@@ -146,7 +149,7 @@ class RandomTower(Tower):
 
 
 # A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
-_LARGE = 100_000_000
+_LARGE = 1_000_000
 _MARGIN = 8
 """How many times fewer values the weights may have than the tower's options imply (because of grouped layers)."""
 
