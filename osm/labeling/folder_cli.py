@@ -11,7 +11,15 @@ from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.quiet import quiet_command
-from osm.recognition.flags import RANKING_FLAGS, add_checkpoint, add_ranking, check_modes, config_options, ranking_of
+from osm.recognition.flags import (
+    METHODS,
+    RANKING_FLAGS,
+    add_checkpoint,
+    add_ranking,
+    check_modes,
+    config_options,
+    ranking_of,
+)
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
@@ -179,7 +187,5 @@ def _check(args: argparse.Namespace) -> None:
         raise OsmError(f"--min_area {args.min_area} must be 1 or more")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise OsmError(f"--output_dir {args.output_dir} is not a folder")
-    from osm.recognition.recognizer import METHODS
-
     if args.way not in METHODS:
         raise not_one_of("--way", args.way, METHODS)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from osm.config import add_settings
-from osm.errors import OsmError, did_you_mean
+from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.files import read_json
 from osm.shipped import shipped_model
 from osm.storage.locations import is_remote
 
+METHODS = ("constrained", "scored", "mapped")
+"""The ways in which a vocabulary is applied."""
 SHIPPED = "osm_small"
 """The name of the trained model that ships with the package."""
 RANKING_FLAGS = ("length_power", "prior_weight", "none_below")
@@ -96,4 +98,6 @@ def method_of(args: argparse.Namespace) -> str:
     """Return the naming method (`--way`). Raises OsmError if `--way` is given without `--vocabulary`."""
     if args.way is not None and args.vocabulary is None:
         raise OsmError(f"--way {args.way} has no effect without --vocabulary; give --vocabulary as well")
+    if args.way is not None and args.way not in METHODS:
+        raise not_one_of("--way", args.way, METHODS)
     return args.way or "constrained"

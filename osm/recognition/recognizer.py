@@ -29,6 +29,7 @@ from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, MaskEncoder, stack_images, stack_masks
+from osm.recognition.flags import METHODS
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
@@ -37,7 +38,6 @@ from osm.storage.cache import localize
 from osm.storage.locations import is_remote
 
 _LISTS_KEPT = 8
-METHODS = ("constrained", "scored", "mapped")
 BEAMS = 5
 """The method `constrained` compares at least this many names of a vocabulary."""
 _GRAY = (128, 128, 128)

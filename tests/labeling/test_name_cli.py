@@ -116,3 +116,42 @@ def test_flags_that_have_no_effect_are_refused(
 ) -> None:
     assert main(ask(photo, checkpoint, *flags)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(
+    photo: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("osm.recognition.recognizer.load_recognizer", load)
+    small = tmp_path / "small.png"
+    Image.new("L", (8, 8), 255).save(small)
+    (tmp_path / "empty.txt").write_text("\n")
+    base = [str(photo), "--checkpoint", str(checkpoint)]
+    box = [*base, "--box", "10,10,40,30"]
+    for words, message in (
+        ([*base, "--mask", str(small)], "small.png"),
+        ([*base, "--box", "100,10,40,30"], "does not overlap the image, which is 80 x 60 pixels"),
+        ([*base, "--point", "90,10"], "is outside of the image, which is 80 x 60 pixels"),
+        ([*box, "--mode", "anny"], "--mode 'anny' is not one of this model's: "),
+        ([*box, "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),
+        ([*box, "--vocabulary", str(tmp_path / "empty.txt")], "empty.txt"),
+        ([*box, "--vocabulary", str(tmp_path / "empty.txt"), "--way", "scord"], "scord"),
+    ):
+        assert main(words) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error, error
+    assert main([*box, "--mode", "anny"]) == 2 and "did you mean 'any'?" in capsys.readouterr().err
+
+
+def test_a_box_that_extends_beyond_the_image_is_reported(
+    photo: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(photo), "--checkpoint", str(checkpoint)]
+    assert main([*words, "--box", "-5,10,40,30", "--box", "10,10,20,20"]) == 0
+    captured = capsys.readouterr()
+    warning = "warning: box -5,10,40,30 extends beyond the image, which is 80 x 60 pixels; only the part inside"
+    assert captured.err.count("extends beyond") == 1 and warning in captured.err
+    assert main([*words, "--box", "0,10,35,30"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split("]: ")[1] == captured.out.splitlines()[0].split("]: ")[1]
