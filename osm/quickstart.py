@@ -52,6 +52,7 @@ class QuickstartOptions:
         control_images: the number of test images for each control experiment: the untrained model, wrong masks, and
             gray images.
         settings: the values of `--set` for the training.
+        full: whether the control experiments are run too.
     """
 
     out: Path
@@ -68,6 +69,7 @@ class QuickstartOptions:
     held_out_images: int = 90
     control_images: int = 60
     settings: tuple[str, ...] = ()
+    full: bool = False
 
 
 SHORT: dict[str, Any] = {
@@ -105,12 +107,19 @@ def stages(options: QuickstartOptions) -> list[Stage]:
         ),
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
-        Stage("before training", "the same model at step 0", _predict(options, "initial")),
-        Stage("wrong masks", "each mask replaced by a mask of a different image", _predict(options, "shuffle_masks")),
-        Stage("grey images", "each image replaced by a gray image", _predict(options, "blank_image")),
+        *(_controls(options) if options.full else ()),
         Stage("scores", "Acc and Not-In-Vocab, as published", _evaluate(options)),
         Stage("report", "one HTML page and results.json", [_report(options)]),
         Stage("picture", "some test scenes with their names", [_picture(options)]),
+    ]
+
+
+def _controls(options: QuickstartOptions) -> list[Stage]:
+    """Return the stages that show what the model learned, and that it uses the mask and the image."""
+    return [
+        Stage("before training", "the same model at step 0", _predict(options, "initial")),
+        Stage("wrong masks", "each mask replaced by a mask of a different image", _predict(options, "shuffle_masks")),
+        Stage("grey images", "each image replaced by a gray image", _predict(options, "blank_image")),
     ]
 
 
@@ -145,7 +154,8 @@ def _train(options: QuickstartOptions) -> list[str]:
     flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
     flags += [word for setting in options.settings for word in ("--set", setting)]
     flags += ["--seed", options.seed]
-    flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
+    flags += ["--num_epochs", options.epochs, "--delete_previous_checkpoint"]
+    flags += ["--save_initial"] if options.full else []
     flags += ["--masks_per_image", 6, "--device", _training_device(options)]
     for name in SETS:
         flags += [f"--{name}_shards", out / "shards" / name / "000000000.tar"]
@@ -193,10 +203,13 @@ def _report(options: QuickstartOptions) -> list[str]:
     titles = {
         "after training": "predictions",
         "held-out pairs": "held_out",
-        "before training": "initial",
-        "masks of other images": "shuffle_masks",
-        "grey images": "blank_image",
     }
+    if options.full:
+        titles |= {
+            "before training": "initial",
+            "masks of other images": "shuffle_masks",
+            "grey images": "blank_image",
+        }
     given = [flag for title, kind in titles.items() for flag in ("--predictions", f"{title}={out / kind}")]
     flags = ["--parts", PARTS, "--datasets", out / "sets.yaml", "--run", out / "run"]
     title = f"{Path(options.config).stem.replace('_', '-')} on drawn scenes"
@@ -238,7 +251,8 @@ def run(options: QuickstartOptions) -> dict[str, float]:
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     chosen["settings"] = list(options.settings)
     # Older versions did not record the config or settings, because they only used the default config without settings.
-    older = {"config": QuickstartOptions.config, "settings": []}
+    # They always ran the control experiments.
+    older = {"config": QuickstartOptions.config, "settings": [], "full": options.full}
     return run_stages(options.out, "osm quickstart", chosen, stages(options), lambda: write_tables(options.out), older)
 
 
@@ -298,6 +312,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of all outputs [%(default)s]")
     out.add_argument("--short", action="store_true", help="a run of a few minutes, to check that everything works")
     out.add_argument(
+        "--full",
+        action="store_true",
+        help="also run the controls: the untrained model, masks of other images, and gray images",
+    )
+    out.add_argument(
         "--config", default=defaults.config, help="config of the model: a name or a .yaml file [%(default)s]"
     )
     add_settings(out)
@@ -335,6 +354,7 @@ def _quickstart(args: argparse.Namespace) -> None:
         args.processes,
         args.device,
         settings=tuple(args.settings),
+        full=args.full,
         **short,
     )
     echo(*summary(options, run(options)).split("\n"))

@@ -28,7 +28,7 @@ predict() {
 }
 
 for seed in $seeds; do
-  "$python" -m osm quickstart "$out/seed_$seed" --seed "$seed"
+  "$python" -m osm quickstart "$out/seed_$seed" --full --seed "$seed"
   for test in $more_tests; do
     # Tables name paths beside themselves: copied, they name those of the new scenes.
     folder=$out/seed_$seed/test_$test
