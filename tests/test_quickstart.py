@@ -357,7 +357,7 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
-    assert "[1/11] scenes: done before" in again.stdout
+    assert "[2/12] scenes: done before" in again.stdout
     options = QuickstartOptions(tmp_path / "out", full=True, **{**SHORT, **SIZES})
     record = json.loads((options.out / "stages.json").read_text())
     assert list(record["seconds"]) == [stage.name for stage in stages(options)]
