@@ -7,6 +7,7 @@ imported only when a model is built.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from osm.files import read_json
 from osm.models.model_config import LARGEST
 from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
 from osm.models.weights import Found, files_of, hub_options, load_first, timm_state_dict
-from osm.quiet import quiet_libraries
+from osm.quiet import quiet_libraries, without_unused
 
 _CONFIG = "config.json"
 # Arguments of timm.create_model that a config cannot set, because they name files or are set by the tower.
@@ -146,14 +147,19 @@ class TimmMapsTower(TimmTower):
         return [map_WDhh.permute(0, 3, 1, 2) for map_WDhh in maps] if self.channels_last_maps else maps
 
 
+def import_timm() -> Any:
+    """Import timm without wandb, which timm would import for its training scripts."""
+    with without_unused("wandb"):
+        return importlib.import_module("timm")
+
+
 def timm_hub_id(name: str) -> str:
     """Return the hub repository of a timm model's weights. The repository's name contains the tag of the weights.
 
     Raises:
         OsmError: timm does not have the model.
     """
-    import timm
-
+    timm = import_timm()
     try:
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
@@ -180,8 +186,7 @@ def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[flo
     Raises:
         OsmError: a `config.json` has an invalid mean or std.
     """
-    import timm
-
+    timm = import_timm()
     if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
         return found.pip.mean, found.pip.std
     given = _config_beside(name, found)
@@ -268,8 +273,7 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
 
 def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
     """Build a timm model with the given weights, which timm resamples if they are for a different window size."""
-    import timm
-
+    timm = import_timm()
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
     with quiet_libraries():  # timm would log the entries of a weight file that the tower does not use
@@ -282,8 +286,7 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
 def _maps_tower(
     name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]
 ) -> Tower:
-    import timm
-
+    timm = import_timm()
     try:
         model: Any = timm.create_model(name, features_only=True, **options)
         info = model.feature_info
@@ -328,8 +331,7 @@ def _resized_maps(
         OsmError: the model cannot be built for this window size either. The message is the message of `error`, followed
             by the model's default window size.
     """
-    import timm
-
+    timm = import_timm()
     with torch.random.fork_rng(devices=[]):
         try:
             tower = _filled_maps(name, strides, indices, state_dict, {**options, "img_size": window})
@@ -350,8 +352,7 @@ def _filled_maps(
     state_dict: dict[str, Tensor] | None,
     arguments: dict[str, Any],
 ) -> TimmMapsTower:
-    import timm
-
+    timm = import_timm()
     try:
         model = _create(name, state_dict, features_only=True, out_indices=list(indices), **arguments)
     except (RuntimeError, KeyError) as error:
