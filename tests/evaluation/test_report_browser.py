@@ -67,6 +67,18 @@ def test_no_sideways_scrolling(mugs: Dataset, tmp_path: Path, browser: Any) -> N
         page.close()
 
 
+def test_tables_of_many_folders_fit_the_window(mugs: Dataset, tmp_path: Path, browser: Any) -> None:
+    titles = ("before training", "after one epoch", "after two epochs", "after three epochs", "after four epochs")
+    address = wide_report(mugs, tmp_path, titles=titles, name="striped kettle")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    boxes = page.eval_on_selector_all(
+        ".scroll", "l => l.filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+    )
+    assert boxes == []  # none has to be scrolled
+    page.close()
+
+
 def test_the_first_window(mugs: Dataset, tmp_path: Path, browser: Any) -> None:
     address = wide_report(mugs, tmp_path, titles=("first", "second"), name="striped kettle")
     page = browser.new_page(viewport={"width": 1280, "height": 900})
