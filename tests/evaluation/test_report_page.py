@@ -160,8 +160,9 @@ def test_instances_form(tmp_path: Path) -> None:
 
 def test_curve_of_little_or_much() -> None:
     assert loss_curve([{"step": 1, "loss": float("nan")}]) == ""
-    one = loss_curve([{"step": 1, "loss": 3.0}])
-    assert [len(points) for points in chart_lines(one).values()] == [1] and "<use" in one
+    assert loss_curve([{"step": 1, "loss": 3.0}, {"step": 2, "loss": float("inf")}]) == ""  # a point is no curve
+    late = loss_curve([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "loss/new/own": 2.0}])
+    assert sorted(len(points) for points in chart_lines(late).values()) == [1, 2] and "<use" in late
     long = loss_curve([{"step": step, "loss": 1.0 + step} for step in range(100_000)])
     assert len(long) < 30_000
     assert "100000 at step 99999" in long.replace("1e+05", "100000")

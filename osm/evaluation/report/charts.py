@@ -61,11 +61,11 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
             `loss/<set>/<mode>` is a thin line: both modes of a dataset share a color, and mode `any` is dashed.
 
     Returns:
-        The SVG, or "" if no record has a positive, finite loss.
+        The SVG, or "" if no loss is positive and finite in at least two records, because one point is no curve.
     """
     keys = ["loss", *sorted({key for record in records for key in record if key.startswith("loss/")})]
     lines = {key: points for key in keys if (points := _points(records, key))}
-    if not lines:
+    if max(map(len, lines.values()), default=0) < 2:
         return Markup("")
     rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
     height = _HEIGHT + 70 + rows * _LEGEND_ROW
@@ -74,7 +74,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
         axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
-            # A loss curve with a single point is drawn as a marker. The total loss is drawn on top of all other losses.
+            # A line with a single point is drawn as a marker. The total loss is drawn on top of all other losses.
             style = _loss_style(key, number)
             marker = "o" if len(points) == 1 else ""
             order = 3 if key == "loss" else 2

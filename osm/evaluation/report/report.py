@@ -37,6 +37,7 @@ class ReportOptions:
             correct names.
         metrics: `all`, `published` (only Acc and NIV), or names of metrics (see `select_metrics`).
         bootstrap: the number of bootstrap samples over images for the intervals. 0 disables intervals.
+        pictures_of: the title of the prediction folder whose images are drawn; None draws those of the first folder.
 
     Raises:
         OsmError: A number is negative.
@@ -50,6 +51,7 @@ class ReportOptions:
     surest: int = 3
     metrics: str = ALL
     bootstrap: int = 1000
+    pictures_of: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("pictures", "surest", "bootstrap", "seed"):
@@ -65,7 +67,7 @@ class SetReport:
         result: the published metrics of the dataset.
         breakdown: the counts by class, by confusion and by part of a name.
         measures: all metrics; None if only the published metrics were requested.
-        pictures: a random sample of images. Only the first folder, which is the main folder, has images.
+        pictures: a random sample of images. Only the folder that the report draws images of has any.
         worst, best: the images with the most confident wrong names, and with the most confident right names.
         picture_notes: for each image that could not be drawn, the reason.
     """
@@ -90,7 +92,8 @@ class Report:
 
     Attributes:
         title: the heading of the page.
-        predictions: title -> dataset -> report data; the first title is the main folder.
+        predictions: title -> dataset -> report data.
+        pictures_of: the title of the prediction folder that images are drawn of.
         notes: for each dataset that was skipped, the reason.
         records: the records of the training log; None without a training run.
         baselines: dataset -> name of the baseline -> value.
@@ -99,6 +102,7 @@ class Report:
 
     title: str
     predictions: dict[str, dict[str, SetReport]]
+    pictures_of: str
     notes: list[str]
     records: list[dict[str, Any]] | None
     baselines: dict[str, dict[str, Any]]
@@ -127,10 +131,15 @@ def collect_report(
     """
     if not predictions:
         raise OsmError("predictions is empty; expected at least one entry that maps a title to a folder")
+    pictures_of = next(iter(predictions)) if options.pictures_of is None else options.pictures_of
+    if pictures_of not in predictions:
+        titles = ", ".join(map(repr, predictions))
+        raise OsmError(f"pictures_of {pictures_of!r}: expected the title of one of the predictions ({titles})")
     chosen = select_metrics(options.metrics)
     records = None if options.run is None else _log(options.run)
-    report = Report(options.title, {}, [], records, _checked_baselines(options.baselines or {}), _versions())
-    for number, (name, folder) in enumerate(predictions.items()):
+    baselines = _checked_baselines(options.baselines or {})
+    report = Report(options.title, {}, pictures_of, [], records, baselines, _versions())
+    for name, folder in predictions.items():
         try:
             sets, notes = _sets(folder, parts, table)
         except OsmError as error:
@@ -139,7 +148,7 @@ def collect_report(
             if options.metrics != PUBLISHED:
                 bootstrap = Bootstrap(options.bootstrap, options.seed)
                 entry.measures = measure(entry.result, find_tools(), bootstrap, metrics=chosen)
-            if number == 0:
+            if name == pictures_of:
                 _draw(entry, options)
         report.predictions[name] = sets
         report.notes += [f"{name}: {note}" for note in notes]

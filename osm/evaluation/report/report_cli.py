@@ -52,20 +52,11 @@ def _report(argv: Sequence[str] | None) -> None:
     for flag in ("pictures", "surest"):
         if getattr(args, flag) < 0:
             raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
-    folders: dict[str, Path] = {}
-    for given in args.predictions:
-        title, equals, folder = given.partition("=")
-        if not equals or not title.strip() or not folder:
-            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
-        if title.strip() in folders:
-            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
-        local = localize(folder, "--predictions", folder=True)
-        if not local.is_dir():
-            raise OsmError(
-                f"--predictions {given!r}: {folder} is not a folder; expected the out_dir that was passed to "
-                "generate_pred.py"
-            )
-        folders[title.strip()] = local
+    folders = _folders(args.predictions)
+    pictures_of = None if args.pictures_of is None else args.pictures_of.strip()
+    if pictures_of not in (None, *folders):
+        titles = ", ".join(map(repr, folders))
+        raise OsmError(f"--pictures_of {args.pictures_of!r}: expected a title given with --predictions ({titles})")
     if args.run and is_remote(args.run):
         args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
     if args.run and not (args.run / "log.jsonl").is_file():
@@ -73,7 +64,15 @@ def _report(argv: Sequence[str] | None) -> None:
     baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
     table = dataset_table(datasets=args.datasets)
     options = ReportOptions(
-        args.run, baselines, args.pictures, bootstrap.seed, args.title, args.surest, args.metrics, bootstrap.samples
+        args.run,
+        baselines,
+        args.pictures,
+        bootstrap.seed,
+        args.title,
+        args.surest,
+        args.metrics,
+        bootstrap.samples,
+        pictures_of,
     )
     out_dir = check_output(args.out_dir, "out_dir")
     if not is_remote(out_dir):
@@ -87,12 +86,31 @@ def _report(argv: Sequence[str] | None) -> None:
     echo(output.location(PAGE))
 
 
+def _folders(predictions: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each `--predictions TITLE=FOLDER` by its title. Remote folders are downloaded."""
+    folders: dict[str, Path] = {}
+    for given in predictions:
+        title, equals, folder = given.partition("=")
+        if not equals or not title.strip() or not folder:
+            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
+        if title.strip() in folders:
+            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
+        local = localize(folder, "--predictions", folder=True)
+        if not local.is_dir():
+            raise OsmError(
+                f"--predictions {given!r}: {folder} is not a folder; expected the out_dir that was passed to "
+                "generate_pred.py"
+            )
+        folders[title.strip()] = local
+    return folders
+
+
 def report_parser() -> argparse.ArgumentParser:
     """Return the argument parser of `osm report`."""
     parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
-        description="Write report.html (scores, loss curve, confusions, images) and results.json.",
+        description="Write report.html (images, scores, loss curve, calibration, confusions) and results.json.",
     )
     parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
     parser.add_argument(
@@ -100,7 +118,8 @@ def report_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="TITLE=FOLDER",
-        help="folder of prediction files, or its URL; classes, confusions and images are shown for the first one",
+        help="folder of prediction files, or its URL; repeat the flag to compare folders. Images are shown for the "
+        "first folder, or for the one that --pictures_of names; all other parts are shown for every folder",
     )
     parser.add_argument(
         "--parts", type=int, required=True, metavar="N", help="number of parts that generate_pred.py was run with"
@@ -112,6 +131,11 @@ def report_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pictures", type=int, default=12, help="maximum number of random images per dataset [%(default)s]"
+    )
+    parser.add_argument(
+        "--pictures_of",
+        metavar="TITLE",
+        help="title of the predictions whose images are shown [the first --predictions]",
     )
     parser.add_argument(
         "--surest",

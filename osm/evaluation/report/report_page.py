@@ -1,57 +1,41 @@
-"""Writes the evaluation report as one HTML page and its values as a JSON file."""
+"""Writes the evaluation report as one HTML page and its values as a JSON file.
+
+The page opens with images and one table of all scores. The details follow in sections (see `page_sections`).
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from osm.datasets.table import Dataset
 from osm.errors import write_failed
-from osm.evaluation.metrics import majority_class, wilson_interval
-from osm.evaluation.metrics.measure import ModeMeasures, SetMeasures
-from osm.evaluation.metrics.scores import CLASS, FREQUENCY, LEXICAL, PART, PARTS, SIZE
-from osm.evaluation.metrics.statistics import Rate
+from osm.evaluation.metrics import majority_class
 from osm.evaluation.predict.prediction_files import made_with
-from osm.evaluation.report.charts import loss_curve, reliability_plot
-from osm.evaluation.report.page_templates import NOTHING, percent, render_page
+from osm.evaluation.report.page_sections import ShareOfMasks, page_sections, rate_of, set_names, share_of
+from osm.evaluation.report.page_templates import render_page
 from osm.evaluation.report.report import Report, ReportOptions, SetReport, collect_report
 from osm.evaluation.report.result_images import DrawnImage
 from osm.files import write_atomically
 
 PAGE, RESULTS = "report.html", "results.json"
-CONFUSIONS = 25
-MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # In the report, tables that list more than 60 classes are collapsed.
 _MANY_MASKS = 15  # In the report, tables that list more than 15 masks are collapsed.
-_FEW = 5  # The report lists the 5 worst classes among the classes with at least 5 masks.
-
-
-@dataclass(frozen=True)
-class ShareOfMasks:
-    """A share of masks and its 95 % interval.
-
-    Attributes:
-        count: number of masks that are counted, for example correctly named masks.
-        total: number of all masks.
-        interval: the 95 % interval; None if `total` is 0.
-        over_images: whether the interval is a bootstrap interval over images; otherwise it is a Wilson interval.
-    """
-
-    count: int
-    total: int
-    interval: tuple[float, float] | None
-    over_images: bool
-
-
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """The share of correctly named masks of one class."""
-
-    name: str
-    share: ShareOfMasks
+_OPENING = 4  # The page opens with 4 images, which is one row in a wide window.
+_MOST_OPENING = 12  # With more than 4 datasets, the page opens with one image of each, but with at most 12.
+_NAMES = 5  # The number of masks whose names are shown below an opening image. The other names are folded.
+_COLUMNS = {
+    "masks": "masks",
+    "own": "own mode Acc",
+    "any": "any Acc",
+    "either": "any, any right name",
+    "own_niv": "own mode NIV",
+    "any_niv": "any NIV",
+    "majority": "majority class",
+    "without": "masks without prediction",
+}
 
 
 def write_report(
@@ -67,8 +51,8 @@ def write_report(
 
     Args:
         out_dir: the output folder, created if it does not exist.
-        predictions: title -> folder of prediction files. All folders are scored. The first folder is the main folder:
-            the page shows its accuracy by class, its confusions and its images.
+        predictions: title -> folder of prediction files. Every folder is scored, with its calibration, classes and
+            confusions. Images are drawn of one folder, `options.pictures_of`.
         parts: the n that generate_pred.py was run with, which must be the same for all folders.
         table: the table of datasets. Its paths are used where the paths recorded by generate_pred.py no longer exist.
         options: what the report contains; None uses the defaults of `ReportOptions`.
@@ -93,54 +77,28 @@ def write_report(
 
 def page(report: Report) -> Iterator[str]:
     """Render the report and yield the HTML page in chunks."""
-    main_title, main = next(iter(report.predictions.items()))
-    measured = any(entry.measures for sets in report.predictions.values() for entry in sets.values())
-    sections = {"scores": "Scores", "training": "Training"}
-    if measured:
-        sections["metrics"] = "Further metrics"
-        sections["sizes"] = "Accuracy by mask size and class frequency"
-        sections["calibration"] = "Calibration"
-    sections |= {"classes": "Accuracy by class", "confusions": "Commonest confusions", "pictures": "Pictures"}
+    scores = list(_scores(report))
+    opening, more_pictures = _pictures(report.predictions[report.pictures_of])
+    details = page_sections(report)
+    sections = {"pictures": ("More pictures", more_pictures), **details.parts}
     return render_page(
         "report.html",
         title=report.title,
-        main_title=main_title,
-        sections=list(sections.items()),
-        scores=list(_scores(report)),
-        parts_of_names=list(_parts_of_names(report)),
-        made_with=_made_with(report),
-        left_out=report.notes,
-        training=_training(report),
-        further_metrics=[_rates(report, name, "further metrics", _is_further) for name in _set_names(report)],
-        size_metrics=[_rates(report, name, "Acc by size and frequency", _is_of_group) for name in _set_names(report)],
-        calibration=[_calibration(name, entry) for name, entry in main.items()],
-        classes=[_classes(name, entry) for name, entry in main.items()],
-        confusions=[_confusions(name, entry) for name, entry in main.items()],
-        pictures=[_pictures(name, entry) for name, entry in main.items()],
+        opening=opening,
+        pictures_of=report.pictures_of,
+        columns=_filled_columns(scores),
+        scores=scores,
+        notes=[*_made_with(report), *_picture_notes(report)],
+        sections=[(key, heading, content) for key, (heading, content) in sections.items() if content],
+        left_out=[*report.notes, *details.left_out],
         versions=[f"{name} {version}" for name, version in report.versions.items()],
         checkpoints=[(title, ", ".join(_fingerprints(sets))) for title, sets in report.predictions.items()],
     )
 
 
-def _set_names(report: Report) -> list[str]:
-    """Return the names of all datasets in the prediction folders, without duplicates."""
-    return list(dict.fromkeys(name for sets in report.predictions.values() for name in sets))
-
-
-def _share(count: int, total: int, rate: Rate | None = None) -> ShareOfMasks:
-    """Return a share of masks with the bootstrap interval of `rate`, or with a Wilson interval if `rate` has none."""
-    over_images = rate.interval if rate else None
-    return ShareOfMasks(count, total, over_images or wilson_interval(count, total), bool(over_images))
-
-
-def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
-    measures = entry.measures.modes.get(mode) if entry.measures else None
-    return measures.rates.get(key) if measures else None
-
-
 def _scores(report: Report) -> Iterator[dict[str, Any]]:
     """Yield one section of the report's score table for each dataset."""
-    for name in dict.fromkeys([*_set_names(report), *report.baselines]):
+    for name in dict.fromkeys([*set_names(report), *report.baselines]):
         entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
         baselines = [
             (baseline, f"{value:.1f}\u00a0%" if isinstance(value, (int, float)) else value)
@@ -160,28 +118,28 @@ def _score_row(title: str, entry: SetReport) -> dict[str, Any]:
     return {
         "title": title,
         "masks": sum(result.categories.values()),
-        "own": _share(own.correct, own.total, _rate(entry, "specific", "acc")),
-        "any": _share(anyone.correct, anyone.total, _rate(entry, "agnostic", "acc")),
-        "either": _share(either["correct"], either["total"], _rate(entry, "agnostic", "either_vocabulary")),
-        "own_niv": _share(own.not_in_vocabulary, own.total, _rate(entry, "specific", "niv")),
-        "any_niv": _share(anyone.not_in_vocabulary, anyone.total, _rate(entry, "agnostic", "niv")),
+        "own": share_of(own.correct, own.total, rate_of(entry, "specific", "acc")),
+        "any": share_of(anyone.correct, anyone.total, rate_of(entry, "agnostic", "acc")),
+        "either": share_of(either["correct"], either["total"], rate_of(entry, "agnostic", "either_vocabulary")),
+        "own_niv": share_of(own.not_in_vocabulary, own.total, rate_of(entry, "specific", "niv")),
+        "any_niv": share_of(anyone.not_in_vocabulary, anyone.total, rate_of(entry, "agnostic", "niv")),
         "majority": majority and (majority[1], result.row.label_set[majority[0]].target),
         "without": result.without_prediction,
     }
 
 
-def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies of whole names, last words and modifiers, for datasets with multi-word class names."""
-    for name in _set_names(report):
-        rows = []
-        for title, sets in report.predictions.items():
-            if name in sets and (counts := sets[name].breakdown.parts)["total"]:
-                shares = [
-                    _share(counts[key], counts["total"], _rate(sets[name], "specific", PART + key)) for key in PARTS
-                ]
-                rows.append({"title": title, "masks": counts["total"], "shares": shares})
-        if rows:
-            yield {"name": name, "rows": rows}
+def _filled_columns(scores: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the headings of the score table's columns, by key, without the columns that have no value in any row."""
+    rows = [row for part in scores for row in part["rows"]]
+    filled = {key: heading for key, heading in _COLUMNS.items() if any(_is_filled(row[key]) for row in rows)}
+    # The figures of baselines are in the column of the dataset's own mode.
+    if any(part["baselines"] for part in scores):
+        filled["own"] = _COLUMNS["own"]
+    return {key: heading for key, heading in _COLUMNS.items() if key in filled}
+
+
+def _is_filled(cell: Any) -> bool:
+    return cell.total > 0 if isinstance(cell, ShareOfMasks) else cell is not None
 
 
 def _made_with(report: Report) -> list[str]:
@@ -196,131 +154,52 @@ def _made_with(report: Report) -> list[str]:
     )
 
 
-def _training(report: Report) -> dict[str, Any] | None:
-    """Return the last logged values and the loss curve of the training run.
+def _picture_notes(report: Report) -> list[str]:
+    """Return, for each dataset with images that could not be drawn, their number and the first reason."""
+    found = [entry.picture_notes for entry in report.predictions[report.pictures_of].values()]
+    return [f"Pictures that could not be drawn: {len(notes)}. {notes[0]}" for notes in found if notes]
 
-    The result is None if there is no training run, and {} if the training log contains no steps.
+
+def _pictures(sets: Mapping[str, SetReport]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Divide the drawn images into those that the page opens with and those of the section with more pictures.
+
+    The datasets take turns, and randomly chosen images come first, because they show how good the names are in general.
+    No image is shown in both places.
     """
-    if not report.records:
-        return None if report.records is None else {}
-    last = report.records[-1]
-    skipped = last.get("skipped_samples") or {}
-    reasons = (
-        ", ".join(f"{reason} {count}" for reason, count in skipped.items()) if isinstance(skipped, dict) else skipped
-    )
-    facts = {
-        "steps": last["step"],
-        "names trained on": last.get("names", NOTHING),
-        "last loss": f"{last['loss']:.4g}",
-        "skipped samples": reasons or "none",
-        "skipped steps": last.get("skipped_steps", NOTHING),
-    }
-    return {"facts": list(facts.items()), "curve": loss_curve(report.records)}
+    by_set = {name: list(_drawn(name, entry)) for name, entry in sets.items()}
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_set.values()))
+    count = min(max(_OPENING, len(sets)), _MOST_OPENING)
+    opening = [picture for picture in turns if picture is not None][:count]
+    places = {(picture["set"], picture["place"]) for picture in opening}
+    more = []
+    for name, pictures in by_set.items():
+        left = [picture for picture in pictures if (name, picture["place"]) not in places]
+        groups = [(group, list(found)) for group, found in itertools.groupby(left, lambda picture: picture["group"])]
+        if groups:
+            more.append({"name": name, "groups": groups})
+    return opening, more
 
 
-def _is_of_group(key: str) -> bool:
-    return key.startswith((SIZE, FREQUENCY))
-
-
-def _is_further(key: str) -> bool:
-    return not key.startswith((SIZE, FREQUENCY, PART))
-
-
-def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return a table of selected metrics for one dataset, with one column per pair of prediction folder and mode."""
-    entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
-    columns: dict[str, ModeMeasures] = {
-        f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
-        for title, entry in entries.items()
-        if entry.measures
-        for mode, measures in entry.measures.modes.items()
-    }
-    keys = [key for key in dict.fromkeys(k for one in columns.values() for k in one.main()) if wanted(key)]
-    titles = {key: title for one in columns.values() for key, title in one.scores.titles.items()}
-    notes = [note for entry in entries.values() if entry.measures for note in _notes(entry.measures, wanted)]
-    return {
-        "name": name,
-        "caption": f"{name}: {what}",
-        "columns": list(columns),
-        "rows": [(titles[key], [one.rates.get(key) for one in columns.values()]) for key in keys],
-        "notes": list(dict.fromkeys(notes)),
-    }
-
-
-def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the notes for one table of metrics in the report.
-
-    Notes on Acc by mask size and Acc by class frequency go in the table of these two metrics. Notes on calibration go
-    in neither table, and the remaining notes go in the report's table of further metrics.
-    """
-    return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
-
-
-def _calibration(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the calibration plot of one dataset and the bins of its reliability table."""
-    if entry.measures is None:
-        return {"name": name, "plot": "", "missing": "not measured.", "notes": []}
-    modes = {MODES[key]: mode.calibration for key, mode in entry.measures.modes.items()}
-    return {
-        "name": name,
-        "plot": reliability_plot(name, modes),
-        "missing": "no prediction has a probability.",
-        "errors": ", ".join(f"{mode} {percent(one.ece)}" for mode, one in modes.items() if one.ece is not None),
-        "bins": [(mode, one) for mode, table in modes.items() for one in table.bins if one.masks],
-        "notes": [note for note in entry.measures.notes if "calibration" in note],
-    }
-
-
-def _classes(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the accuracies of all classes, most frequent first, and the frequent classes with the lowest accuracy."""
-    labels = entry.result.row.label_set
-    rows = [
-        ClassAccuracy(labels[key].target, _share(right, total, _rate(entry, "specific", f"{CLASS}{key}")))
-        for key, (right, total) in entry.breakdown.classes.items()
-    ]
-    rows.sort(key=lambda row: (-row.share.total, row.name))
-    frequent = [row for row in rows if row.share.total >= _FEW and row.share.count < row.share.total]
-    frequent.sort(key=lambda row: (row.share.count / row.share.total, -row.share.total, row.name))
-    return {
-        "name": name,
-        "rows": rows,
-        "folded": len(rows) > _MANY_CLASSES,
-        "worst": frequent[:_FEW],
-        "enough": _FEW,
-    }
-
-
-def _confusions(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the most frequent confusions, which are pairs of a class name and a wrong prediction."""
-    pairs = entry.breakdown.commonest(CONFUSIONS)
-    every, wrong = len(entry.breakdown.confusions), entry.breakdown.confusions.total()
-    return {
-        "name": name,
-        "predicted": bool(entry.breakdown.classes),
-        "pairs": pairs,
-        "caption": f"{name}: {len(pairs)} of {every} confusions; {wrong} wrong masks in all",
-    }
-
-
-def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
-    groups = {"Surest and wrong": entry.worst, "Surest and right": entry.best, "Chosen by chance": entry.pictures}
-    return {
-        "name": name,
-        "groups": [(heading, [_picture(one) for one in images]) for heading, images in groups.items() if images],
-        "notes": entry.picture_notes,
-    }
+def _drawn(name: str, entry: SetReport) -> Iterator[dict[str, Any]]:
+    groups = {"Chosen by chance": entry.pictures, "Surest and wrong": entry.worst, "Surest and right": entry.best}
+    found = ((group, image) for group, images in groups.items() for image in images)
+    for place, (group, image) in enumerate(found):
+        yield {"set": name, "place": place, "group": group, **_picture(image)}
 
 
 def _picture(image: DrawnImage) -> dict[str, Any]:
-    """Return a drawn image and its number of correct names.
+    """Return a drawn image, its number of correct names, and its first names with their numbers in the image.
 
     For a mask without a name in the dataset's own mode, the name in mode `any` is used.
     """
-    marked = [own or anyone for _, own, anyone in image.masks]
+    marked = [(given, own or anyone) for given, own, anyone in image.masks]
+    named = [(number, given, guess) for number, (given, guess) in enumerate(marked, 1) if guess is not None]
     return {
         "drawn": image,
-        "right": sum(guess is not None and guess.right for guess in marked),
+        "right": sum(guess.right for _, _, guess in named),
         "folded": len(marked) > _MANY_MASKS,
+        "names": named[:_NAMES],
+        "more_names": len(named[_NAMES:]),
     }
 
 
