@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from osm import fetch, quickstart
+from osm import completion, fetch, finetune, quickstart
 from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import calibrate_cli, evaluate_cli, reproduce
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
-from osm.labeling import folder_cli, name_cli
+from osm.labeling import folder_cli, name_cli, sample_photos
 from osm.models.model_config import load_model_config
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
@@ -32,6 +32,9 @@ PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
     "fetch": fetch.parser,
+    "finetune": finetune.parser,
+    "sample": sample_photos.parser,
+    "completion": completion.parser,
     "schema": schema_cli.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,

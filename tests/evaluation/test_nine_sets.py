@@ -326,7 +326,7 @@ def test_help_says_what_each_path_is(capsys: pytest.CaptureFixture[str]) -> None
         generate_main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for words in (
-        "--v3det_json_file V3DET_JSON_FILE json of the annotations (V3Det/annotations/v3det_2023_v1_val.json)",
+        "--v3det_json_file V3DET_JSON_FILE json of the annotations [V3Det/annotations/v3det_2023_v1_val.json]",
         "--partimagenet_mask_dir PARTIMAGENET_MASK_DIR folder of the PNGs of parts, or .mat files of Pascal",
         "--a847_mask_dir A847_MASK_DIR folder of the label maps",
         "--coco_mask_dir COCO_MASK_DIR folder of the panoptic PNGs",
