@@ -238,8 +238,8 @@ def summary(options: FinetuneOptions, seconds: Mapping[str, float]) -> list[str]
 
 
 def _rate(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"] or (None, None)
-    spread = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    interval = found["interval"]
+    spread = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
     return f"{100 * found['value']:.1f} %{spread}"
 
 
@@ -290,9 +290,9 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
         raise OsmError(f"--learning_rate {args.learning_rate:g} must be above 0")
     if not 0 < args.held_out < 1:
         raise OsmError(f"--held_out {args.held_out:g} must be between 0 and 1")
-    same = {flag: getattr(args, flag) for flag in _SAME}
-    places = find_annotations(args.data, args.image_dir, args.ann_dir)
-    return FinetuneOptions(**places, out=args.out.resolve(), device=args.device, **same)
+    same: dict[str, Any] = {flag: getattr(args, flag) for flag in _SAME}
+    same |= find_annotations(args.data, args.image_dir, args.ann_dir)
+    return FinetuneOptions(out=args.out.resolve(), device=args.device, **same)
 
 
 def _finetune(args: argparse.Namespace) -> None:

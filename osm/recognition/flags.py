@@ -49,11 +49,13 @@ def check_modes(checkpoint: str, modes: Iterable[str]) -> None:
         return
     document, _ = read_json(path, "config of the checkpoint")
     model = document.get("model") if isinstance(document, dict) else None
-    known = model.get("modes") if isinstance(model, dict) else None
-    for mode in modes if isinstance(known, list) else ():
+    stored = model.get("modes") if isinstance(model, dict) else None
+    if not isinstance(stored, list):
+        return
+    known = [str(mode) for mode in stored]
+    for mode in modes:
         if mode not in known:
-            meant = did_you_mean(mode, known)
-            raise OsmError(f"--mode {mode!r} is not one of this model's: {', '.join(map(str, known))}{meant}")
+            raise OsmError(f"--mode {mode!r} is not one of this model's: {', '.join(known)}{did_you_mean(mode, known)}")
 
 
 def add_ranking(parser: argparse.ArgumentParser) -> None:

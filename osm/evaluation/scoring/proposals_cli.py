@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.command_parser import CommandParser
-from osm.datasets.table import Dataset
+from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_benchmark, add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.predict.generate import OWN_MODE
@@ -120,7 +120,7 @@ def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
     return [prediction_path(args.out_dir, row.name, part, args.parts, KIND) for part in range(args.parts)]
 
 
-def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
+def _rows(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
     """Return the datasets to score: those in --sets, or by default all datasets with proposal files in the folder."""
     if not args.out_dir.is_dir():
         raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir that was passed to generate_pred.py")
