@@ -51,6 +51,8 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
   --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images"
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
+mkdir -p "$out/folds"
+ln -sfn "$out/imagenet" "$out/folds/imagenet"  # the regions are found once
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
   --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"
