@@ -46,7 +46,7 @@ def _print(shell: str) -> None:
         import shtab
     except ImportError:
         raise OsmError("osm completion needs the package shtab: pip install shtab") from None
-    echo(*shtab.complete(osm_parser(), shell=shell).split("\n"))
+    echo(*shtab.complete(osm_parser(), shell).split("\n"))
 
 
 @console_command

@@ -166,7 +166,7 @@ def test_a_verdict_is_kept_for_an_llm_and_a_bridge(
         kept[0].write_text(broken)
         assert self_check._read(kept[0]) is None
     key = self_check.check_key(model)
-    monkeypatch.setattr(self_check, "_version", lambda package: "9.9")
+    monkeypatch.setattr(self_check, "installed_version", lambda package: "9.9")
     assert self_check.check_key(model) != key
 
 

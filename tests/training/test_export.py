@@ -178,7 +178,7 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
         "export", source, tmp_path / "x", "--half"
     )
     # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
-    monkeypatch.setattr("osm.models.factory.shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr("osm.shipped.shipped_folder", lambda: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     assert_equal(load_folder("little")[0].trainable_state_dict(), rounded)
     ran("export", tmp_path / "whole", tmp_path / "little")
