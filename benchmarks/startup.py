@@ -55,7 +55,7 @@ def timed(tree: Path, *words: str) -> float:
 
 
 def parts(tree: Path, photo: Path) -> dict[str, float]:
-    """Return the seconds of each part of the first name in a checkout."""
+    """Measure, in seconds, each step that leads to the first predicted name in a checkout."""
     started = time.time()
     words = [sys.executable, "-c", PARTS, str(photo)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(tree), cwd=tree)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,15 @@ class Stage:
 def osm_command(*arguments: object) -> list[str]:
     """Return the command line of an `osm` command that runs in this Python."""
     return [sys.executable, "-m", "osm", *map(str, arguments)]
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end the running stage's processes, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def run_stages(

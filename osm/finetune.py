@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from osm.command_parser import CommandParser
-from osm.command_stages import MALLOC, Stage, osm_command, run_stages
+from osm.command_stages import MALLOC, Stage, interrupt_on_sigterm, osm_command, run_stages
 from osm.datasets.table import ANY_MODE, DatasetTable
 from osm.errors import OsmError, run_command, shown
 from osm.files import read_json, write_atomically
@@ -243,10 +242,6 @@ def _rate(found: Mapping[str, Any]) -> str:
     return f"{100 * found['value']:.1f} %{spread}"
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `osm finetune`."""
     known = FinetuneOptions("", "", "", Path("runs/finetune"))
@@ -310,5 +305,5 @@ def _finetune(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `osm finetune` and return its exit code."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # like Ctrl-C, SIGTERM also ends the running stage's processes
+    interrupt_on_sigterm()
     return run_command(_finetune, args)

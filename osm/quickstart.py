@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from osm.command_parser import CommandParser
-from osm.command_stages import MALLOC, Stage, osm_command, run_stages
+from osm.command_stages import MALLOC, Stage, interrupt_on_sigterm, osm_command, run_stages
 from osm.config import add_settings
 from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
@@ -301,10 +300,6 @@ What to do next with real data:
        osm generate 0 1 RUN/final OUT --datasets sets.yaml, then osm evaluate OUT 1 --datasets sets.yaml"""
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser for `osm quickstart`."""
     defaults = QuickstartOptions(Path("runs/quickstart"))
@@ -333,7 +328,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `osm quickstart` and return its exit code."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # Like Ctrl-C, SIGTERM also ends the running stage's processes.
+    interrupt_on_sigterm()
     return run_command(_quickstart, args)
 
 

@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
 from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
+from osm.command_stages import MALLOC  # noqa: E402
 from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
 from osm.evaluation.metrics.scores import Accuracy, score_masks  # noqa: E402
@@ -44,9 +45,7 @@ SOURCES = {"coco": ("coco_panoptic", "coco_mini"), "camvid": ("camvid",), "cloth
 IMAGES = {"coco": 2, "camvid": 1, "clothing": 1, "imagenet": 1}  # images of each set in a step
 SCORED = {"coco": None, "camvid": 25, "clothing": 25}  # photos of each set and fold that are named
 BASELINE = "baseline"
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-# glibc would give every large tensor back to the system and fetch it anew, page by page.
-ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **MALLOC}
 
 
 def write_fold(folder: Path, out: Path, keep: set[Any]) -> None:

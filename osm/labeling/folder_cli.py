@@ -9,13 +9,14 @@ from typing import Any
 
 from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelClass
-from osm.errors import OsmError, did_you_mean, not_one_of
+from osm.errors import OsmError, not_one_of
 from osm.quiet import quiet_command
 from osm.recognition.flags import (
     METHODS,
     RANKING_FLAGS,
     add_checkpoint,
     add_ranking,
+    check_mode,
     check_modes,
     config_options,
     ranking_of,
@@ -131,9 +132,7 @@ def _run(args: argparse.Namespace) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
-    if args.mode not in recognizer.modes:
-        meant = did_you_mean(args.mode, recognizer.modes)
-        raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}{meant}")
+    check_mode(args.mode, recognizer.modes)
     segmenter = segmenter_from(args, recognizer)
     areas = {"min_area": args.min_area, "min_prob": args.min_prob}
     request = MapRequest(args.mode, tuple(names or ()), args.way, **areas, **ranking)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,14 @@ def check_modes(checkpoint: str, modes: Iterable[str]) -> None:
     stored = model.get("modes") if isinstance(model, dict) else None
     if not isinstance(stored, list):
         return
-    known = [str(mode) for mode in stored]
     for mode in modes:
-        if mode not in known:
-            raise OsmError(f"--mode {mode!r} is not one of this model's: {', '.join(known)}{did_you_mean(mode, known)}")
+        check_mode(mode, [str(known) for known in stored])
+
+
+def check_mode(mode: str, known: Sequence[str]) -> None:
+    """Raise OsmError if the mode given by `--mode` is not one of the model's modes."""
+    if mode not in known:
+        raise OsmError(f"--mode {mode!r} is not one of this model's: {', '.join(known)}{did_you_mean(mode, known)}")
 
 
 def add_ranking(parser: argparse.ArgumentParser) -> None:
