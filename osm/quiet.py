@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
+from osm.startup import in_command
+
 P = ParamSpec("P")
 
 # Maps logger names to phrases; a message from a logger is dropped if it contains one of the logger's phrases.
@@ -54,41 +56,15 @@ def quiet_lines() -> Iterator[None]:
         yield
 
 
-_IN_COMMAND = False
-"""Whether this process runs a command of this package, so that no other program's imports are affected."""
-
-
-@contextlib.contextmanager
-def without_unused(*modules: str) -> Iterator[None]:
-    """Inside the context, hide packages that a library would import although this program does not use them.
-
-    Importing wandb takes timm half a second. The packages are only hidden inside a command of this package and only if
-    they are not imported yet. Afterwards, they can be imported as usual.
-    """
-    hidden = [name for name in modules if _IN_COMMAND and name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # the import system raises ImportError
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-
-
 def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
     """Decorator that runs a command's entry point inside `quiet_lines`, so that imports are silenced too."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        global _IN_COMMAND
-        outer, _IN_COMMAND = _IN_COMMAND, True
-        try:
-            with quiet_lines():
-                return main(*args, **kwargs)
-        finally:
-            _IN_COMMAND = outer
+        with quiet_lines():
+            return main(*args, **kwargs)
 
-    return run
+    return in_command(run)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -15,7 +14,6 @@ from PIL import Image
 from tiny import tiny_llm, tiny_model_section
 from tiny_run import TRAIN, Workshop
 
-from osm import quiet
 from osm.config import from_dict
 from osm.models.factory import build
 from osm.models.model_config import ModelConfig
@@ -127,20 +125,3 @@ def test_a_gguf_file_is_read_without_a_bar(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().err == ""
     list(reader.tqdm(range(3), desc="Converting"))
     assert "Converting" in capfd.readouterr().err
-
-
-def test_only_commands_hide_packages_that_they_do_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-
-    def imported() -> bool:
-        with quiet.without_unused("colorsys", "sys"):
-            try:
-                importlib.import_module("colorsys")
-            except ImportError:
-                return False
-            return True
-
-    assert quiet.quiet_command(imported)() is False  # type: ignore[arg-type]
-    assert importlib.import_module("colorsys").rgb_to_hsv and "sys" in sys.modules
-    monkeypatch.delitem(sys.modules, "colorsys")
-    assert imported()

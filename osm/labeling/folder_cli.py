@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from osm.command_parser import CommandParser
 from osm.datasets.labels import LabelClass
@@ -22,11 +22,15 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
+from osm.startup import without_collections
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
 from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
+
+if TYPE_CHECKING:
+    from osm.labeling.folder import FolderDemo
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
@@ -112,9 +116,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     return 2
 
 
-def _run(args: argparse.Namespace) -> int:
+@without_collections()
+def _prepare(args: argparse.Namespace) -> tuple[FolderDemo, list[Path]]:
+    """Check the arguments, and load the model. Return the demo and the images to name."""
     from osm.io.images import SUFFIXES
-    from osm.labeling.folder import FolderDemo, find_images, image_tasks
+    from osm.labeling.folder import FolderDemo, find_images
     from osm.labeling.naming import MapRequest
     from osm.models.checkpoint import published_state_dict
     from osm.models.weights import fingerprint_tensors
@@ -145,6 +151,13 @@ def _run(args: argparse.Namespace) -> int:
     # The fingerprint lets the next run detect that the checkpoint at the same path has been replaced.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)
+    return demo, images
+
+
+def _run(args: argparse.Namespace) -> int:
+    demo, images = _prepare(args)
+    from osm.labeling.folder import image_tasks
+
     outcome = demo.run(image_tasks(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     echo(f"{outcome.named} images named, {outcome.existing} skipped{failed}: {args.output_dir}")

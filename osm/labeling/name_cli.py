@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
+from osm.startup import without_collections
 from osm.storage.cache import localize
 from osm.storage.locations import public
 from osm.terminal import console_command, echo, message_logger
@@ -73,7 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: echo(*_answer(args)), interrupted="interrupted")
 
 
-def _answer(args: argparse.Namespace) -> list[str]:
+@dataclass
+class _Question:
+    """What a checked command line asks for: the regions of an image, and the loaded model that names them."""
+
+    photo: Image.Image
+    masks: list[Any]
+    boxes: list[list[float]]
+    points: list[list[float]]
+    listed: dict[str, Any]  # the vocabulary and how its names are ranked
+    recognizer: Recognizer
+
+
+def _question(args: argparse.Namespace) -> _Question:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
@@ -92,17 +106,30 @@ def _answer(args: argparse.Namespace) -> list[str]:
     masks: list[Any] = [_mask_of(path, photo.size[::-1], args.mask_id) for path in args.mask or ()]
     _check_places(photo.size, boxes, points)
     check_modes(args.checkpoint, args.mode or ())
+    from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_vocabulary
 
     names = read_vocabulary(args.vocabulary) if args.vocabulary else None
-    from osm.recognition.recognizer import load_recognizer
-
     recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **from_flags(args))
-    recognizer.set_image(photo)
-    segments = _segments(args, photo, recognizer) if args.auto else []
-    masks += [segment["segmentation"] for segment in segments]
     listed = {"vocabulary": names, "method": method, **ranking}
-    found = recognizer.name(masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, **listed)
+    return _Question(photo, masks, boxes, points, listed, recognizer)
+
+
+def _answer(args: argparse.Namespace) -> list[str]:
+    with without_collections():
+        asked = _question(args)
+    recognizer, masks = asked.recognizer, asked.masks
+    recognizer.set_image(asked.photo)
+    segments = _segments(args, asked.photo, recognizer) if args.auto else []
+    masks += [segment["segmentation"] for segment in segments]
+    found = recognizer.name(
+        masks,
+        boxes=asked.boxes,
+        points=asked.points,
+        modes=args.mode or ["any"],
+        top_k=args.top_k,
+        **asked.listed,
+    )
     titles = [f"mask {public(path)}" for path in args.mask or ()]
     titles += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
     titles += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]

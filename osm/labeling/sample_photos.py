@@ -18,6 +18,7 @@ from osm.files import read_json, replacing
 from osm.io.images import as_rgb
 from osm.recognition.draw import draw_names
 from osm.recognition.flags import SHIPPED
+from osm.startup import without_collections
 from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
@@ -101,10 +102,15 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def _sample(args: argparse.Namespace) -> None:
+@without_collections()
+def _recognizer(args: argparse.Namespace) -> Recognizer:
     from osm.recognition.recognizer import load_recognizer
 
-    picture, lines = draw_sample(load_recognizer(args.checkpoint, device=args.device))
+    return load_recognizer(args.checkpoint, device=args.device)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    picture, lines = draw_sample(_recognizer(args))
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.out) as file:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
 
 from osm.config import find_config
 from osm.data.processor import Processor
@@ -18,7 +17,7 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
-from osm.models.llm import check_complete, load_llm, use_tokenizer
+from osm.models.llm import check_complete, load_llm, unused_packages, use_tokenizer
 from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
 from osm.models.probability_calibration import ProbabilityCalibration
@@ -34,6 +33,7 @@ from osm.models.weights import (
     model_options,
 )
 from osm.shipped import shipped_model
+from osm.startup import without_unused
 from osm.storage.locations import is_remote, public
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
@@ -124,9 +124,10 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
             into memory; or the LLM fails `osm.models.self_check`.
     """
     check_room(config)
-    model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
-    if config.llm.self_check:
-        check_model(model)
+    with without_unused("transformers", () if config.base_model_name else unused_packages(config.llm)):
+        model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
+        if config.llm.self_check:
+            check_model(model)
     return model, processor
 
 
@@ -168,6 +169,8 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
 
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
+
     def load(place: Found) -> tuple[Any, Any, Any]:
         options = from_pretrained_options(place)
         loaded: Any = InstructBlipForConditionalGeneration.from_pretrained(

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from osm.errors import OsmError
+from osm.files import read_json
 from osm.models.llm_forward import (
     LlmInputs,
     llm_config,
@@ -32,7 +31,9 @@ from osm.models.model_config import LlmConfig
 from osm.models.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.models.weights import (
     Found,
+    candidates,
     check_attention_scale,
+    conversion_folder,
     converted,
     files_of,
     from_pretrained_options,
@@ -68,6 +69,8 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
         location = str(converted(Path(location), lambda folder: _convert_gguf(Path(location), folder)))
     elif found.source == "folder" and Path(location).is_file():
         raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options = from_pretrained_options(found)
     with told_plainly(config.quantization) if bits is not None else contextlib.nullcontext():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -76,6 +79,26 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
     llm, info = loaded  # `output_loading_info` makes `from_pretrained` return a pair
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)
+
+
+def unused_packages(config: LlmConfig) -> tuple[str, ...]:
+    """Return the packages that transformers imports if they are installed, but does not need to load and run this LLM.
+
+    transformers needs accelerate to read GGUF files, and torchao for quantized weights.
+    """
+    found = next(candidates(config.name, config.source), None) if config.name else None
+    if config.quantization or found is None:
+        return ()
+    if found.location.endswith(".gguf"):
+        converted_before = conversion_folder(Path(found.location)).is_dir()
+        return (*_UNUSED, "accelerate") if converted_before else _UNUSED
+    file = Path(found.location) / "config.json"
+    document = read_json(file, "model.llm.name")[0] if file.is_file() else None
+    plain = isinstance(document, dict) and "quantization_config" not in document
+    return (*_UNUSED, "accelerate") if plain else ()
+
+
+_UNUSED = ("scipy", "sklearn", "torchao")
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
@@ -88,6 +111,8 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     check_attention_scale(llm.config, path)
     # The weights are already dequantized, but transformers refuses to save a model that has quantization attributes.
@@ -173,6 +198,8 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     generator: Any = llm  # has the attributes of transformers' GenerationMixin
     if generator.generation_config is None:
+        from transformers import GenerationConfig
+
         generator.generation_config = GenerationConfig()
     generator.osm_zero_ends_names = 0 in special_ids(tokenizer)
     if tokenizer.eos_token_id is not None:
@@ -217,6 +244,8 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         **ends,
         **options,
     }
+    from transformers import GenerationConfig
+
     with inputs.conditioned():
         generator: Any = llm
         return generator.generate(
@@ -274,5 +303,7 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
     if not wanted["return_dict_in_generate"]:
         return sequences_RT
     scores, raw = (tuple(all_logits) if wanted[name] else None for name in ("output_scores", "output_logits"))
+    from transformers.generation import GenerateDecoderOnlyOutput
+
     outputs: dict[str, Any] = {"sequences": sequences_RT, "scores": scores, "logits": raw}
     return GenerateDecoderOnlyOutput(**outputs)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from osm.errors import OsmError
 from osm.models.bridges.gated import decoder_layers
@@ -32,6 +31,8 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         raise OsmError(
             "model.lora.rank: LoRA requires the peft package: pip install peft, or set the rank to 0"
         ) from None
+    from transformers.pytorch_utils import Conv1D
+
     linear = {
         name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
     }

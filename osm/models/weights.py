@@ -298,13 +298,18 @@ def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
             yield from ((str(name), value) for name, value in part.items() if isinstance(value, Tensor))
 
 
+def conversion_folder(source_file: Path) -> Path:
+    """Return the folder in which `converted` keeps the conversion of a weight file."""
+    return cache_folder() / f"{source_file.stem}-{content_hash(source_file)[:32]}"
+
+
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
     """Return the folder with a weight file's cached conversion, which `write(folder)` creates on first use.
 
     The cache key is a hash of the file's contents, so a different model with the same file name is converted
     separately. An interrupted conversion leaves no files behind.
     """
-    folder = cache_folder() / f"{source_file.stem}-{content_hash(source_file)[:32]}"
+    folder = conversion_folder(source_file)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))

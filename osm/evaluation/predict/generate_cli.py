@@ -19,6 +19,7 @@ from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predi
 from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
 from osm.recognition import placement
 from osm.recognition.flags import METHOD_HELP, config_options, method_of
+from osm.startup import without_collections
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote
 from osm.storage.output import check_output
@@ -56,16 +57,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
         raise OsmError(f"--num_threads {args.num_threads}: expected 1 or more")
     rows = _rows_at_hand(args, table)
     memory = {**placement.from_flags(args), **({"images_at_once": args.batch} if args.batch > 1 else {})}
-    if args.num_threads:
-        import torch  # slow to import, so --help and invalid arguments are handled before
-
-        torch.set_num_threads(args.num_threads)
-    if load_namer is None:
-        from osm.recognition.namer import load_namer as load  # imports torch
-
-        load_namer = load
-    device = _own_device(args.device) if args.part is None else args.device
-    namer = load_namer(args.checkpoint, **config_options(args), device=device, **memory)
+    namer = _namer(args, memory, load_namer)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # fail before hours are spent on another dataset
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
@@ -74,6 +66,21 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     for row in rows:
         names = _names(args.vocabulary, row)
         generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, method=method)
+
+
+@without_collections()
+def _namer(args: argparse.Namespace, memory: dict[str, Any], load_namer: Callable[..., Any] | None) -> Any:
+    # torch is slow to import, so that --help and invalid arguments are handled before.
+    if args.num_threads:
+        import torch
+
+        torch.set_num_threads(args.num_threads)
+    if load_namer is None:
+        from osm.recognition.namer import load_namer as load
+
+        load_namer = load
+    device = _own_device(args.device) if args.part is None else args.device
+    return load_namer(args.checkpoint, **config_options(args), device=device, **memory)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:

@@ -24,7 +24,8 @@ from osm.files import read_json
 from osm.models.model_config import LARGEST
 from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
 from osm.models.weights import Found, files_of, hub_options, load_first, timm_state_dict
-from osm.quiet import quiet_libraries, without_unused
+from osm.quiet import quiet_libraries
+from osm.startup import without_unused
 
 _CONFIG = "config.json"
 # Arguments of timm.create_model that a config cannot set, because they name files or are set by the tower.
@@ -148,8 +149,8 @@ class TimmMapsTower(TimmTower):
 
 
 def import_timm() -> Any:
-    """Import timm without wandb, which timm would import for its training scripts."""
-    with without_unused("wandb"):
+    """Import timm without wandb, which timm would import for its training scripts (half a second)."""
+    with without_unused("timm", ["wandb"]):
         return importlib.import_module("timm")
 
 

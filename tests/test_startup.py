@@ -1,0 +1,87 @@
+"""Commands import less than their libraries would, and other programs' imports are left alone."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from osm.models.llm import unused_packages
+from osm.models.model_config import LlmConfig
+from osm.models.weights import conversion_folder
+from osm.quiet import quiet_command
+from osm.startup import without_collections, without_unused
+
+UNUSED = ("scipy", "sklearn", "torchao")
+
+
+def test_only_commands_hide_packages_from_a_library_that_is_imported_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+
+    def imported(library: str = "not_imported_yet") -> bool:
+        with without_unused(library, ["colorsys", "sys"]):
+            try:
+                importlib.import_module("colorsys")
+            except ImportError:
+                return False
+            return True
+
+    hidden = quiet_command(imported)  # type: ignore[arg-type]
+    assert hidden() is False
+    assert importlib.import_module("colorsys").rgb_to_hsv and "sys" in sys.modules
+    monkeypatch.delitem(sys.modules, "colorsys")
+    assert imported()
+    monkeypatch.delitem(sys.modules, "colorsys")
+    assert hidden("json"), "json may already know that it has colorsys"
+
+
+def test_garbage_is_collected_again_after_loading_even_if_it_fails() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="no such file"), without_collections():
+        assert not gc.isenabled()
+        raise ValueError("no such file")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_collections():
+            pass
+        assert not gc.isenabled(), "the user has disabled it"
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_packages_that_an_llm_needs_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert unused_packages(LlmConfig(name=str(folder))) == (*UNUSED, "accelerate")
+    assert unused_packages(LlmConfig(name=str(folder), quantization="torchao_int8")) == ()
+    assert unused_packages(LlmConfig(name="nobody/nothing-of-the-kind")) == ()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": {}}))
+    assert unused_packages(LlmConfig(name=str(folder))) == ()
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF")
+    assert unused_packages(LlmConfig(name=str(gguf))) == UNUSED, "transformers reads GGUF files with accelerate"
+    conversion_folder(gguf).mkdir(parents=True)
+    assert unused_packages(LlmConfig(name=str(gguf))) == (*UNUSED, "accelerate")
+
+
+def test_a_command_loads_its_model_without_the_packages_it_does_not_use(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "photo.png")
+    script = (
+        "import gc, sys\n"
+        "from osm.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        f"print(code, gc.isenabled(), sorted({set(UNUSED)} & set(sys.modules)))\n"
+    )
+    words = ["name", tmp_path / "photo.png", "--checkpoint", checkpoint, "--box", "4,4,20,20", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "0 True []", done.stderr
