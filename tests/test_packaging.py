@@ -176,15 +176,18 @@ assert all(load_labels(name).classes for name in sys.argv[2].split(","))
 
 
 @pytest.mark.slow
-def test_wheel(tmp_path: Path) -> None:
-    """A wheel, installed away from the checkout, brings all of the package with its configs and label tables."""
+def test_wheel_of_the_sdist(tmp_path: Path) -> None:
+    """A wheel built from the sdist, installed away from the checkout, brings the package with configs and labels."""
     source = tmp_path / "source"  # a copy: building would leave files in the checkout, and pick up older ones there
     for path in project_files():
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    sdist = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", sdist, tmp_path], check=True, timeout=300, cwd=source, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(archive)]
     subprocess.run(build, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
 
