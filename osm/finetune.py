@@ -20,9 +20,11 @@ import yaml
 from osm.command_parser import CommandParser
 from osm.command_stages import MALLOC, Stage, interrupt_on_sigterm, osm_command, run_stages
 from osm.datasets.table import ANY_MODE, DatasetTable
-from osm.errors import OsmError, run_command, shown
+from osm.errors import OsmError, did_you_mean, run_command, shown
 from osm.files import read_json, write_atomically
 from osm.recognition.flags import SHIPPED
+from osm.shipped import fetchable, shipped_model
+from osm.storage.locations import is_remote
 from osm.terminal import clock, console_command, echo
 
 BATCH = 2  # images in a step
@@ -285,9 +287,26 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
         raise OsmError(f"--learning_rate {args.learning_rate:g} must be above 0")
     if not 0 < args.held_out < 1:
         raise OsmError(f"--held_out {args.held_out:g} must be between 0 and 1")
+    check_start(args.start_from)
     same: dict[str, Any] = {flag: getattr(args, flag) for flag in _SAME}
     same |= find_annotations(args.data, args.image_dir, args.ann_dir)
     return FinetuneOptions(out=args.out.resolve(), device=args.device, **same)
+
+
+def check_start(start_from: str) -> None:
+    """Raise OsmError if `--start_from` is not a model of this package, a file, a model folder, a URL or a hub id."""
+    path = shipped_model(start_from) or Path(start_from)
+    if is_remote(start_from) or path.is_file() or (path / "config.json").is_file():
+        return
+    if path.is_dir():
+        raise OsmError(
+            f"--start_from {start_from}: no config.json in this folder; a run's model is in its folder `final`"
+        )
+    if start_from.count("/") != 1 or path.is_absolute():  # otherwise, it may be the id of a model on the hub
+        raise OsmError(
+            f"--start_from {start_from!r}: no such folder or file, and not a hub id (owner/name)"
+            + did_you_mean(start_from, fetchable())
+        )
 
 
 def _finetune(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import osm
 from osm.cli import main
 from osm.command_stages import RECORD
 from osm.errors import OsmError
-from osm.finetune import find_annotations, held_out_images, read_annotations
+from osm.finetune import check_start, find_annotations, held_out_images, read_annotations
 
 ROOT = Path(osm.__file__).resolve().parents[1]
 COCO: dict[str, Any] = {
@@ -64,6 +64,26 @@ def test_the_same_photos_are_held_out_whatever_their_order() -> None:
     for share in (0.1, 0.9):
         with pytest.raises(OsmError, match="expected at least 2 photos on either side"):
             held_out_images(COCO, share)
+
+
+def test_a_model_that_does_not_exist_is_refused_before_any_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "final" / "config.json").write_text("{}")
+    data = write_coco(tmp_path / "labels.json")
+    said = {
+        "osm_smal": "--start_from 'osm_smal': no such folder or file, and not a hub id (owner/name); did you mean "
+        "'osm_small'?",
+        str(tmp_path / "run"): "no config.json in this folder; a run's model is in its folder `final`",
+        str(tmp_path / "nothing"): "no such folder or file",
+    }
+    for start, message in said.items():
+        assert main(["finetune", str(data), str(tmp_path / "out"), "--start_from", start]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    for start in ("osm_small", "owner/name", "https://example.org/model", str(tmp_path / "run" / "final")):
+        check_start(start)
 
 
 @pytest.mark.parametrize(
