@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +17,11 @@ from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_page import write_report
 
 pytestmark = pytest.mark.slow
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("no Chromium in the path: the page is not tested in a browser", allow_module_level=True)
 
 LONG = "a_very_long_name_without_a_space_" * 8
 TITLES = ("trained for a whole week on all of the sets", LONG, "third", "fourth", "fifth", "sixth")
 SIZES = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 TOP = "e => Math.round(e.getBoundingClientRect().top)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def wide_report(mugs: Dataset, tmp_path: Path, *, titles: tuple[str, ...], name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,6 @@ from osm.serving.page_files import drawn_scene, sample_images
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("no Chromium in the path: the page is not tested in a browser", allow_module_level=True)
 
 _SECONDS = 20_000  # in milliseconds: for anything to appear
 
@@ -85,14 +80,6 @@ def address(engine: Engine, asked: list[str]) -> Iterator[str]:
     blocks = web.PageServer(Page(engine, sample_images(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Tab:
