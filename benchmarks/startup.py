@@ -5,8 +5,8 @@
 
 Each measurement is a new process. With `--tree`, another checkout of the project (for instance an older commit, from
 `git worktree add`) is measured in the same run, in turn. The parts are wall-clock seconds since the process began:
-Python itself, importing what a recognizer needs, loading the model, encoding the photo, and naming one box. Prints one
-JSON document last.
+Python itself, importing torch and the recognizer, loading the model (which imports timm and transformers), encoding the
+photo, and naming one box. Prints one JSON document last.
 """
 
 from __future__ import annotations
@@ -28,14 +28,24 @@ HELP = ("name", "train", "export", "evaluate", "demo")
 PARTS = """
 import sys, time
 marks = [("python", time.time())]
-from osm.recognition.recognizer import load_recognizer
-marks.append(("imports", time.time()))
-recognizer = load_recognizer("osm_small")
-marks.append(("model", time.time()))
-recognizer.set_image(sys.argv[1])
-marks.append(("image", time.time()))
-recognizer.name(boxes=[[10, 10, 100, 100]])
-marks.append(("name", time.time()))
+try:
+    from osm.startup import in_command, without_collections
+except ImportError:  # an older checkout
+    from contextlib import nullcontext as without_collections
+    in_command = lambda main: main
+@in_command
+def main():
+    with without_collections():
+        from osm.recognition.recognizer import load_recognizer
+        marks.append(("imports", time.time()))
+        recognizer = load_recognizer("osm_small")
+    marks.append(("model", time.time()))
+    recognizer.set_image(sys.argv[1])
+    marks.append(("image", time.time()))
+    recognizer.name(boxes=[[10, 10, 100, 100]])
+    marks.append(("name", time.time()))
+    return 0
+main()
 import json
 print(json.dumps(marks))
 """
