@@ -61,7 +61,7 @@ class QuickstartOptions:
     processes: int = 2
     device: str = "auto"
     train_images: int = 900
-    epochs: int = 8
+    epochs: int = 3
     samples: int = 640
     batch_size: int = 2
     test_images: int = 170
@@ -315,6 +315,9 @@ def parser() -> argparse.ArgumentParser:
         "--config", default=defaults.config, help="config of the model: a name or a .yaml file [%(default)s]"
     )
     add_settings(out)
+    out.add_argument(
+        "--epochs", type=int, help=f"number of training epochs [{defaults.epochs}; {SHORT['epochs']} with --short]"
+    )
     out.add_argument("--seed", type=int, default=defaults.seed, help="seed of the training [%(default)s]")
     out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="seed of the test scenes [%(default)s]")
     out.add_argument(
@@ -339,7 +342,9 @@ def _quickstart(args: argparse.Namespace) -> None:
         raise OsmError(f"--seed {args.seed} must be 0 or more")
     if args.test_seed < 10:
         raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because training uses smaller seeds")
-    short = SHORT if args.short else {}
+    if args.epochs is not None and args.epochs < 1:
+        raise OsmError(f"--epochs {args.epochs} must be 1 or more")
+    sizes = (SHORT if args.short else {}) | ({"epochs": args.epochs} if args.epochs else {})
     load_model_config(args.config, args.settings)  # so that an invalid config fails now instead of after minutes
     options = QuickstartOptions(
         args.out.resolve(),
@@ -350,6 +355,6 @@ def _quickstart(args: argparse.Namespace) -> None:
         args.device,
         settings=tuple(args.settings),
         full=args.full,
-        **short,
+        **sizes,
     )
     echo(*summary(options, run(options)).split("\n"))

@@ -289,7 +289,9 @@ def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: A
     assert not (out / "stages.json").exists()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--processes", "0"), ("--test_seed", "9"), ("--seed", "-1")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--processes", "0"), ("--test_seed", "9"), ("--seed", "-1"), ("--epochs", "0")]
+)
 def test_wrong_flags_are_named(flag: str, value: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(out), flag, value]) == 2
     assert capsys.readouterr().err.startswith(f"error: {flag} {value} must be ")
