@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import osm
+from benchmarks.finetune import export
 from osm.cli import main
 from osm.command_stages import RECORD
 from osm.errors import OsmError
 from osm.finetune import check_start, find_annotations, held_out_images, read_annotations
+from osm.io.segmentation import decode_segmentation
 
 ROOT = Path(osm.__file__).resolve().parents[1]
 COCO: dict[str, Any] = {
@@ -106,6 +110,34 @@ def test_mistakes_are_found_before_anything_runs(
     path = write_coco(tmp_path / "labels.json")
     assert main(["finetune", str(path), str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_benchmark_exports_the_masks_of_panoptic_folders(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        (tmp_path / folder / "panoptic").mkdir()
+        Image.new("RGB", (8, 6)).save(tmp_path / folder / "images" / f"{folder}.jpg")
+        ids_HW = np.zeros((6, 8), np.uint32)
+        ids_HW[1:4, 2:7] = 70_000 + number
+        colors_HW3 = np.stack([ids_HW >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+        Image.fromarray(colors_HW3).save(tmp_path / folder / "panoptic" / "p.png")
+        document = {
+            "images": [{"id": 5, "file_name": f"{folder}.jpg", "height": 6, "width": 8}],
+            "annotations": [
+                {"image_id": 5, "file_name": "p.png", "segments_info": [{"id": 70_000 + number, "category_id": 1}]}
+            ],
+            "categories": COCO["categories"],
+        }
+        (tmp_path / folder / "panoptic.json").write_text(json.dumps(document))
+    path, counts = export([tmp_path / "a", tmp_path / "b"], 2, tmp_path / "out")
+    assert counts == [1, 1] and find_annotations(path)["image_dir"] == str(tmp_path / "out" / "images")
+    rows = read_annotations(path)["annotations"]
+    assert [(row["id"], row["image_id"], row["area"], row["bbox"]) for row in rows] == [
+        (1, 1, 15, [2.0, 1.0, 5.0, 3.0]),
+        (2, 2, 15, [2.0, 1.0, 5.0, 3.0]),
+    ]
+    assert decode_segmentation(rows[0]["segmentation"], (6, 8), "").sum() == 15
+    assert export([tmp_path / "a", tmp_path / "b"], 1, tmp_path / "less")[1] == [1, 0]
 
 
 @pytest.mark.slow
