@@ -17,8 +17,9 @@ from osm.quiet import quiet_lines
 if TYPE_CHECKING:
     from osm.models.factory import create_model_and_transforms, load_model
     from osm.models.osm import OmniScientModel
+    from osm.recognition.answers import Recognition
     from osm.recognition.namer import Name, Namer, load_namer
-    from osm.recognition.recognizer import Recognition, Recognizer, load_recognizer
+    from osm.recognition.recognizer import Recognizer, load_recognizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,7 +45,7 @@ _HOMES = {
     "Name": "osm.recognition.namer",
     "Namer": "osm.recognition.namer",
     "load_namer": "osm.recognition.namer",
-    "Recognition": "osm.recognition.recognizer",
+    "Recognition": "osm.recognition.answers",
     "Recognizer": "osm.recognition.recognizer",
     "load_recognizer": "osm.recognition.recognizer",
 }

@@ -32,7 +32,8 @@ logger = message_logger(__name__)
 if TYPE_CHECKING:
     from PIL import Image
 
-    from osm.recognition.recognizer import Alternative, Recognition, Recognizer
+    from osm.recognition.answers import Alternative, Recognition
+    from osm.recognition.recognizer import Recognizer
 
 
 def parser() -> argparse.ArgumentParser:

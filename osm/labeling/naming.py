@@ -14,8 +14,9 @@ from PIL import Image
 
 from osm.datasets.labels import LabelClass
 from osm.io.resizing import fitted_size, nearest_rows
+from osm.recognition.answers import Recognition
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
-from osm.recognition.recognizer import Recognition, Recognizer
+from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters.base import ScoredMask, Segmenter
 from osm.recognition.vocabulary import Ranking
 

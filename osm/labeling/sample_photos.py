@@ -22,7 +22,8 @@ from osm.startup import without_collections
 from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
-    from osm.recognition.recognizer import Recognition, Recognizer
+    from osm.recognition.answers import Recognition
+    from osm.recognition.recognizer import Recognizer
 
 PANEL_HEIGHT = 420  # in pixels
 _GAP = 8

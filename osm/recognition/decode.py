@@ -107,6 +107,32 @@ class Decoder:
             logits_RV, state = read_tokens(self.llm, [[ids[row][-1]] for row in live], state)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
+    @torch.no_grad()
+    def agreed(self, inputs: LlmInputs, trie: Trie | None = None) -> Decoded:
+        """Decode a single name from all rows, which show the same thing.
+
+        The log-probabilities of the next token are averaged over the rows at each step. With a single row, the result
+        is that of `greedy`.
+
+        Args:
+            inputs, trie: see `greedy`.
+        """
+        ids: list[int] = []
+        probs: list[float] = []
+        logits_RV, state = read_prefix(self.llm, inputs)
+        steps = self.steps(trie)
+        for step in range(steps):
+            mean_V = logits_RV.log_softmax(-1).mean(0)
+            best = _allowed(mean_V[None], trie, [ids])[0].softmax(-1).max(-1)
+            probs.append(best.values.item())
+            token = int(best.indices)
+            if token in self.stops:
+                return Decoded(tuple(ids), tuple(probs), True)
+            ids.append(token)
+            if step < steps - 1:
+                logits_RV, state = read_tokens(self.llm, [[token]] * len(inputs), state)
+        return Decoded(tuple(ids), tuple(probs), False)
+
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
         # Copies of the first row pad the batch to a power of two, which limits the number of batch sizes to compile.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from osm.data.processor import Processor
 from osm.errors import OsmError
+from osm.io.images import as_rgb
 from osm.io.resizing import fitted_size
 from osm.models.bridges.bridge import ImageState
 from osm.models.masks import MaskFeatures, context_mask
 from osm.models.osm import OmniScientModel
 from osm.recognition.budget import memory_of
 from osm.recognition.regions import Region
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote
 
 _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are in memory together
 
@@ -39,6 +43,11 @@ def stack_images(images: Sequence[EncodedImage]) -> ImageState:
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)
     ]
+
+
+def opened_image(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """Load an 8-bit RGB image. An image given as a URL is downloaded first."""
+    return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 
 class ImageEncoder:

@@ -19,79 +19,35 @@ from torch import Tensor, nn
 from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
-from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import load_model, pick_device
 from osm.models.llm import stop_ids
 from osm.models.llm_forward import LlmInputs
 from osm.models.osm import OmniScientModel
 from osm.models.quantize import check_device
+from osm.recognition.answers import Alternative, Recognition
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
-from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, MaskEncoder, stack_images, stack_masks
+from osm.recognition.encode import (
+    EncodedImage,
+    EncodedMask,
+    ImageEncoder,
+    MaskEncoder,
+    opened_image,
+    stack_images,
+    stack_masks,
+)
 from osm.recognition.flags import METHODS
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
+from osm.recognition.several_views import EncodedViews, averaged, combination, encode_views
 from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Trie, Vocabulary
-from osm.storage.cache import localize
-from osm.storage.locations import is_remote
 
 _LISTS_KEPT = 8
 BEAMS = 5
 """The method `constrained` compares at least this many names of a vocabulary."""
 _GRAY = (128, 128, 128)
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A candidate name for a region.
-
-    Attributes:
-        text: the name.
-        prob: the probability of the whole name, including its end token. None for the method `mapped`.
-        cosine: for the method `mapped`, the cosine similarity to the free name, -1 to 1.
-    """
-
-    text: str
-    prob: float | None = None
-    cosine: float | None = None
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the candidate as a JSON object: the name, and its probability or its cosine."""
-        return {"name": self.text, **({"prob": self.prob} if self.cosine is None else {"cosine": self.cosine})}
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """The name of one region in one mode.
-
-    Attributes:
-        text: the name.
-        prob: the probability as defined in the published code: the product over the name's tokens without the end
-            token. With a vocabulary, the probabilities are normalized so that those of all its names sum to 1.
-        token_probs: the probabilities of the name's tokens and of the end token.
-        top: with top_k > 1, the most likely names, starting with `text`. With the method `mapped`, the vocabulary
-            names most similar to the free name, with their cosines.
-        said: with the method `mapped`, the free name that was mapped to `text`.
-        skipped: the reason why the region has no name; empty if the region has a name.
-        calibrated_prob: the estimated probability that a free name is correct. None if the model is not calibrated (see
-            `osm.models.probability_calibration`), or if the name comes from a vocabulary.
-        unsure: whether `calibrated_prob` is below the model's threshold.
-        class_id: the id of the class in the vocabulary, if the vocabulary has ids. `text` is then the first spelling of
-            the class.
-    """
-
-    mode: str
-    text: str = ""
-    prob: float = 0.0
-    token_probs: tuple[float, ...] = ()
-    top: tuple[Alternative, ...] = ()
-    skipped: str = ""
-    said: str = ""
-    calibrated_prob: float | None = None
-    unsure: bool = False
-    class_id: int | None = None
 
 
 @dataclass
@@ -180,7 +136,7 @@ class Recognizer:
             OsmError: the argument is not an image, or cannot be read.
         """
         self._image = None  # if encoding fails, the previous image must not be named
-        self._image = self.encoder.encode([_opened(image)])[0]
+        self._image = self.encoder.encode([opened_image(image)])[0]
 
     @property
     def centroid_fallbacks(self) -> int:
@@ -275,7 +231,7 @@ class Recognizer:
         request = self._request(modes, top_k, vocabulary, method, ranking, none_below)
         found = []
         for start in range(0, len(images), self.images_at_once):
-            part = [_opened(image) for image in images[start : start + self.images_at_once]]
+            part = [opened_image(image) for image in images[start : start + self.images_at_once]]
             regions = [
                 regions_of(i.size, m, logits=logits, label_id=label_id)
                 for i, m in zip(part, masks[start:], strict=False)
@@ -283,6 +239,47 @@ class Recognizer:
             regions = [[replace(region, boxed=boxed) for region in of_image] for of_image in regions]
             found += self._name(self.encoder.encode(part), regions, list(modes), request)
         return found
+
+    @torch.inference_mode()
+    def name_views(
+        self,
+        views: Sequence[tuple[Image.Image | np.ndarray | str | Path, Any]],
+        *,
+        modes: Sequence[str] = ("any",),
+        combine: str = "",
+        vocabulary: Iterable[str | LabelClass] | None = None,
+    ) -> list[Recognition]:
+        """Find one name for an object that several images or several masks show.
+
+        Args:
+            views: (image, mask) pairs; see `name_batch` for images, and `osm.recognition.regions` for masks.
+            modes: the modes in which the object is named.
+            combine: `tokens`: the embeddings that the bridge passes to the LLM are averaged over the views, and the LLM
+                runs once. `probs`: the LLM runs on every view, and the log-probabilities of each next token are
+                averaged. The default is `tokens`, or `probs` if the LLM has gated layers (flamingo).
+            vocabulary: the allowed names, applied by the method `constrained`; see `name`.
+
+        Returns:
+            one recognition per mode. With a single view, it is the result of `name`. Views whose mask contains no pixel
+            of the image are left out. If there are no other views, the recognition's `skipped` gives the reason.
+
+        Raises:
+            OsmError: there are no views, or a view, a mode, the vocabulary or `combine` is invalid.
+        """
+        request = self._request(modes, 1, vocabulary, "constrained", None, 0.0)
+        found = encode_views(views, self.encoder, self.mask_encoder)
+        if not found.masks:
+            return [Recognition(mode, skipped=found.skipped) for mode in modes]
+        return [self._of_views(found, mode, combine, request) for mode in modes]
+
+    def _of_views(self, views: EncodedViews, mode: str, combine: str, request: _Request) -> Recognition:
+        jobs = [_Job(number, (0, 0), mask, mode) for number, mask in enumerate(views.masks)]
+        first = self._inputs(views.images, jobs[:1], TEST_PROMPT)
+        if combination(combine, first) == "tokens":
+            others = [self._inputs(views.images, [job], TEST_PROMPT) for job in jobs[1:]]
+            return self._answers(averaged([first, *others]), [mode], TEST_PROMPT, request)[0]
+        name = self.decoder.agreed(self._inputs(views.images, jobs, TEST_PROMPT), self._trie(request, TEST_PROMPT))
+        return self._said(mode, [name], request, TEST_PROMPT)
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -359,8 +356,10 @@ class Recognizer:
     def _batch(
         self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request
     ) -> list[Recognition]:
-        inputs = self._inputs(images, jobs, prompt)
-        modes = [job.mode for job in jobs]
+        return self._answers(self._inputs(images, jobs, prompt), [job.mode for job in jobs], prompt, request)
+
+    def _answers(self, inputs: LlmInputs, modes: list[str], prompt: str, request: _Request) -> list[Recognition]:
+        """Return the answer of each row of the LLM's input."""
         if request.ranked:
             return self._ranked(inputs, modes, request, prompt)
         if request.vocabulary is not None and request.method == "mapped":
@@ -496,11 +495,6 @@ def _best_classes(mode: str, shares_K: Sequence[float], vocabulary: Vocabulary, 
     top = tuple(Alternative(vocabulary.classes[number].names[0], classes[number]) for number in best)
     one = vocabulary.classes[best[0]]
     return Recognition(mode, one.names[0], classes[best[0]], top=top if top_k > 1 else (), class_id=one.id)
-
-
-def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Load an 8-bit RGB image. An image given as a URL is downloaded first."""
-    return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 
 def load_recognizer(

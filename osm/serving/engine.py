@@ -16,7 +16,8 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest, encode_rle
-from osm.recognition.recognizer import Recognition, Recognizer
+from osm.recognition.answers import Recognition
+from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters.base import Segmenter
 
 MAX_SEGMENTS = 40  # maximum number of segments to name, because more names would not be readable on the image

@@ -10,7 +10,7 @@ from osm.serving.engine import NamedRegion
 from osm.terminal import printable
 
 if TYPE_CHECKING:
-    from osm.recognition.recognizer import Alternative, Recognition
+    from osm.recognition.answers import Alternative, Recognition
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a

@@ -21,7 +21,8 @@ from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.llm_forward import word_embeddings
 from osm.models.osm import OmniScientModel
-from osm.recognition.recognizer import Recognition, Recognizer, _Job
+from osm.recognition.answers import Recognition
+from osm.recognition.recognizer import Recognizer, _Job
 from osm.recognition.regions import regions_of
 from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Vocabulary
 

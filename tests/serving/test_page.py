@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.recognition.recognizer import Alternative, Recognition
+from osm.recognition.answers import Alternative, Recognition
 from osm.serving import markup, web
 from osm.serving.engine import DemoPicture, Engine, NamedRegion
 from osm.serving.page_files import sample_images
