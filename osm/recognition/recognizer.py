@@ -243,7 +243,7 @@ class Recognizer:
     @torch.inference_mode()
     def name_views(
         self,
-        views: Sequence[tuple[Image.Image | np.ndarray | str | Path, Any]],
+        views: Sequence[tuple[Image.Image | np.ndarray | str | Path, Any]] | EncodedViews,
         *,
         modes: Sequence[str] = ("any",),
         combine: str = "",
@@ -252,7 +252,8 @@ class Recognizer:
         """Find one name for an object that several images or several masks show.
 
         Args:
-            views: (image, mask) pairs; see `name_batch` for images, and `osm.recognition.regions` for masks.
+            views: (image, mask) pairs; see `name_batch` for images, and `osm.recognition.regions` for masks. Views that
+                are named several times can be encoded once with `encode_views`.
             modes: the modes in which the object is named.
             combine: `tokens`: the embeddings that the bridge passes to the LLM are averaged over the views, and the LLM
                 runs once. `probs`: the LLM runs on every view, and the log-probabilities of each next token are
@@ -267,10 +268,15 @@ class Recognizer:
             OsmError: there are no views, or a view, a mode, the vocabulary or `combine` is invalid.
         """
         request = self._request(modes, 1, vocabulary, "constrained", None, 0.0)
-        found = encode_views(views, self.encoder, self.mask_encoder)
+        found = views if isinstance(views, EncodedViews) else self.encode_views(views)
         if not found.masks:
             return [Recognition(mode, skipped=found.skipped) for mode in modes]
         return [self._of_views(found, mode, combine, request) for mode in modes]
+
+    @torch.inference_mode()
+    def encode_views(self, views: Sequence[tuple[Image.Image | np.ndarray | str | Path, Any]]) -> EncodedViews:
+        """Encode (image, mask) pairs for `name_views`, which raises the same errors."""
+        return encode_views(views, self.encoder, self.mask_encoder)
 
     def _of_views(self, views: EncodedViews, mode: str, combine: str, request: _Request) -> Recognition:
         jobs = [_Job(number, (0, 0), mask, mode) for number, mask in enumerate(views.masks)]

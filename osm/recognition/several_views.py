@@ -32,6 +32,10 @@ class EncodedViews:
     masks: list[EncodedMask]
     skipped: str
 
+    def first(self, count: int) -> EncodedViews:
+        """Return the first `count` views."""
+        return EncodedViews(self.images[:count], self.masks[:count], self.skipped)
+
 
 def encode_views(views: Sequence[tuple[Any, Any]], encoder: ImageEncoder, masks: MaskEncoder) -> EncodedViews:
     """Encode (image, mask) pairs. An image that occurs in several views is encoded once.

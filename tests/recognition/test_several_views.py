@@ -105,6 +105,10 @@ def test_tokens_are_averaged_before_the_llm(recognizer: Recognizer) -> None:
         [expected] = recognizer.decoder.greedy(mean)
         assert answer.mode == mode and answer.token_probs == pytest.approx(expected.token_probs, rel=1e-4)
         assert answer.text == recognizer.processor.name(expected.ids)
+    encoded = recognizer.encode_views(several)
+    for one, other in zip(recognizer.name_views(encoded, modes=["any", "coco"]), found, strict=True):
+        same(one, other)
+    same(recognizer.name_views(encoded.first(1))[0], recognizer.name_views(several[:1])[0])
     assert [a.text for a in recognizer.name_views(several[::-1], modes=["any", "coco"])] == [a.text for a in found]
 
 

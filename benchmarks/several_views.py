@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""How much more accurate a name from several views of an object is (`Recognizer.name_views`).
+
+    python3 benchmarks/several_views.py CHECKPOINT coco=DATA/coco_panoptic/val [--limit 20]
+
+The word before `=` is the mode; the folder contains images/, panoptic/ and panoptic.json (COCO panoptic format). The
+first view of a mask is the whole image. Each other view is a crop that contains the whole mask, with random size and
+position, flipped in half of the cases. The crops depend on nothing but the seed, the image and the mask. The table
+shows the published accuracy for the first 1, 2, 4 and 8 views, with 95% intervals over images. Prints one JSON document
+last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from osm.datasets.table import Dataset  # noqa: E402
+from osm.errors import OsmError  # noqa: E402
+from osm.evaluation.metrics import accepted_forms, normalize  # noqa: E402
+from osm.forms import split_of  # noqa: E402
+from osm.recognition.recognizer import Recognizer, load_recognizer  # noqa: E402
+from osm.recognition.several_views import COMBINATIONS  # noqa: E402
+
+COUNTS = (1, 2, 4, 8)
+DRAWS = 1000
+
+
+def views_of(image: Image.Image, mask_HW: np.ndarray, rng: np.random.Generator) -> list[tuple[Image.Image, np.ndarray]]:
+    """Return the views of a mask: the whole image, and random crops that contain the mask."""
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    found = [(image, mask_HW)]
+    for _ in range(max(COUNTS) - 1):
+        bounds = []
+        for first, last, side in (
+            (columns[0], columns[-1] + 1, mask_HW.shape[1]),
+            (rows[0], rows[-1] + 1, mask_HW.shape[0]),
+        ):
+            length = round(rng.uniform(min(side, 1.5 * (last - first)), side))
+            start = rng.integers(max(0, last - length), min(first, side - length) + 1)
+            bounds.append((int(start), int(start + length)))
+        (left, right), (top, bottom) = bounds
+        crop, mask = image.crop((left, top, right, bottom)), mask_HW[top:bottom, left:right]
+        if rng.random() < 0.5:
+            crop, mask = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1].copy()
+        found.append((crop, mask))
+    return found
+
+
+def measure(recognizer: Recognizer, mode: str, folder: Path, limit: int | None, seed: int) -> dict[str, Any]:
+    """Return the accuracy, its interval and the number of masks for every combination and number of views."""
+    annotations = str(folder / "panoptic.json")
+    dataset = Dataset(
+        *(mode, "coco_panoptic", mode, annotations),
+        image_dir=str(folder / "images"),
+        mask_dir=str(folder / "panoptic"),
+        json_file=annotations,
+    )
+    split = split_of(dataset)
+    right: dict[tuple[str, int], list[list[bool]]] = {(way, n): [] for way in COMBINATIONS for n in COUNTS}
+    started = time.monotonic()
+    for index in range(min(len(split), limit or len(split))):
+        item = split.load(index)
+        image = item.image()
+        of_image: dict[tuple[str, int], list[bool]] = {key: [] for key in right}
+        for k, annotation in enumerate(item.annotations):
+            mask_HW = item.mask(k)
+            if not mask_HW.any():
+                continue
+            views = views_of(image, mask_HW, np.random.default_rng([seed, index, k]))
+            encoded = recognizer.encode_views(views)
+            accepted = accepted_forms(dataset.label_set[annotation[split.form.category_key]].names)
+            for way, count in right:
+                [answer] = recognizer.name_views(encoded.first(count), modes=[mode], combine=way)
+                of_image[way, count].append(normalize(answer.text) in accepted)
+        for key, found in of_image.items():
+            right[key].append(found)
+        print(f"{folder}: {index + 1} images", file=sys.stderr, flush=True)
+    counts = np.array([len(found) for found in right[COMBINATIONS[0], 1]])
+    picks = np.random.default_rng(0).integers(0, len(counts), (DRAWS, len(counts)))
+    cases = []
+    for (way, count), found in right.items():
+        sums = np.array([sum(of_image) for of_image in found])
+        drawn = sums[picks].sum(1) / counts[picks].sum(1)
+        gain = (sums - np.array([sum(one) for one in right[way, 1]]))[picks].sum(1) / counts[picks].sum(1)
+        cases.append(
+            {
+                "combine": way,
+                "views": count,
+                "accuracy": round(float(sums.sum() / counts.sum()), 4),
+                "interval": [round(float(v), 4) for v in np.percentile(drawn, (2.5, 97.5))],
+                "gain": [round(float(v), 4) for v in np.percentile(gain, (2.5, 97.5))],
+            }
+        )
+    seconds = round(time.monotonic() - started, 1)
+    return {"folder": folder.parent.name, "mode": mode, "masks": int(counts.sum()), "seconds": seconds, "cases": cases}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("folders", nargs="+", metavar="MODE=FOLDER")
+    parser.add_argument("--limit", type=int, help="images of each folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the crops [%(default)s]")
+    args = parser.parse_args()
+    try:
+        recognizer = load_recognizer(args.checkpoint, device="cpu")
+        sets = []
+        for given in args.folders:
+            mode, _, folder = given.partition("=")
+            sets.append(measure(recognizer, mode, Path(folder).resolve(), args.limit, args.seed))
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("| folder | combine | views | Acc | gain over one view |\n|---|---|---|---|---|")
+    for one in sets:
+        for case in one["cases"]:
+            low, high = (f"{100 * value:.1f}" for value in case["interval"])
+            gain = " to ".join(f"{100 * value:+.1f}" for value in case["gain"]) if case["views"] > 1 else ""
+            print(
+                f"| {one['folder']} | {case['combine']} | {case['views']} | {100 * case['accuracy']:.1f} "
+                f"({low} to {high}) | {gain} |"
+            )
+    print(json.dumps({"checkpoint": args.checkpoint, "cores": os.cpu_count(), "sets": sets}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
