@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import tiny_model_yaml
 
 from osm.models.llm import unused_packages
 from osm.models.model_config import LlmConfig
@@ -85,3 +86,22 @@ def test_a_command_loads_its_model_without_the_packages_it_does_not_use(checkpoi
     words = ["name", tmp_path / "photo.png", "--checkpoint", checkpoint, "--box", "4,4,20,20", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "0 True []", done.stderr
+
+
+def test_lora_finds_the_packages_that_it_needs(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    config = tiny_model_yaml(tmp_path, lora={"rank": 2})
+    script = (
+        "import sys\n"
+        "from osm.startup import in_command\n"
+        "@in_command\n"
+        "def main():\n"
+        "    from osm.models.factory import build\n"
+        "    from osm.models.model_config import load_model_config\n"
+        "    model, _ = build(load_model_config(sys.argv[1]))\n"
+        "    print(sum('.lora_' in name for name, _ in model.llm.named_parameters()))\n"
+        "    return 0\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, config], capture_output=True, text=True, timeout=300)
+    assert int(done.stdout) > 0, done.stderr
