@@ -82,8 +82,14 @@ def read_names(folders: Sequence[Path], tables: Sequence[str]) -> PredictedNames
     return PredictedNames(np.concatenate(probs), np.concatenate(correct), np.concatenate(images), masks)
 
 
-def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float) -> dict[str, Any]:
-    """Return the reliability of the raw and of the cross-fitted calibrated probabilities as JSON-compatible values."""
+def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float, kind: str) -> dict[str, Any]:
+    """Return the reliability of the raw and of the calibrated probabilities as JSON-compatible values.
+
+    Args:
+        calibrated: float (names,), the calibrated probability of each name.
+        unsure: the threshold.
+        kind: the name of the calibrated probabilities: `cross_fitted` or `stored`.
+    """
     mean, high = ece_if_calibrated(calibrated)
     above = calibrated >= unsure
     counts = {
@@ -96,7 +102,7 @@ def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float) -> dic
         "images": len(np.unique(names.images)),
         "accuracy": float(names.correct.mean()),
         "raw": calibrate_by_mass(names.probs, names.correct).as_json(),
-        "cross_fitted": calibrate_by_mass(calibrated, names.correct).as_json(),
+        kind: calibrate_by_mass(calibrated, names.correct).as_json(),
         "ece_if_perfectly_calibrated": {"mean": mean, "up_to": high},
         "threshold": unsure,
         **counts,
@@ -106,16 +112,26 @@ def figures(names: PredictedNames, calibrated: np.ndarray, unsure: float) -> dic
 def lines(found: dict[str, Any]) -> list[str]:
     """Return the lines that `osm calibrate` prints."""
     chance = found["ece_if_perfectly_calibrated"]
+    kind = "stored" if "stored" in found else "cross_fitted"
     sure, unsure = found["sure"], found["unsure"]
     return [
         f"{found['names']} names of {found['masks']} masks in {found['images']} images: {found['accuracy']:.1%} "
         "correct",
         f"expected calibration error (10 bins of equal mass): {found['raw']['ece']:.1%} before, "
-        f"{found['cross_fitted']['ece']:.1%} after (cross-fitted); perfectly calibrated probabilities would show "
+        f"{found[kind]['ece']:.1%} after ({kind.replace('_', '-')}); perfectly calibrated probabilities would show "
         f"{chance['mean']:.1%} on average, up to {chance['up_to']:.1%}",
         f"at or above the threshold {found['threshold']:g}: {sure['wrong']} of {sure['names']} wrong; below: "
         f"{unsure['wrong']} of {unsure['names']} wrong",
     ]
+
+
+def stored(folder: Path) -> ProbabilityCalibration:
+    """Return the calibration of a model folder. Raises OsmError if it has none."""
+    path = folder / "config.json"
+    found = ProbabilityCalibration.from_document(read_json(path, "checkpoint config")[0], str(path))
+    if found is None:
+        raise OsmError(f"--check: {path} has no calibration; run the command without --check to fit one")
+    return found
 
 
 def store(folder: Path, calibration: ProbabilityCalibration) -> None:
@@ -151,6 +167,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--plot", type=Path, metavar="FILE", help="draw a reliability diagram, as .png or .svg")
     out.add_argument("--dry_run", action="store_true", help="print the figures, but do not change the model folder")
+    out.add_argument(
+        "--check", action="store_true", help="measure the stored calibration on the predictions instead of fitting one"
+    )
     add_json(out)
     return out
 
@@ -166,16 +185,20 @@ def _calibrate(argv: Sequence[str] | None) -> None:
     if not (args.checkpoint / "config.json").is_file():
         raise OsmError(f"{args.checkpoint}: not a model folder, because it has no config.json")
     names = read_names([localize(one, "--predictions", folder=True) for one in args.predictions], args.datasets)
-    calibration = fit_calibration(names.probs, names.correct, args.unsure)
-    calibrated = cross_fitted(names.probs, names.correct, names.images)
-    found = figures(names, calibrated, args.unsure)
+    if args.check:
+        calibration = stored(args.checkpoint)
+        calibrated = np.array([calibration(prob) for prob in names.probs])
+    else:
+        calibration = fit_calibration(names.probs, names.correct, args.unsure)
+        calibrated = cross_fitted(names.probs, names.correct, names.images)
+    found = figures(names, calibrated, calibration.unsure, "stored" if args.check else "cross_fitted")
     echo(*lines(found))
     if args.json:
         write_text(args.json, "--json", [json_text({**found, "calibration": calibration.as_document()})])
     if args.plot is not None:
         tables = [calibrate_by_mass(probs, names.correct) for probs in (names.probs, calibrated)]
-        draw_reliability(args.plot, tables[0], tables[1], args.unsure)
-    if not args.dry_run:
+        draw_reliability(args.plot, tables[0], tables[1], calibration.unsure)
+    if not args.dry_run and not args.check:
         store(args.checkpoint, calibration)
         echo(
             f"stored in {args.checkpoint / 'config.json'}: slope {calibration.slope:.3f}, intercept "

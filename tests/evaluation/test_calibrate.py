@@ -144,6 +144,20 @@ def test_the_command_stores_what_it_fits(checkpoint: Path, tmp_path: Path, capsy
     assert found["cross_fitted"]["ece"] < found["raw"]["ece"]
     assert f"{found['unsure']['wrong']} of {found['unsure']['names']} wrong" in said and "threshold 0.45" in said
 
+    other = named(tmp_path, tmp_path / "other", 150, 7)  # photos that nothing was fitted to
+    flags = ["--predictions", str(other.parent / "predictions"), "--datasets", str(other), "--check"]
+    state = (model / "config.json").read_bytes()
+    assert main([str(model), *flags, "--json", str(figures)]) == 0
+    checked = json.loads(figures.read_text())
+    assert (model / "config.json").read_bytes() == state and checked["calibration"] == found["calibration"]
+    assert checked["threshold"] == 0.45 and "cross_fitted" not in checked
+    probs, correct = simulated(600, 7)
+    slope, intercept = (found["calibration"][key] for key in ("slope", "intercept"))
+    expected = 1 / (1 + np.exp(-(slope * np.log(probs / (1 - probs)) + intercept)))
+    assert checked["stored"]["ece"] == pytest.approx(calibrate_by_mass(expected, correct).ece, abs=1e-6)
+    assert checked["stored"]["ece"] < checked["raw"]["ece"]
+    assert "after (stored)" in capsys.readouterr().out
+
 
 def test_the_command_refuses_what_it_cannot_use(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,6 +168,10 @@ def test_the_command_refuses_what_it_cannot_use(
         ([str(tmp_path / "nothing"), *good], "nothing: not a model folder, because it has no config.json"),
         ([str(checkpoint), *good, *good[:2]], "2 --predictions, but 1 --datasets; give one for each"),
         ([str(checkpoint), *good, "--plot", "plot.pdf"], "--plot plot.pdf: expected a name that ends in .png or .svg"),
+        (
+            [str(checkpoint), *good, "--check"],
+            "--check: " + str(checkpoint / "config.json") + " has no calibration; run",
+        ),
         ([str(checkpoint), *good, "--unsure", "2"], "--unsure 2.0 is not between 0 and 1"),
         ([str(checkpoint), "--predictions", str(tmp_path), *good[2:]], "contains no files of generate_pred.py"),
     ):
