@@ -57,13 +57,18 @@ ln -sfn "$out/imagenet" "$out/folds/imagenet"  # the regions are found once
   --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"
 "$python" -m osm export "$out/run/final" "$out/model" --half
-"$python" -m osm calibrate "$out/model" --json "$out/calibration.json" \
+"$python" -m osm calibrate "$out/model" --json "$out/calibration.json" --plot "$out/reliability.png" \
   --predictions "$out/folds/shipped/0" --datasets "$out/folds/sets_0.yaml" \
   --predictions "$out/folds/shipped/1" --datasets "$out/folds/sets_1.yaml"
 
 echo "== accuracy on the val photos"
 "$python" "$root/scripts/score_folders.py" "$out/model" "$out/val" "coco:coco_panoptic=$data/coco_panoptic/val" \
   "coco:coco_mini=$data/coco_mini/val" "camvid=$data/camvid/val" "clothing=$data/clothing/val" | tee "$out/val.txt"
+checked=()
+for set in coco_panoptic coco_mini camvid clothing; do
+  checked+=(--predictions "$out/val/$set" --datasets "$out/val/$set.yaml")
+done
+"$python" -m osm calibrate "$out/model" --check "${checked[@]}" --json "$out/calibration_val.json"
 echo "== a ridge probe on the same photos"
 probe() {
   [ ! -f "$out/probe_$1.json" ] || return 0
