@@ -305,7 +305,7 @@ def parser() -> argparse.ArgumentParser:
     defaults = QuickstartOptions(Path("runs/quickstart"))
     out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of all outputs [%(default)s]")
-    out.add_argument("--short", action="store_true", help="a run of a few minutes, to check that everything works")
+    out.add_argument("--short", action="store_true", help="a shorter run, to check that everything works")
     out.add_argument(
         "--full",
         action="store_true",
