@@ -124,9 +124,9 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
             into memory; or the LLM fails `osm.models.self_check`.
     """
     check_room(config)
-    # peft, which adds LoRA, needs accelerate. The parts of an InstructBLIP are loaded as transformers chooses.
-    whole = config.base_model_name or config.lora.rank
-    with without_unused("transformers", () if whole else unused_packages(config.llm)):
+    # LoRA is added by peft, which needs accelerate. Nothing is known about the packages that an InstructBLIP needs.
+    any_package = bool(config.base_model_name or config.lora.rank)
+    with without_unused("transformers", () if any_package else unused_packages(config.llm)):
         model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
         if config.llm.self_check:
             check_model(model)

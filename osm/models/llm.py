@@ -42,6 +42,10 @@ from osm.models.weights import (
 )
 
 
+# transformers imports these packages if they are installed. Only quantized weights need one of them (torchao).
+_UNUSED = ("scipy", "sklearn", "torchao")
+
+
 def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
     """Load a causal LM and its tokenizer from the first source that has the model.
 
@@ -96,9 +100,6 @@ def unused_packages(config: LlmConfig) -> tuple[str, ...]:
     document = read_json(file, "model.llm.name")[0] if file.is_file() else None
     plain = isinstance(document, dict) and "quantization_config" not in document
     return (*_UNUSED, "accelerate") if plain else ()
-
-
-_UNUSED = ("scipy", "sklearn", "torchao")
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
