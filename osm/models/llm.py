@@ -41,7 +41,6 @@ from osm.models.weights import (
     model_options,
 )
 
-
 # transformers imports these packages if they are installed. Only quantized weights need one of them (torchao).
 _UNUSED = ("scipy", "sklearn", "torchao")
 
