@@ -2,7 +2,7 @@
 """What a list of names is worth: accuracy and seconds of four ways to name the same masks.
 
 Free naming, and out of the set's own names: constrained (search in a trie), scored (likelihood of every name), mapped
-(said freely, then the nearest name). Accuracy is the published one; both modes. Prints one JSON document last.
+(said freely, then the nearest name). Accuracy is the published one. Prints one JSON document last.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from osm.forms import split_of  # noqa: E402
 from osm.recognition.recognizer import METHODS, Recognizer, load_recognizer  # noqa: E402
 
 
-def measure(recognizer: Recognizer, row: Dataset, method: str, limit: int | None) -> dict[str, Any]:
-    """Counts of one set, named one way in both modes."""
+def measure(
+    recognizer: Recognizer, row: Dataset, method: str, limit: int | None, wanted: Sequence[str] = ("own", ANY_MODE)
+) -> dict[str, Any]:
+    """Counts of one set, named one way in the wanted modes."""
     split = split_of(row)
-    modes = [row.name, ANY_MODE]
+    modes = [row.name if mode == "own" else mode for mode in wanted]
     names = sorted({name for label in row.label_set.classes.values() for name in label.names})
     options = {} if method == "free" else {"vocabulary": names, "method": method}
     right, outside, masks, seconds = dict.fromkeys(modes, 0), dict.fromkeys(modes, 0), 0, 0.0
@@ -70,6 +73,7 @@ def main() -> int:
     out.add_argument("--datasets", required=True, help="a YAML with the sets' val paths")
     out.add_argument("--sets", default="camvid,clothing")
     out.add_argument("--ways", default=",".join(["free", *METHODS]), help="[%(default)s]")
+    out.add_argument("--modes", default=f"own,{ANY_MODE}", help="`own` is the set's mode [%(default)s]")
     out.add_argument("--limit", type=int, help="images of each set")
     out.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
     args = out.parse_args()
@@ -78,10 +82,12 @@ def main() -> int:
             torch.set_num_threads(args.threads)
         table = DatasetTable().with_yaml(args.datasets)
         recognizer = load_recognizer(args.checkpoint)
-        cases = []
+        cases, modes = [], args.modes.split(",")
         for name in args.sets.split(","):
             for method in args.ways.split(","):
-                cases.append({"set": name, "way": method, **measure(recognizer, table[name], method, args.limit)})
+                cases.append(
+                    {"set": name, "way": method, **measure(recognizer, table[name], method, args.limit, modes)}
+                )
                 print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
