@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
-from pycocotools import mask as coco_mask  # noqa: E402
+
+from osm.labeling.naming import encode_rle, rle_box  # noqa: E402
 
 
 def export(folders: Sequence[Path], photos: int, out: Path) -> tuple[Path, list[int]]:
@@ -52,15 +53,16 @@ def export(folders: Sequence[Path], photos: int, out: Path) -> tuple[Path, list[
             if not link.exists():
                 link.symlink_to((folder / "images" / image["file_name"]).resolve())
             for segment in row["segments_info"]:
-                rle = coco_mask.encode(np.asfortranarray((ids_HW == segment["id"]).astype(np.uint8)))
+                mask_HW = ids_HW == segment["id"]
+                rle = encode_rle(mask_HW)
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": number,
                         "category_id": segment["category_id"],
-                        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                        "area": int(coco_mask.area(rle)),
-                        "bbox": coco_mask.toBbox(rle).tolist(),
+                        "segmentation": rle,
+                        "area": int(mask_HW.sum()),
+                        "bbox": rle_box(rle),
                         "iscrowd": 0,
                     }
                 )

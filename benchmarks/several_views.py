@@ -28,12 +28,12 @@ from PIL import Image  # noqa: E402
 from osm.datasets.table import Dataset  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.evaluation.metrics import accepted_forms, normalize  # noqa: E402
+from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
 from osm.forms import split_of  # noqa: E402
 from osm.recognition.recognizer import Recognizer, load_recognizer  # noqa: E402
 from osm.recognition.several_views import COMBINATIONS  # noqa: E402
 
 COUNTS = (1, 2, 4, 8)
-DRAWS = 1000
 
 
 def views_of(image: Image.Image, mask_HW: np.ndarray, rng: np.random.Generator) -> list[tuple[Image.Image, np.ndarray]]:
@@ -67,12 +67,12 @@ def measure(recognizer: Recognizer, mode: str, folder: Path, limit: int | None, 
         json_file=annotations,
     )
     split = split_of(dataset)
-    right: dict[tuple[str, int], list[list[bool]]] = {(way, n): [] for way in COMBINATIONS for n in COUNTS}
+    right: dict[tuple[str, int], list[float]] = {(way, n): [] for way in COMBINATIONS for n in COUNTS}
+    images: list[int] = []  # the image of each mask
     started = time.monotonic()
     for index in range(min(len(split), limit or len(split))):
         item = split.load(index)
         image = item.image()
-        of_image: dict[tuple[str, int], list[bool]] = {key: [] for key in right}
         for k, annotation in enumerate(item.annotations):
             mask_HW = item.mask(k)
             if not mask_HW.any():
@@ -82,28 +82,24 @@ def measure(recognizer: Recognizer, mode: str, folder: Path, limit: int | None, 
             accepted = accepted_forms(dataset.label_set[annotation[split.form.category_key]].names)
             for way, count in right:
                 [answer] = recognizer.name_views(encoded.first(count), modes=[mode], combine=way)
-                of_image[way, count].append(normalize(answer.text) in accepted)
-        for key, found in of_image.items():
-            right[key].append(found)
+                right[way, count].append(normalize(answer.text) in accepted)
+            images.append(index)
         print(f"{folder}: {index + 1} images", file=sys.stderr, flush=True)
-    counts = np.array([len(found) for found in right[COMBINATIONS[0], 1]])
-    picks = np.random.default_rng(0).integers(0, len(counts), (DRAWS, len(counts)))
-    cases = []
-    for (way, count), found in right.items():
-        sums = np.array([sum(of_image) for of_image in found])
-        drawn = sums[picks].sum(1) / counts[picks].sum(1)
-        gain = (sums - np.array([sum(one) for one in right[way, 1]]))[picks].sum(1) / counts[picks].sum(1)
-        cases.append(
-            {
-                "combine": way,
-                "views": count,
-                "accuracy": round(float(sums.sum() / counts.sum()), 4),
-                "interval": [round(float(v), 4) for v in np.percentile(drawn, (2.5, 97.5))],
-                "gain": [round(float(v), 4) for v in np.percentile(gain, (2.5, 97.5))],
-            }
-        )
+    sums = {
+        key: ImageSums(np.array(images), max(images) + 1, {"acc": np.array(found, float)})
+        for key, found in right.items()
+    }
+    cases = [
+        {
+            "combine": way,
+            "views": count,
+            **one.rates(Bootstrap())["acc"].as_json(),
+            "gain": differences(sums[way, 1], one, Bootstrap())["acc"].as_json(),
+        }
+        for (way, count), one in sums.items()
+    ]
     seconds = round(time.monotonic() - started, 1)
-    return {"folder": folder.parent.name, "mode": mode, "masks": int(counts.sum()), "seconds": seconds, "cases": cases}
+    return {"folder": folder.parent.name, "mode": mode, "masks": len(images), "seconds": seconds, "cases": cases}
 
 
 def main() -> int:
@@ -117,7 +113,9 @@ def main() -> int:
         recognizer = load_recognizer(args.checkpoint, device="cpu")
         sets = []
         for given in args.folders:
-            mode, _, folder = given.partition("=")
+            mode, equals, folder = given.partition("=")
+            if not equals or not (Path(folder) / "panoptic.json").is_file():
+                raise OsmError(f"{given}: expected MODE=FOLDER, and panoptic.json in the folder")
             sets.append(measure(recognizer, mode, Path(folder).resolve(), args.limit, args.seed))
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -125,11 +123,11 @@ def main() -> int:
     print("| folder | combine | views | Acc | gain over one view |\n|---|---|---|---|---|")
     for one in sets:
         for case in one["cases"]:
-            low, high = (f"{100 * value:.1f}" for value in case["interval"])
-            gain = " to ".join(f"{100 * value:+.1f}" for value in case["gain"]) if case["views"] > 1 else ""
+            span = " to ".join(f"{100 * value:.1f}" for value in case["interval"] or ())
+            gain = " to ".join(f"{100 * value:+.1f}" for value in case["gain"]["interval"] or ())
             print(
-                f"| {one['folder']} | {case['combine']} | {case['views']} | {100 * case['accuracy']:.1f} "
-                f"({low} to {high}) | {gain} |"
+                f"| {one['folder']} | {case['combine']} | {case['views']} | {100 * case['value']:.1f} "
+                f"({span}) | {gain if case['views'] > 1 else ''} |"
             )
     print(json.dumps({"checkpoint": args.checkpoint, "cores": os.cpu_count(), "sets": sets}))
     return 0

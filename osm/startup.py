@@ -59,8 +59,9 @@ def without_unused(library: str, packages: Iterable[str]) -> Iterator[None]:
 def without_collections() -> Iterator[None]:
     """Pause the garbage collector inside the context, in which libraries are imported and a model is loaded.
 
-    Hundreds of thousands of objects are created that live as long as the process. The collector is told to leave them
-    alone afterwards.
+    Hundreds of thousands of objects are created that live as long as the process. After a command's first such context,
+    the collector ignores all objects that exist by then. This is not repeated, and not done in other programs, because
+    garbage that exists at that moment is never freed.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -68,5 +69,6 @@ def without_collections() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            gc.freeze()
+            if _IN_COMMAND and not gc.get_freeze_count():
+                gc.freeze()
             gc.enable()

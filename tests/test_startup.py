@@ -55,6 +55,24 @@ def test_garbage_is_collected_again_after_loading_even_if_it_fails() -> None:
         assert not gc.isenabled(), "the user has disabled it"
     finally:
         gc.enable()
+
+
+def test_garbage_of_other_programs_and_later_loads_is_still_freed() -> None:
+    gc.unfreeze()
+    with without_collections():
+        pass
+    assert gc.get_freeze_count() == 0
+
+    def load() -> int:
+        with without_collections():
+            pass
+        return gc.get_freeze_count()
+
+    try:
+        first = quiet_command(load)()
+        more = [[number] for number in range(10_000)]
+        assert 0 < quiet_command(load)() <= first and len(more) == 10_000
+    finally:
         gc.unfreeze()
 
 

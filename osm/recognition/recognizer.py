@@ -40,7 +40,7 @@ from osm.recognition.encode import (
 from osm.recognition.flags import METHODS
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
-from osm.recognition.several_views import EncodedViews, averaged, combination, encode_views
+from osm.recognition.several_views import EncodedViews, averaged, check_combination, combination, encode_views
 from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Trie, Vocabulary
 
@@ -268,6 +268,7 @@ class Recognizer:
             OsmError: there are no views, or a view, a mode, the vocabulary or `combine` is invalid.
         """
         request = self._request(modes, 1, vocabulary, "constrained", None, 0.0)
+        check_combination(combine)
         found = views if isinstance(views, EncodedViews) else self.encode_views(views)
         if not found.masks:
             return [Recognition(mode, skipped=found.skipped) for mode in modes]

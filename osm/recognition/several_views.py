@@ -45,34 +45,38 @@ def encode_views(views: Sequence[tuple[Any, Any]], encoder: ImageEncoder, masks:
     """
     if not isinstance(views, Sequence) or isinstance(views, str) or not views:
         raise OsmError(f"views is {shown(views)}: expected at least one (image, mask) pair")
-    found = EncodedViews([], [], "")
+    found: list[tuple[EncodedImage, EncodedMask]] = []
     known: dict[str | int, EncodedImage] = {}
+    skipped = ""
     for number, view in enumerate(views):
         if not isinstance(view, (tuple, list)) or len(view) != 2:
             raise OsmError(f"view {number} is not an (image, mask) pair")
-        photo, mask = opened_image(view[0]), view[1]
-        [region] = regions_of(photo.size, [mask])
+        image, mask = view
+        key = str(image) if isinstance(image, (str, Path)) else id(image)
+        photo = None if key in known else opened_image(image)
+        [region] = regions_of(known[key].size if photo is None else photo.size, [mask])
         [encoded] = masks.encode([region])
         if encoded.skipped:
-            found = EncodedViews(found.images, found.masks, found.skipped or encoded.skipped)
+            skipped = skipped or encoded.skipped
             continue
-        key = str(view[0]) if isinstance(view[0], (str, Path)) else id(view[0])
-        if key not in known:
+        if photo is not None:
             known[key] = encoder.encode([photo])[0]
-        found.images.append(known[key])
-        found.masks.append(encoded)
-    return found
+        found.append((known[key], encoded))
+    return EncodedViews([image for image, _ in found], [mask for _, mask in found], skipped)
+
+
+def check_combination(asked: str) -> None:
+    """Raise OsmError if a combination is unknown. An empty text stands for the default."""
+    if asked and asked not in COMBINATIONS:
+        raise not_one_of("combine", asked, COMBINATIONS)
 
 
 def combination(asked: str, inputs: LlmInputs) -> str:
     """Return how the views of an object are combined, for the LLM's input of a view.
 
     Raises:
-        OsmError: the combination is unknown, or it is `tokens` although the LLM has gated layers, whose keys and values
-            cannot be averaged.
+        OsmError: the combination is `tokens`, but the LLM has gated layers, whose keys and values cannot be averaged.
     """
-    if asked and asked not in COMBINATIONS:
-        raise not_one_of("combine", asked, COMBINATIONS)
     if asked == "tokens" and inputs.gated_kv is not None:
         raise OsmError("combine 'tokens' requires a bridge that only passes a prefix to the LLM; use combine='probs'")
     return asked or ("tokens" if inputs.gated_kv is None else "probs")

@@ -15,6 +15,7 @@ from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError
 from osm.models.llm_forward import LlmInputs, read_prefix, word_embeddings
 from osm.models.osm import OmniScientModel
+from osm.recognition import several_views
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer, _Job
 from osm.recognition.regions import regions_of
@@ -120,8 +121,11 @@ def test_views_of_one_image_encode_it_once(
     encoded = []
     encode = recognizer.encoder.encode
     monkeypatch.setattr(recognizer.encoder, "encode", lambda images: encoded.append(len(images)) or encode(images))
+    opened: list[Any] = []
+    whole = several_views.opened_image
+    monkeypatch.setattr(several_views, "opened_image", lambda image: opened.append(image) or whole(image))
     recognizer.name_views([(tmp_path / "a.png", mask), (tmp_path / "a.png", ~mask), (str(tmp_path / "a.png"), mask)])
-    assert encoded == [1]
+    assert encoded == [1] and opened == [tmp_path / "a.png"]
     recognizer.name_views([(image, mask), (image.copy(), mask)])
     assert encoded == [1, 1, 1]
 
@@ -130,6 +134,8 @@ def test_views_without_the_object_are_left_out(recognizer: Recognizer) -> None:
     first, second = views(2)
     empty = (second[0], np.zeros_like(second[1]))
     same(recognizer.name_views([first, empty])[0], recognizer.name_views([first])[0])
+    with pytest.raises(OsmError, match="combine 'token' is not one of"):
+        recognizer.name_views([empty], combine="token")
     assert recognizer.name_views([empty, empty], modes=["coco"]) == [Recognition("coco", skipped="the mask is empty")]
 
 

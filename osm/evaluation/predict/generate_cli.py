@@ -70,7 +70,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
 @without_collections()
 def _namer(args: argparse.Namespace, memory: dict[str, Any], load_namer: Callable[..., Any] | None) -> Any:
-    # torch is slow to import, so that --help and invalid arguments are handled before.
+    # Importing torch is slow, so torch is only imported after --help and invalid arguments have been handled.
     if args.num_threads:
         import torch
 
