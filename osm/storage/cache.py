@@ -242,8 +242,6 @@ class FileCache:
             while not self._reserved(path, part, wanted.size):
                 time.sleep(_WAIT)  # Wait for other processes to finish fetching files.
             found = remote.download(url, part, wanted)
-            meta.unlink(missing_ok=True)
-            os.replace(part, path)
             record = {
                 "url": public(url),
                 "of": _digest(url),
@@ -253,7 +251,13 @@ class FileCache:
             }
             temporary = meta.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(record), encoding="utf-8")
-            os.replace(temporary, meta)
+            # The record precedes the file, and both are written under the folder's lock: a file without a record would
+            # not be counted towards the size limit, and a new record would match an old file of the same size.
+            with self._lock(self.folder):
+                meta.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                os.replace(temporary, meta)
+                os.replace(part, path)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not error.filename:  # The file is missing on the server.
                 raise

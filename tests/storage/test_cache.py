@@ -136,6 +136,38 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path, shelf: Path, serve
         cache.get(server.url(put(shelf, "d", DATA * 3)))
 
 
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_file_counts_whenever_its_process_is_killed(
+    tmp_path: Path, shelf: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch, which: int, moment: str
+) -> None:
+    """Each file is stored by two renames, and the limit must hold whichever of them is the last one done."""
+    cache = FileCache(tmp_path / "kept", limit=2500)
+    a, b, c = (server.url(put(shelf, name)) for name in ("a", "b", "c"))
+    done: list[Path] = []
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(target)
+        if moment == "before" and len(done) == which + 1:
+            raise Killed
+        os.rename(source, target)
+        if len(done) == which + 1:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "replace", replace)
+        with pytest.raises(Killed):
+            cache.get(a)
+    for url in (b, c):
+        assert cache.get(url).read_bytes() == DATA
+    assert sum(path.stat().st_size for path in (tmp_path / "kept" / "http").rglob("*") if path.is_file()) <= 2500
+    assert cache.get(a).read_bytes() == DATA
+
+
 def test_a_full_cache_waits_for_what_others_fetch(tmp_path: Path, shelf: Path, server: FileServer) -> None:
     cache = FileCache(tmp_path / "kept", limit=1500)
     a, b = (server.url(put(shelf, name)) for name in ("a", "b"))
