@@ -29,13 +29,17 @@ PARTS = """
 import sys, time
 marks = [("python", time.time())]
 try:
-    from osm.startup import in_command, without_collections
+    from osm.startup import in_command
+    from osm.startup import quick_loading
 except ImportError:  # an older checkout
-    from contextlib import nullcontext as without_collections
-    in_command = lambda main: main
+    try:
+        from osm.startup import without_collections as quick_loading
+    except ImportError:
+        from contextlib import nullcontext as quick_loading
+        in_command = lambda main: main
 @in_command
 def main():
-    with without_collections():
+    with quick_loading():
         from osm.recognition.recognizer import load_recognizer
         marks.append(("imports", time.time()))
         recognizer = load_recognizer("osm_small")

@@ -16,7 +16,7 @@ from pathlib import Path
 from osm.command_parser import CommandParser
 from osm.errors import OsmError, not_one_of, run_command
 from osm.shipped import FROZEN_PARTS, fetchable, shipped_folder
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
@@ -89,7 +89,7 @@ def install(requirements: Path, force: bool = False) -> None:
     importlib.invalidate_caches()
 
 
-@without_collections()
+@quick_loading()
 def load_once(model: str) -> None:
     """Load a model, so that whatever is done only at the first load (such as converting weights) is done."""
     logger.info(f"loading {model} once, to check it and to convert its frozen weights (seconds)")

@@ -12,7 +12,6 @@ import functools
 import importlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
@@ -88,22 +87,32 @@ def _no_bars() -> Iterator[None]:
         restore = told.enable_progress_bar
     else:
         restore = _nothing
-    reader: Any = _gguf_reader()
-    bar = getattr(reader, "tqdm", None)
-    if bar is not None:  # transformers' GGUF reader ignores the progress-bar settings of both libraries
-        reader.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def quiet_gguf() -> Iterator[None]:
+    """Hide the progress bar of transformers' GGUF reader, which ignores the settings of the other progress bars.
+
+    Only the conversion of a GGUF file needs this, because importing the reader takes half a second.
+    """
+    from transformers.utils import logging as told
+
+    reader: Any = None
+    if not told.is_progress_bar_enabled():
+        with contextlib.suppress(ImportError):
+            reader = importlib.import_module(_GGUF)
+    bar = getattr(reader, "tqdm", None)
+    if bar is not None:
+        reader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
         if bar is not None:
             reader.tqdm = bar
-
-
-def _gguf_reader() -> Any:
-    with contextlib.suppress(ImportError):
-        importlib.import_module(_GGUF)
-    return sys.modules.get(_GGUF)
 
 
 def _nothing() -> None:

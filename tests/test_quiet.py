@@ -17,7 +17,7 @@ from tiny_run import TRAIN, Workshop
 from osm.config import from_dict
 from osm.models.factory import build
 from osm.models.model_config import ModelConfig
-from osm.quiet import quiet_libraries, quiet_lines
+from osm.quiet import quiet_gguf, quiet_libraries, quiet_lines
 
 # Every attempt at the network is written down, and fails as it would without one.
 RECORDER = """
@@ -120,8 +120,9 @@ def test_a_users_bars_are_as_they_were(wanted: bool, monkeypatch: pytest.MonkeyP
 
 def test_a_gguf_file_is_read_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
     reader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
-    with quiet_libraries():
+    with quiet_libraries(), quiet_gguf():
         assert list(reader.tqdm(range(3), desc="Converting")) == [0, 1, 2]
     assert capfd.readouterr().err == ""
-    list(reader.tqdm(range(3), desc="Converting"))
+    with quiet_gguf():  # the bars of the libraries are not disabled
+        list(reader.tqdm(range(3), desc="Converting"))
     assert "Converting" in capfd.readouterr().err

@@ -17,7 +17,7 @@ from osm.models.llm import unused_packages
 from osm.models.model_config import LlmConfig
 from osm.models.weights import conversion_folder
 from osm.quiet import quiet_command
-from osm.startup import without_collections, without_unused
+from osm.startup import quick_loading, without_unused
 
 UNUSED = ("scipy", "sklearn", "torchao")
 
@@ -44,13 +44,13 @@ def test_only_commands_hide_packages_from_a_library_that_is_imported_later(monke
 
 def test_garbage_is_collected_again_after_loading_even_if_it_fails() -> None:
     assert gc.isenabled()
-    with pytest.raises(ValueError, match="no such file"), without_collections():
+    with pytest.raises(ValueError, match="no such file"), quick_loading():
         assert not gc.isenabled()
         raise ValueError("no such file")
     assert gc.isenabled()
     gc.disable()
     try:
-        with without_collections():
+        with quick_loading():
             pass
         assert not gc.isenabled(), "the user has disabled it"
     finally:
@@ -59,12 +59,12 @@ def test_garbage_is_collected_again_after_loading_even_if_it_fails() -> None:
 
 def test_garbage_of_other_programs_and_later_loads_is_still_freed() -> None:
     gc.unfreeze()
-    with without_collections():
+    with quick_loading():
         pass
     assert gc.get_freeze_count() == 0
 
     def load() -> int:
-        with without_collections():
+        with quick_loading():
             pass
         return gc.get_freeze_count()
 
@@ -99,11 +99,50 @@ def test_a_command_loads_its_model_without_the_packages_it_does_not_use(checkpoi
         "import gc, sys\n"
         "from osm.cli import main\n"
         "code = main(sys.argv[1:])\n"
-        f"print(code, gc.isenabled(), sorted({set(UNUSED)} & set(sys.modules)))\n"
+        f"print(code, gc.isenabled(), sorted({set(UNUSED) | {'torch._dynamo'}} & set(sys.modules)))\n"
     )
     words = ["name", tmp_path / "photo.png", "--checkpoint", checkpoint, "--box", "4,4,20,20", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "0 True []", done.stderr
+
+
+def test_the_compiler_works_after_loading() -> None:
+    script = (
+        "import sys\n"
+        "from osm.startup import in_command, quick_loading\n"
+        "@in_command\n"
+        "def main():\n"
+        "    with quick_loading():\n"
+        "        import torch\n"
+        "        marked = torch.compiler.disable(lambda x: x + 1)\n"
+        "        from torch._dynamo.utils import is_compile_supported\n"
+        "        from torchvision.ops import roi_align\n"
+        "    early = 'torch._dynamo' in sys.modules\n"
+        "    supported = is_compile_supported('cpu')\n"
+        "    compiled = torch.compile(lambda x: x * 2, backend='eager')\n"
+        "    print(early, supported, float(compiled(marked(torch.ones(())))))\n"
+        "    return 0\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "False True 4.0\n", done.stderr
+
+
+def test_anything_else_of_the_compiler_is_there_while_loading() -> None:
+    script = (
+        "import sys\n"
+        "from osm.startup import in_command, quick_loading\n"
+        "@in_command\n"
+        "def main():\n"
+        "    with quick_loading():\n"
+        "        import torch._dynamo.config as config\n"
+        "        import torch\n"
+        "        print(config is torch._dynamo.config, type(torch._dynamo).__name__, torch._dynamo.is_compiling())\n"
+        "    return 0\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "True module False\n", done.stderr
 
 
 def test_lora_finds_the_packages_that_it_needs(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
 from osm.terminal import console_command, echo, message_logger
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     return 2
 
 
-@without_collections()
+@quick_loading()
 def _prepare(args: argparse.Namespace) -> tuple[FolderDemo, list[Path]]:
     """Check the arguments, and load the model. Return the demo and the images to name."""
     from osm.io.images import SUFFIXES

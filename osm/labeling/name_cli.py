@@ -22,7 +22,7 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.storage.cache import localize
 from osm.storage.locations import public
 from osm.terminal import console_command, echo, message_logger
@@ -117,7 +117,7 @@ def _question(args: argparse.Namespace) -> _Question:
 
 
 def _answer(args: argparse.Namespace) -> list[str]:
-    with without_collections():
+    with quick_loading():
         asked = _question(args)
     recognizer, masks = asked.recognizer, asked.masks
     recognizer.set_image(asked.photo)

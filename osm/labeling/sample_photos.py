@@ -18,7 +18,7 @@ from osm.files import read_json, replacing
 from osm.io.images import as_rgb
 from osm.recognition.draw import draw_names
 from osm.recognition.flags import SHIPPED
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-@without_collections()
+@quick_loading()
 def _recognizer(args: argparse.Namespace) -> Recognizer:
     from osm.recognition.recognizer import load_recognizer
 

@@ -40,6 +40,7 @@ from osm.models.weights import (
     load_first,
     model_options,
 )
+from osm.quiet import quiet_gguf
 
 # transformers imports these packages if they are installed. Only quantized weights need one of them (torchao).
 _UNUSED = ("scipy", "sklearn", "torchao")
@@ -113,14 +114,17 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    llm: Any
+    with quiet_gguf():
+        llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     check_attention_scale(llm.config, path)
     # The weights are already dequantized, but transformers refuses to save a model that has quantization attributes.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
     llm.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    with quiet_gguf():
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
 
 
 def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False) -> tuple[Tensor, ...]:

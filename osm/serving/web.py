@@ -16,7 +16,7 @@ from osm.command_parser import CommandParser
 from osm.errors import OsmError
 from osm.recognition.flags import add_checkpoint, config_options
 from osm.serving.guard import LOOPBACK_NAMES, Guard, HostNames
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.terminal import console_command, echo, message_logger
 
 logger = message_logger(__name__)
@@ -129,7 +129,7 @@ def import_gradio() -> None:
         raise OsmError(f"osm demo requires gradio ({error}): pip install 'gradio>=6.31,<7'") from None
 
 
-@without_collections()
+@quick_loading()
 def load_page(args: argparse.Namespace) -> Page:
     """Load the model, the segmenter and the sample images, and return the page."""
     from osm.serving.engine import load_engine

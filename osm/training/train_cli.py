@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from osm.errors import INTERRUPTED, OsmError, RunStopped
 from osm.quiet import quiet_command
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.terminal import console_command, message_logger
 from osm.training.train_flags import read_flags, train_parser
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OsmError as error:
         logger.error(error)
         return 2
-    with without_collections():
+    with quick_loading():
         from osm.training.run_config import resolve
         from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
         from osm.training.trainer import train

@@ -29,7 +29,7 @@ from osm.forms.base import ANNOTATION
 from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
 from osm.models.osm import OmniScientModel
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.storage.locations import public
 from osm.terminal import clock, message_logger
 from osm.training import distributed, parallel
@@ -70,7 +70,7 @@ def train(run: Run) -> Path:
         torch.set_float32_matmul_precision("high")
     try:
         with report_dead_workers():
-            with without_collections():
+            with quick_loading():
                 trainer = Trainer(run, world)
             return trainer.train()
     finally:

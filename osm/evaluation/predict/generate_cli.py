@@ -19,7 +19,7 @@ from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predi
 from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
 from osm.recognition import placement
 from osm.recognition.flags import METHOD_HELP, config_options, method_of
-from osm.startup import without_collections
+from osm.startup import quick_loading
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote
 from osm.storage.output import check_output
@@ -68,7 +68,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
         generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, method=method)
 
 
-@without_collections()
+@quick_loading()
 def _namer(args: argparse.Namespace, memory: dict[str, Any], load_namer: Callable[..., Any] | None) -> Any:
     # Importing torch is slow, so torch is only imported after --help and invalid arguments have been handled.
     if args.num_threads:
