@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from osm.labeling.naming import encode_rle, rle_box  # noqa: E402
+from osm.io.segmentation import encode_rle, rle_box  # noqa: E402
 
 
 def export(folders: Sequence[Path], photos: int, out: Path) -> tuple[Path, list[int]]:

@@ -50,6 +50,7 @@ REGISTRIES = {
     "segmenters": "osm.recognition.segmenters:SEGMENTERS",
     "metrics": "osm.evaluation.metrics:METRICS",
     "forms": "osm.datasets.form_registry:FORMS",
+    "label_formats": "osm.labeling.formats:FORMATS",
 }
 
 

@@ -66,7 +66,7 @@ def quick_loading() -> Iterator[None]:
 
 _COMPILER = "torch._dynamo"
 _DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
-_DEFERRED = {  # what torchvision and transformers import from the compiler; none of it is used while loading
+_DEFERRED = {  # what libraries import from the compiler; none of it is used while loading
     f"{_COMPILER}.utils": "is_compile_supported",
     f"{_COMPILER}._trace_wrapped_higher_order_op": "TransformGetItemToIndex",
 }
@@ -93,7 +93,7 @@ def _withdraw_stand_ins() -> None:
 def _without_compiler() -> Iterator[None]:
     """Inside the context, do not import torch's compiler for what matters only while something is compiled.
 
-    torch, torchvision, timm and transformers import the compiler (a second), mostly for decorators that tell it how to
+    torch, timm, transformers and others import the compiler (a second), mostly for decorators that tell it how to
     treat a function, even if nothing is ever compiled. Like `without_unused`, this affects only commands of this
     package, none of which compiles anything.
     """

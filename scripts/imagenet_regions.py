@@ -34,7 +34,7 @@ from osm.errors import OsmError, run_command  # noqa: E402
 from osm.evaluation.metrics.wordnet import WordNet, find_wordnet  # noqa: E402
 from osm.files import read_yaml, write_atomically  # noqa: E402
 from osm.io.images import read_rgb  # noqa: E402
-from osm.labeling.naming import encode_rle, rle_box  # noqa: E402
+from osm.io.segmentation import encode_rle, rle_box  # noqa: E402
 from osm.models.weights import load_first, timm_state_dict  # noqa: E402
 
 CLASSIFIER = "tf_efficientnet_lite2"

@@ -109,6 +109,21 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
     return _draw_runs(_parse_counts(rles[0]["counts"].decode("ascii"), ""), size)
 
 
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a bool mask (H, W) as a compressed COCO RLE, whose `counts` field is a string."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
+
+
+def rle_box(rle: Mapping[str, Any]) -> list[float]:
+    """Return an RLE's bounding box [x, y, width, height] in pixels."""
+    from pycocotools import mask as coco_mask
+
+    return [float(value) for value in coco_mask.toBbox(dict(rle))]
+
+
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
     """Draw a mask (H, W) from alternating runs of 0 and 1 in column-major order.
 

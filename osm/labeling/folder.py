@@ -16,7 +16,8 @@ from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.io.images import SUFFIXES, as_rgb
-from osm.labeling.naming import MapRequest, NamedImage, name_image, rle_box
+from osm.io.segmentation import rle_box
+from osm.labeling.naming import MapRequest, NamedImage, name_image
 from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer

@@ -174,7 +174,7 @@ def _segments(args: argparse.Namespace, image: Image.Image, recognizer: Recogniz
 
     Masks are returned as RLEs, because many decoded masks would take too much memory.
     """
-    from osm.labeling.naming import encode_rle, rle_box
+    from osm.io.segmentation import encode_rle, rle_box
 
     segmenter = segmenter_from(args, recognizer)
     segmenter.set_image(image)

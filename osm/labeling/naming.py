@@ -14,6 +14,7 @@ from PIL import Image
 
 from osm.datasets.labels import LabelClass
 from osm.io.resizing import fitted_size, nearest_rows
+from osm.io.segmentation import encode_rle
 from osm.recognition.answers import Recognition
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
 from osm.recognition.recognizer import Recognizer
@@ -42,11 +43,12 @@ class NamingRequest:
     ranking: Ranking = field(default_factory=Ranking)
     none_below: float = 0.0
 
-    def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
-        """Predict names for masks of the recognizer's current image, and return one answer per mask."""
+    def run(self, recognizer: Recognizer, masks: Sequence[Any], boxes: Sequence[Any] = ()) -> list[Recognition]:
+        """Predict names for masks and boxes of the recognizer's current image, and return one answer for each."""
         names = list(self.vocabulary) or None
         answers = recognizer.name(
             masks,
+            boxes=list(boxes) or None,
             modes=[self.mode],
             top_k=self.top_k,
             vocabulary=names,
@@ -135,18 +137,3 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return mask
     rows, columns = nearest_rows(mask.shape[0], size[1]), nearest_rows(mask.shape[1], size[0])
     return mask[rows[:, None], columns[None]]
-
-
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a bool mask (H, W) as a compressed COCO RLE, whose `counts` field is a string."""
-    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
-
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
-
-
-def rle_box(rle: dict[str, Any]) -> list[float]:
-    """Return an RLE's bounding box [x, y, width, height] in pixels."""
-    from pycocotools import mask as coco_mask
-
-    return [float(value) for value in coco_mask.toBbox(rle)]

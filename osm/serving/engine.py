@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from osm.errors import OsmError
-from osm.labeling.naming import NamingRequest, encode_rle
+from osm.io.segmentation import encode_rle
+from osm.labeling.naming import NamingRequest
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters.base import Segmenter

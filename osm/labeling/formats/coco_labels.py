@@ -1,0 +1,197 @@
+"""COCO's instances and results, SA-1B's files, and dumps of SAM's automatic mask generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from osm.errors import OsmError, SampleError, shown
+from osm.files import read_json, write_atomically
+from osm.io.segmentation import decode_segmentation
+from osm.io.values import whole
+from osm.labeling.formats.label_format import (
+    Holds,
+    LabeledImages,
+    LabelFormat,
+    LabelShape,
+    MaskSource,
+    Size,
+    box_shape,
+    shape_of,
+)
+from osm.labeling.outlines import corner_polygons
+
+
+def coco_shape(row: Any, size: Size, where: str, label: str = "") -> LabelShape:
+    """Read an object with a `segmentation`, or with a `bbox` alone. Raises SampleError if neither is usable."""
+    if not isinstance(row, Mapping):
+        raise SampleError("annotation_malformed", f"{where}: {shown(row)} is not an object")
+    found = row.get("id")
+    facts = {"id": found if isinstance(found, int | str) and not isinstance(found, bool) else None, "label": label}
+    if not row.get("segmentation") and row.get("bbox"):
+        return box_shape(row["bbox"], size, where, **facts)
+    return shape_of(decode_segmentation(row.get("segmentation"), size[::-1], where), where, **facts)
+
+
+class CocoLabels(LabelFormat):
+    """A COCO instances json (images, annotations, categories) with RLE masks."""
+
+    name, title = "coco", "COCO instances"
+    polygons = False
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        document = json_document(path)
+        rows = document.get("annotations") if isinstance(document, dict) else None
+        return isinstance(rows, list) and isinstance(document.get("images"), list) and not is_panoptic(rows)
+
+    @classmethod
+    def sources(cls, path: Path) -> Iterator[MaskSource]:
+        document, _ = read_json(path, "--masks", nesting=None)
+        images, rows = document.get("images"), document.get("annotations")
+        if not isinstance(images, list) or not isinstance(rows, list):
+            raise OsmError(f"--masks {path}: has no lists 'images' and 'annotations'")
+        names = {
+            row.get("id"): str(row.get("name", "")) for row in document.get("categories") or () if isinstance(row, dict)
+        }
+        of_image: dict[Any, list[Any]] = {}
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise OsmError(f"--masks {path}: annotations[{number}] {shown(row)} is not an object")
+            of_image.setdefault(_id(row.get("image_id")), []).append(row)
+        known = {_id(image.get("id")) for image in images if isinstance(image, dict)}
+        strays = [image_id for image_id in of_image if image_id not in known]
+        if strays:
+            raise OsmError(
+                f"--masks {path}: annotations belong to image_id {shown(strays[0])}, which is not in 'images'"
+            )
+        for number, image in enumerate(images):
+            name = image.get("file_name") or image.get("coco_url") if isinstance(image, dict) else None
+            if not isinstance(name, str) or not name:
+                raise OsmError(f"--masks {path}: images[{number}] has no file_name")
+            stated = whole(image.get("width")), whole(image.get("height"))
+            size = (stated[0], stated[1]) if stated[0] and stated[1] else None
+            own = tuple(of_image.get(_id(image.get("id")), ()))
+            yield MaskSource(name, f"{path}: image {shown(name)}, annotation", own, size, names)
+
+    @classmethod
+    def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
+        label = source.data.get(row.get("category_id"), "") if isinstance(row, dict) else ""
+        return [coco_shape(row, size, where, label)]
+
+    @classmethod
+    def write(cls, labels: LabeledImages, out: Path) -> None:
+        write_atomically(out / "labels.json", cls._chunks(labels))
+
+    @classmethod
+    def _chunks(cls, labels: LabeledImages) -> Iterator[str]:
+        info = {"description": f"names predicted by {labels.model}"}
+        yield f'{{"info": {json.dumps(info)},\n"images": ['
+        comma = ""
+        for image in labels.images:
+            row = {
+                "id": image.number + 1,
+                "file_name": image.file_name,
+                "width": image.size[0],
+                "height": image.size[1],
+            }
+            yield f"{comma}\n{json.dumps(row)}"
+            comma = ","
+        yield '\n],\n"annotations": ['
+        comma, number = "", 0
+        for image in labels.images:
+            for shape in image.shapes:
+                number += 1
+                yield f"{comma}\n{json.dumps(cls._row(shape, number, image.number + 1, labels))}"
+                comma = ","
+        categories = [{"id": number, "name": name} for name, number in labels.categories.items()]
+        listed = ",\n".join(json.dumps(row) for row in categories)
+        yield f'\n],\n"categories": [\n{listed}\n]}}\n'
+
+    @classmethod
+    def _row(cls, shape: LabelShape, number: int, image_id: int, labels: LabeledImages) -> dict[str, Any]:
+        segmentation: Any = dict(shape.rle)
+        if cls.polygons:
+            segmentation, holes = corner_polygons(shape.mask)
+            labels.losses["holes_filled"] += holes
+        row: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": labels.categories[shape.name]}
+        row |= {"segmentation": segmentation, "area": shape.area, "bbox": shape.bounds, "iscrowd": 0}
+        row["score"] = shape.prob
+        return row if shape.id is None else row | {"source_id": shape.id}
+
+
+class CocoPolygonLabels(CocoLabels):
+    """A COCO instances json with polygons, for tools that do not read RLE masks."""
+
+    name, title, polygons = "coco_polygons", "COCO instances with polygons", True
+    holds = Holds(holes=False)
+    reads = False
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return False
+
+    @classmethod
+    def write(cls, labels: LabeledImages, out: Path) -> None:
+        write_atomically(out / "labels_polygons.json", cls._chunks(labels))
+
+
+class SamMasks(LabelFormat):
+    """One json for each image: SA-1B's, or the list of SAM's automatic mask generator with RLE masks."""
+
+    name, title = "sam", "SA-1B and SAM's automatic masks"
+    writes = False
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        files = sorted(path.glob("*.json"))[:1] if path.is_dir() else [path]
+        return bool(files) and _sam_rows(json_document(files[0])) is not None
+
+    @classmethod
+    def sources(cls, path: Path) -> Iterator[MaskSource]:
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            document, _ = read_json(file, "--masks", nesting=None)
+            rows = _sam_rows(document)
+            if rows is None:
+                raise OsmError(f"--masks {file}: is not SA-1B's json, nor a list of SAM's masks")
+            image = document.get("image") if isinstance(document, dict) else None
+            stated = image.get("file_name") if isinstance(image, dict) else None
+            name = stated if isinstance(stated, str) and stated else file.stem
+            yield MaskSource(name, f"{file}: mask", tuple(rows))
+
+    @classmethod
+    def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
+        return [coco_shape(row, size, where)]
+
+    @classmethod
+    def write(cls, labels: LabeledImages, out: Path) -> None:
+        raise OsmError(f"--to {cls.name}: {cls.title} has no field for a name; choose another format")
+
+
+def _sam_rows(document: Any) -> list[Any] | None:
+    rows = document
+    if isinstance(document, dict):
+        rows = document.get("annotations") if isinstance(document.get("image"), dict) else None
+    marks = {"predicted_iou", "stability_score"}
+    if isinstance(rows, list) and all(isinstance(row, dict) and "segmentation" in row for row in rows):
+        return rows if isinstance(document, dict) or (rows and marks & set(rows[0])) else None
+    return None
+
+
+def json_document(path: Path) -> Any:
+    """Return the content of a json file, or None if the path is not a json file."""
+    if not path.is_file() or path.suffix.lower() != ".json":
+        return None
+    return read_json(path, "--masks", nesting=None)[0]
+
+
+def is_panoptic(rows: Any) -> bool:
+    """Return whether rows are the `annotations` of a COCO panoptic json."""
+    return isinstance(rows, list) and any(isinstance(row, dict) and "segments_info" in row for row in rows[:1])
+
+
+def _id(value: Any) -> Any:
+    number = whole(value)
+    return value if number is None else number

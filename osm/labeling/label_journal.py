@@ -1,0 +1,145 @@
+"""The record of a labeling run: one line for each finished image, so that a killed run loses at most one image.
+
+The lines are in files of the folder `.osm_label` in the output folder, one file for each process. All output files are
+written from these lines at the end, in the order of the input, so that they do not depend on how often the run was
+killed or how many processes it had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from osm.documents import parse_json
+from osm.errors import OsmError, shown
+from osm.files import write_atomically
+from osm.labeling.formats.label_format import LabeledImage, LabelShape
+
+FOLDER = ".osm_label"
+Record = dict[str, Any]
+
+
+class LabelJournal:
+    """The finished images of a labeling run.
+
+    Args:
+        out: the output folder.
+        settings: everything that affects the labels, as JSON values.
+        overwrite: whether to discard the record of an earlier run.
+
+    Raises:
+        OsmError: the folder has the record of a run with other settings.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.folder = out / FOLDER
+        if overwrite and self.folder.is_dir():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file, now = self.folder / "settings.json", json.loads(json.dumps(dict(settings)))
+        try:
+            before = parse_json(file.read_bytes())
+        except FileNotFoundError:
+            write_atomically(file, [json.dumps(now, indent=1), "\n"])
+            return
+        except ValueError as error:
+            raise OsmError(f"{file}: not valid json ({error}); label again with --overwrite") from None
+        before = before if isinstance(before, dict) else {}
+        different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+        if different:
+            key = different[0]
+            raise OsmError(
+                f"{out}: holds labels made with {key} {shown(before.get(key))}, but it is now {shown(now.get(key))}; "
+                "choose another output folder, or label everything again with --overwrite"
+            )
+
+    def append(self, record: Record, process: int) -> None:
+        """Add a finished image to the file of a process, and sync the file to disk."""
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        with (self.folder / f"images_{process}.jsonl").open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def repair(self) -> None:
+        """Remove an incomplete last line, which a killed process leaves behind. No process may be appending."""
+        for path in self._files():
+            with path.open("rb+") as file:
+                data_end = 0
+                for line in file:
+                    data_end += len(line) if line.endswith(b"\n") else 0
+                file.truncate(data_end)
+
+    def places(self) -> dict[int, tuple[Path, int]]:
+        """Return the file and the position in the file of each finished image, by the image's number."""
+        found: dict[int, tuple[Path, int]] = {}
+        for path in self._files():
+            with path.open("rb") as file:
+                start = 0
+                for line in file:
+                    if line.endswith(b"\n"):
+                        found.setdefault(_number(line, path), (path, start))
+                    start += len(line)
+        return found
+
+    def records(self) -> Iterator[Record]:
+        """Yield the finished images in the order of their numbers. Only one image is in memory at a time."""
+        files: dict[Path, Any] = {}
+        try:
+            for _, (path, start) in sorted(self.places().items()):
+                if path not in files:
+                    files[path] = path.open("rb")
+                files[path].seek(start)
+                yield parse_json(files[path].readline(), nesting=None)
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("images_*.jsonl"))
+
+
+def _number(line: bytes, path: Path) -> int:
+    """Return the number of a line's image, with which each line begins, without parsing the masks."""
+    prefix = b'{"number":'
+    digits = line[len(prefix) : line.find(b",")]
+    if not line.startswith(prefix) or not digits.isdigit():
+        raise OsmError(f"{path}: is damaged; label everything again with --overwrite")
+    return int(digits)
+
+
+def image_record(image: LabeledImage, lost: Mapping[str, int], failed: str = "") -> Record:
+    """Return the line of an image. `lost` counts the masks that could not be read, by reason."""
+    return {
+        "number": image.number,
+        "file_name": image.file_name,
+        "path": image.path,
+        "size": list(image.size),
+        "lost": dict(lost),
+        "failed": failed,
+        "shapes": [_shape_record(shape) for shape in image.shapes],
+    }
+
+
+def _shape_record(shape: LabelShape) -> Record:
+    found: Record = {"counts": shape.rle["counts"]}
+    for name, value in vars(shape).items():
+        if name != "rle" and value != getattr(LabelShape, name):
+            found[name] = value
+    return found
+
+
+def image_of(record: Record) -> LabeledImage:
+    """Return the image of a line. `image_record` is the inverse."""
+    width, height = record["size"]
+    shapes = []
+    for row in record["shapes"]:
+        facts = {name: value for name, value in row.items() if name != "counts"}
+        if "box" in facts:
+            facts["box"] = tuple(facts["box"])
+        shapes.append(LabelShape({"size": [height, width], "counts": row["counts"]}, **facts))
+    return LabeledImage(record["number"], record["file_name"], record["path"], (width, height), tuple(shapes))

@@ -1,0 +1,137 @@
+"""Traces the outlines of masks, and draws polygons as the annotation tools do.
+
+Tools disagree about what a polygon's coordinates mean. For pycocotools, the polygon of a single pixel encloses a square
+from (x, y) to (x + 1, y + 1): its vertices are corners of pixels. For tools that draw polygons with Pillow or OpenCV
+(LabelMe, YOLO), a vertex is the center of a pixel, and the pixels of the outline belong to the mask. `corner_polygons`
+and `center_polygons` return the vertices that make each kind of tool draw the original mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Points = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One closed outline of a mask.
+
+    Attributes:
+        corners: the vertices (x, y) at corners of pixels, clockwise on the screen around a part of the mask, and
+            counterclockwise around a hole.
+        centers: the vertices (x, y) as indices of the outermost pixels inside the mask.
+        hole: whether the outline surrounds a hole of the mask.
+    """
+
+    corners: Points
+    centers: Points
+    hole: bool
+
+
+def outlines(mask: np.ndarray) -> list[Outline]:
+    """Trace all outlines of a bool mask (H, W), in the order of their topmost, leftmost corners.
+
+    Pixels belong to the same part if they share an edge. Pixels outside the mask belong to the same hole if they share
+    an edge or a corner.
+    """
+    starts, ends, pixels = _edges(mask)
+    width = mask.shape[1] + 1
+    leaving: dict[int, list[int]] = {}
+    for number, start in enumerate(starts):
+        leaving.setdefault(start, []).append(number)
+    done = np.zeros(len(starts), bool)
+    found = []
+    for first in range(len(starts)):
+        if done[first]:
+            continue
+        chain, number = [], first
+        while not done[number]:
+            done[number] = True
+            chain.append(number)
+            options = leaving[ends[number]]
+            # Where two pixels meet in a corner, the outline stays with its own pixel.
+            number = next((n for n in options if pixels[n] == pixels[number]), options[0])
+        corners = [(starts[n] % width, starts[n] // width) for n in chain]
+        centers = [(pixels[n] % mask.shape[1], pixels[n] // mask.shape[1]) for n in chain]
+        found.append(Outline(_straightened(corners), _straightened(_without_repeats(centers)), _area(corners) < 0))
+    return found
+
+
+def _edges(mask: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+    """Return the edges between pixels inside and outside a mask.
+
+    Returns:
+        for each edge, the index of the corner at its start, the corner at its end, and the pixel inside the mask. The
+        pixel is to the right of the edge, seen in the direction of the edge.
+    """
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    inside = padded[1:-1, 1:-1]
+    sides = (  # the neighbor that is outside, and the offsets (x, y) of the edge's start and end
+        (padded[:-2, 1:-1], (0, 0), (1, 0)),
+        (padded[1:-1, 2:], (1, 0), (1, 1)),
+        (padded[2:, 1:-1], (1, 1), (0, 1)),
+        (padded[1:-1, :-2], (0, 1), (0, 0)),
+    )
+    starts, ends, pixels = [], [], []
+    for neighbor, start, end in sides:
+        y, x = np.nonzero(inside & ~neighbor)
+        starts.append((y + start[1]) * (width + 1) + x + start[0])
+        ends.append((y + end[1]) * (width + 1) + x + end[0])
+        pixels.append(y * width + x)
+    order = np.argsort(np.concatenate(starts), kind="stable")
+    found = (np.concatenate(part)[order].tolist() for part in (starts, ends, pixels))
+    return tuple(found)  # type: ignore[return-value]
+
+
+def _without_repeats(points: Points) -> Points:
+    return [point for k, point in enumerate(points) if point != points[k - 1]] or points[:1]
+
+
+def _straightened(points: Points) -> Points:
+    """Remove the vertices between two edges of the same direction."""
+    if len(points) < 3:
+        return points
+    kept = []
+    for k, (x, y) in enumerate(points):
+        before, after = points[k - 1], points[(k + 1) % len(points)]
+        one, other = (x - before[0], y - before[1]), (after[0] - x, after[1] - y)
+        if one[0] * other[1] != one[1] * other[0] or one[0] * other[0] + one[1] * other[1] < 0:
+            kept.append((x, y))
+    return kept
+
+
+def _area(corners: Points) -> int:
+    x, y = np.asarray(corners, np.int64).T
+    return int((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
+
+
+def corner_polygons(mask: np.ndarray) -> tuple[list[list[float]], int]:
+    """Return a mask's parts as polygons [x, y, x, y, ...] for pycocotools, and the number of holes that are filled."""
+    found = outlines(mask)
+    parts = [[float(value) for point in one.corners for value in point] for one in found if not one.hole]
+    return parts, sum(one.hole for one in found)
+
+
+def center_polygons(mask: np.ndarray) -> tuple[list[Points], int]:
+    """Return a mask's parts as polygons of pixel indices for Pillow and OpenCV, and the number of filled holes.
+
+    A part that is a single pixel or a line has vertices that repeat, because the tools require three of them.
+    """
+    found = outlines(mask)
+    parts = [(one.centers * 3)[: max(3, len(one.centers))] for one in found if not one.hole]
+    return parts, sum(one.hole for one in found)
+
+
+def draw_centers(polygons: Sequence[Sequence[tuple[float, float]]], size_hw: tuple[int, int]) -> np.ndarray:
+    """Draw polygons whose vertices are centers of pixels, as Pillow does. Return a bool mask (H, W)."""
+    canvas = Image.new("1", size_hw[::-1])
+    pen = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        pen.polygon([(float(x), float(y)) for x, y in polygon], fill=1, outline=1)
+    return np.array(canvas)
