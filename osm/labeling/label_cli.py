@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import multiprocessing
 import os
 import time
@@ -123,7 +125,9 @@ def _run(args: argparse.Namespace) -> int:
     if left:
         _label(args, left, reader, rules, journal)
     seconds = time.monotonic() - started
-    summary = write_labels(journal, rules, formats, args.out, args.checkpoint, _ids(vocabulary), args.strict)
+    summary = write_labels(
+        journal, rules, formats, args.out, args.checkpoint, _ids(vocabulary, args.none_below), args.strict
+    )
     echo(*_told(summary, args, len(left), seconds))
     return 1 if summary.failed else 0
 
@@ -205,7 +209,7 @@ def _vocabulary(args: argparse.Namespace) -> list[str | LabelClass] | None:
     return list(read_vocabulary(args.vocabulary))
 
 
-def _ids(vocabulary: list[str | LabelClass] | None) -> dict[str, int] | None:
+def _ids(vocabulary: list[str | LabelClass] | None, none_below: float) -> dict[str, int] | None:
     """Return the ids of the names of a vocabulary: its own, or the positions from 1. None without a vocabulary."""
     if vocabulary is None:
         return None
@@ -213,17 +217,17 @@ def _ids(vocabulary: list[str | LabelClass] | None) -> dict[str, int] | None:
 
     ids = {one.target if isinstance(one, LabelClass) else one: one for one in vocabulary}
     found = {name: one.id if isinstance(one, LabelClass) else k for k, (name, one) in enumerate(ids.items(), 1)}
-    return found | {NONE_OF_THESE: max(found.values(), default=0) + 1}
+    return found | ({NONE_OF_THESE: max(found.values(), default=0) + 1} if none_below else {})
 
 
 def _settings(
     args: argparse.Namespace, tasks: Sequence[LabelTask], vocabulary: list[str | LabelClass] | None
 ) -> dict[str, Any]:
     flags = {name: _plain(getattr(args, name)) for name in (*_SETTINGS, *_MORE_SETTINGS)}
-    listed = (
-        None if vocabulary is None else [one if isinstance(one, str) else [one.id, *one.names] for one in vocabulary]
-    )
-    return flags | {"number of images": len(tasks), "vocabulary": listed}
+    listed = [one if isinstance(one, str) else [one.id, *one.names] for one in vocabulary or ()]
+    found = [(task.file_name, len(task.source.rows) if task.source is not None else 0) for task in tasks]
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    return flags | {"the list of images": f"{len(tasks)} images ({digest})", "vocabulary": listed}
 
 
 def _plain(value: Any) -> Any:
@@ -297,5 +301,5 @@ def _told(summary: LabelSummary, args: argparse.Namespace, images: int, seconds:
     lines = [f"{summary.images} images, {summary.masks} masks named{speed}: {args.out}"]
     lines += [f"  {count} masks left out: {reason}" for reason, count in sorted(summary.left_out.items())]
     for name, losses in summary.losses.items():
-        lines += [f"  {name} cannot hold: {reason} ({count})" for reason, count in sorted(losses.items())]
+        lines += [f"  {name} cannot hold: {count} {reason}" for reason, count in sorted(losses.items())]
     return lines + [f"  not labeled: {path}: {reason}" for path, reason in summary.failed.items()]

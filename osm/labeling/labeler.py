@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text, write_atomically
 from osm.forms.locate import FileFinder
@@ -253,9 +255,8 @@ def write_labels(
         found = Counter({reason: facts[held] for held, reason in _LOST.items() if not getattr(one.holds, held)})
         losses = Counter({reason: count for reason, count in found.items() if count})
         if strict and losses:
-            told = ", ".join(f"{reason} {count}" for reason, count in losses.items())
-            raise OsmError(f"--to {one.name}: {one.title} cannot hold everything ({told}); leave out --strict")
-        labels.losses = Counter()
+            told = "; ".join(f"{count} {reason}" for reason, count in losses.items())
+            raise OsmError(f"--to {one.name}: {one.title} cannot hold {told}. Choose another format, or no --strict")
         one.write(labels, out)
         summary.losses[one.name] = losses
     if rules.unsure == "review":
@@ -263,17 +264,27 @@ def write_labels(
     return summary
 
 
-_LOST = {"holes": "masks_with_holes", "parts": "masks_of_several_parts", "scores": "scores", "ids": "ids"}
+_LOST = {
+    "holes": "masks with holes, which are filled",
+    "parts": "masks of several parts, which become several objects",
+    "overlaps": "masks that overlap others, which lose the common pixels to the more probable name",
+    "scores": "probabilities",
+    "ids": "ids of the source",
+}
 
 
 def _facts(labels: LabeledImages) -> Counter[str]:
-    """Count what a format may not be able to hold: masks with holes or several parts, scores and ids."""
+    """Count what a format may not be able to hold, by the attribute of `Holds`."""
     from osm.labeling.outlines import outlines
 
     found: Counter[str] = Counter()
     for image in labels.images:
+        covered = np.zeros(image.size[::-1], bool)
         for shape in image.shapes:
-            lines = outlines(shape.mask)
+            mask = shape.mask
+            found["overlaps"] += bool((mask & covered).any())
+            covered |= mask
+            lines = outlines(mask)
             holes = sum(line.hole for line in lines)
             found["holes"] += holes > 0
             found["parts"] += len(lines) - holes > 1

@@ -111,21 +111,22 @@ def _area(corners: Points) -> int:
     return int((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
 
 
-def corner_polygons(mask: np.ndarray) -> tuple[list[list[float]], int]:
-    """Return a mask's parts as polygons [x, y, x, y, ...] for pycocotools, and the number of holes that are filled."""
-    found = outlines(mask)
-    parts = [[float(value) for point in one.corners for value in point] for one in found if not one.hole]
-    return parts, sum(one.hole for one in found)
+def corner_polygons(mask: np.ndarray) -> list[list[float]]:
+    """Return a mask's parts as polygons [x, y, x, y, ...] for pycocotools. Holes are filled."""
+    return [[float(v) for point in one.corners for v in point] for one in outlines(mask) if not one.hole]
 
 
-def center_polygons(mask: np.ndarray) -> tuple[list[Points], int]:
-    """Return a mask's parts as polygons of pixel indices for Pillow and OpenCV, and the number of filled holes.
+def center_polygons(mask: np.ndarray) -> list[Points]:
+    """Return a mask's parts as polygons of pixel indices for Pillow and OpenCV. Holes are filled."""
+    return [center_polygon(one) for one in outlines(mask) if not one.hole]
+
+
+def center_polygon(outline: Outline) -> Points:
+    """Return the centers of an outline as a polygon.
 
     A part that is a single pixel or a line has vertices that repeat, because the tools require three of them.
     """
-    found = outlines(mask)
-    parts = [(one.centers * 3)[: max(3, len(one.centers))] for one in found if not one.hole]
-    return parts, sum(one.hole for one in found)
+    return (outline.centers * 3)[: max(3, len(outline.centers))]
 
 
 def draw_centers(polygons: Sequence[Sequence[tuple[float, float]]], size_hw: tuple[int, int]) -> np.ndarray:

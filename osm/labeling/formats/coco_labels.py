@@ -114,8 +114,7 @@ class CocoLabels(LabelFormat):
     def _row(cls, shape: LabelShape, number: int, image_id: int, labels: LabeledImages) -> dict[str, Any]:
         segmentation: Any = dict(shape.rle)
         if cls.polygons:
-            segmentation, holes = corner_polygons(shape.mask)
-            labels.losses["holes_filled"] += holes
+            segmentation = corner_polygons(shape.mask)
         row: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": labels.categories[shape.name]}
         row |= {"segmentation": segmentation, "area": shape.area, "bbox": shape.bounds, "iscrowd": 0}
         row["score"] = shape.prob

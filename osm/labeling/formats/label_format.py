@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,13 +130,11 @@ class LabeledImages:
         images: the labeled images, in the order of the input. Only objects that have a name are included.
         categories: name -> id, from 1 in the order of first use, or the ids of the vocabulary.
         model: the name of the checkpoint that predicted the names.
-        losses: what the format written last could not hold, by reason.
     """
 
     images: Iterable[LabeledImage]
     categories: dict[str, int]
     model: str = ""
-    losses: Counter[str] = field(default_factory=Counter)
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -193,7 +190,7 @@ class LabelFormat(ABC):
     @classmethod
     @abstractmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
-        """Write all labels into a folder, which exists. `labels.losses` counts what the format cannot hold."""
+        """Write all labels into a folder, which exists."""
 
 
 def shape_of(mask: np.ndarray, where: str, **facts: Any) -> LabelShape:

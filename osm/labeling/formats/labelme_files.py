@@ -21,7 +21,6 @@ from osm.io.values import finite, whole
 from osm.labeling.formats.coco_labels import json_document
 from osm.labeling.formats.label_format import (
     Holds,
-    LabeledImage,
     LabeledImages,
     LabelFormat,
     LabelShape,
@@ -31,7 +30,7 @@ from osm.labeling.formats.label_format import (
     check_points,
     shape_of,
 )
-from osm.labeling.outlines import center_polygons, draw_centers
+from osm.labeling.outlines import center_polygon, center_polygons, draw_centers, outlines
 
 _MAX_MASK_BYTES = 64 << 20
 
@@ -78,8 +77,8 @@ class LabelMeFiles(LabelFormat):
             document: dict[str, Any] = {
                 "version": cls.version,
                 "flags": {},
-                "shapes": [row for k, one in enumerate(image.shapes) for row in cls._rows(one, k, labels)],
-                "imagePath": cls._image_path(image, out / cls.name),
+                "shapes": [row for k, one in enumerate(image.shapes) for row in cls._rows(one, k)],
+                "imagePath": Path(image.file_name).name,
                 "imageData": None,
                 "imageHeight": image.size[1],
                 "imageWidth": image.size[0],
@@ -88,19 +87,14 @@ class LabelMeFiles(LabelFormat):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, [json.dumps(document, indent=2, ensure_ascii=False), "\n"])
 
-    @staticmethod
-    def _image_path(image: LabeledImage, folder: Path) -> str:
-        """Return the name of the image file, for json files that are copied into the folder of the images."""
-        return Path(image.file_name).name
-
     @classmethod
-    def _rows(cls, shape: LabelShape, group: int, labels: LabeledImages) -> list[dict[str, Any]]:
+    def _rows(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
         if shape.box is not None:
             x, y, w, h = shape.box
             return [cls._row(shape, "rectangle", [[x, y], [x + w, y + h]])]
-        polygons, holes = center_polygons(shape.mask)
-        if len(polygons) == 1 and not holes:
-            return [cls._row(shape, "polygon", [list(map(float, point)) for point in polygons[0]])]
+        lines = outlines(shape.mask)
+        if len(lines) == 1:
+            return [cls._row(shape, "polygon", [list(map(float, point)) for point in center_polygon(lines[0])])]
         x, y, w, h = (int(value) for value in shape.bounds)
         buffer = io.BytesIO()
         Image.fromarray(shape.mask[y : y + h, x : x + w]).save(buffer, "PNG")
@@ -132,13 +126,12 @@ class XAnyLabelingFiles(LabelMeFiles):
         return False  # It is read as LabelMe, which it extends.
 
     @classmethod
-    def _rows(cls, shape: LabelShape, group: int, labels: LabeledImages) -> list[dict[str, Any]]:
+    def _rows(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
         if shape.box is not None:
             x, y, w, h = shape.box
             corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
             return [cls._row(shape, "rectangle", corners)]
-        polygons, holes = center_polygons(shape.mask)
-        labels.losses["holes_filled"] += holes
+        polygons = center_polygons(shape.mask)
         number = group if len(polygons) > 1 else None
         return [cls._row(shape, "polygon", [list(map(float, p)) for p in one], number) for one in polygons]
 

@@ -102,13 +102,11 @@ class PanopticLabels(LabelFormat):
         order = sorted(range(len(image.shapes)), key=lambda k: -image.shapes[k].prob)
         for k in order:
             free = image.shapes[k].mask & (ids == 0)
-            labels.losses["overlaps_cut"] += int(free.sum() < image.shapes[k].area)
             ids[free] = k + 1
         segments = []
         for k, shape in enumerate(image.shapes):
             y, x = np.nonzero(ids == k + 1)
             if not len(x):
-                labels.losses["covered_entirely"] += 1
                 continue
             box = [int(x.min()), int(y.min()), int(x.max() - x.min() + 1), int(y.max() - y.min() + 1)]
             row = {"id": k + 1, "category_id": labels.categories[shape.name], "area": len(x), "bbox": box}

@@ -73,9 +73,7 @@ class YoloFiles(LabelFormat):
         for image in labels.images:
             lines = []
             for shape in image.shapes:
-                polygons, holes = center_polygons(shape.mask)
-                labels.losses["holes_filled"] += holes
-                labels.losses["parts_separated"] += len(polygons) > 1
+                polygons = center_polygons(shape.mask)
                 lines += [_line(labels.positions[shape.name], one, image.size) for one in polygons]
             file = (folder / "labels" / image.file_name).with_suffix(".txt")
             file.parent.mkdir(parents=True, exist_ok=True)
