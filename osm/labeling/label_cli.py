@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     vocabulary = _vocabulary(args)
     journal = LabelJournal(args.out, _settings(args, tasks, vocabulary), args.overwrite)
     journal.repair()
-    done = journal.places()
+    done = journal.places(failed=False)
     left = [task for task in tasks if task.number not in done]
     if done:
         logger.info(f"{len(done)} of {len(tasks)} images are labeled already")

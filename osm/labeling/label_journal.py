@@ -74,15 +74,24 @@ class LabelJournal:
                     data_end += len(line) if line.endswith(b"\n") else 0
                 file.truncate(data_end)
 
-    def places(self) -> dict[int, tuple[Path, int]]:
-        """Return the file and the position in the file of each finished image, by the image's number."""
+    def places(self, failed: bool = True) -> dict[int, tuple[Path, int]]:
+        """Return the file and the position in the file of each finished image, by the image's number.
+
+        If an image was labeled again after it had failed, the position is that of the successful line.
+
+        Args:
+            failed: whether to include images that could not be labeled.
+        """
         found: dict[int, tuple[Path, int]] = {}
         for path in self._files():
             with path.open("rb") as file:
                 start = 0
                 for line in file:
                     if line.endswith(b"\n"):
-                        found.setdefault(_number(line, path), (path, start))
+                        number, rest = _number(line, path)
+                        bad = not rest.startswith(_GOOD)
+                        if not bad or (failed and number not in found):
+                            found[number] = path, start
                     start += len(line)
         return found
 
@@ -103,24 +112,27 @@ class LabelJournal:
         return sorted(self.folder.glob("images_*.jsonl"))
 
 
-def _number(line: bytes, path: Path) -> int:
-    """Return the number of a line's image, with which each line begins, without parsing the masks."""
+_GOOD = b'"failed":"",'
+
+
+def _number(line: bytes, path: Path) -> tuple[int, bytes]:
+    """Return the number of a line's image, with which each line begins, and what follows, without parsing the masks."""
     prefix = b'{"number":'
-    digits = line[len(prefix) : line.find(b",")]
+    digits, _, rest = line[len(prefix) :].partition(b",")
     if not line.startswith(prefix) or not digits.isdigit():
         raise OsmError(f"{path}: is damaged; label everything again with --overwrite")
-    return int(digits)
+    return int(digits), rest
 
 
 def image_record(image: LabeledImage, lost: Mapping[str, int], failed: str = "") -> Record:
     """Return the line of an image. `lost` counts the masks that could not be read, by reason."""
     return {
         "number": image.number,
+        "failed": failed,
         "file_name": image.file_name,
         "path": image.path,
         "size": list(image.size),
         "lost": dict(lost),
-        "failed": failed,
         "shapes": [_shape_record(shape) for shape in image.shapes],
     }
 

@@ -100,6 +100,18 @@ def test_killed_twice_and_resumed_is_byte_identical(
     assert files(tmp_path) == files(labeled)
 
 
+def test_an_image_that_failed_is_tried_again(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    words = command(own, tmp_path / "out", checkpoint)
+    assert main(words) == 1
+    shutil.copy(own / "images" / "sub" / "2.png", own / "images" / "sub" / "3.png")
+    assert main(words) == 0
+    lines = (tmp_path / "out" / ".osm_label" / "images_0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [*range(COUNT), 3]
+    assert len(json.loads((tmp_path / "out" / "labels.json").read_text())["images"]) == COUNT
+
+
 def test_two_processes_write_the_same_files(labeled: Path, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     more = ("--to", "coco,yolo,csv,labelme", "--processes", "2")
     assert main(command(photos, tmp_path, checkpoint, *more)) == 1
