@@ -97,9 +97,9 @@ class PanopticLabels(LabelFormat):
 
     @classmethod
     def _painted(cls, image: LabeledImage, labels: LabeledImages) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Paint the shapes, the most probable first, so that each pixel belongs to its most probable shape."""
+        """Paint the shapes, so that each pixel belongs to its most probable shape, or the smallest one of these."""
         ids = np.zeros(image.size[::-1], np.int32)
-        order = sorted(range(len(image.shapes)), key=lambda k: -image.shapes[k].prob)
+        order = sorted(range(len(image.shapes)), key=lambda k: (-image.shapes[k].prob, image.shapes[k].area))
         for k in order:
             free = image.shapes[k].mask & (ids == 0)
             ids[free] = k + 1
