@@ -1,4 +1,4 @@
-"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, annotation formats, datasets or configs.
+"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, formats, datasets or configs.
 
 Names and descriptions are read without importing the listed classes, so `osm list` is fast and also lists classes from
 packages that cannot be imported.

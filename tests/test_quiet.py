@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,19 @@ def test_a_users_bars_are_as_they_were(wanted: bool, monkeypatch: pytest.MonkeyP
         (told.enable_progress_bar if before else told.disable_progress_bar)()
 
 
-def test_a_gguf_file_is_read_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def bars() -> Iterator[None]:
+    """Progress bars of the libraries, whatever an earlier test of this process has left."""
+    from transformers.utils import logging as told
+
+    before = told.is_progress_bar_enabled()
+    told.enable_progress_bar()
+    yield
+    if not before:
+        told.disable_progress_bar()
+
+
+def test_a_gguf_file_is_read_without_a_bar(bars: None, capfd: pytest.CaptureFixture[str]) -> None:
     reader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
     with quiet_libraries(), quiet_gguf():
         assert list(reader.tqdm(range(3), desc="Converting")) == [0, 1, 2]

