@@ -8,7 +8,7 @@ setup(
     package_data={
         "osm": ["weights/**", "py.typed"],
         "osm.datasets": ["labels/*"],
-        "osm.labeling": ["photos/*"],
+        "osm.labeling": ["photos/*", "review_page/*"],
         "osm.evaluation.report": ["templates/*"],
         "osm.configs": ["*.yaml"],
     },

@@ -4,6 +4,7 @@
 >>> recognizer = osm.load_recognizer("runs/osm_small/final")
 >>> recognizer.set_image("street.jpg")
 >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
+>>> osm.label("photos", "labels", masks="instances.json", to=("coco", "yolo"))
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from osm.errors import OsmError, SampleError
 from osm.quiet import quiet_lines
 
 if TYPE_CHECKING:
+    from osm.labeling.label_run import label
     from osm.models.factory import create_model_and_transforms, load_model
     from osm.models.osm import OmniScientModel
     from osm.recognition.answers import Recognition
@@ -31,6 +33,7 @@ __all__ = [
     "Recognizer",
     "SampleError",
     "create_model_and_transforms",
+    "label",
     "load_model",
     "load_namer",
     "load_recognizer",
@@ -41,6 +44,7 @@ __all__ = [
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",
+    "label": "osm.labeling.label_run",
     "load_model": "osm.models.factory",
     "Name": "osm.recognition.namer",
     "Namer": "osm.recognition.namer",

@@ -85,6 +85,7 @@ COMMANDS = {
         "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"
     ),
     "label": Command("names masks from annotation tools, and writes the names for them", "osm.labeling.label_cli"),
+    "review": Command("writes a page for checking the names of osm label", "osm.labeling.review_cli"),
     "demo": Command("serves a page that names what is clicked in an image", "osm.serving.web"),
     "generate": Command(
         "names the masks of validation sets (test/generate_pred.py)",

@@ -81,7 +81,7 @@ class FileFinder:
 
     def what_is_there(self) -> str:
         """Return a short description of the folder's contents, for error messages."""
-        files = sorted(self._files)
+        files = sorted(self.files)
         if not files:
             return "the folder holds no image"
         first = ", ".join(shown(name) for name in files[:_SHOWN])
@@ -121,7 +121,7 @@ class FileFinder:
         return None
 
     @cached_property
-    def _files(self) -> list[str]:
+    def files(self) -> list[str]:
         """The paths of all images in the folder and its subfolders, relative to the folder."""
         if self._listed is not None:
             hidden = (name for name in self._listed if any(part.startswith(".") for part in name.split("/")))
@@ -148,7 +148,7 @@ class FileFinder:
         Each file has two keys, both without the file's extension: (path, True) and (file name, False).
         """
         found: dict[tuple[str, bool], list[str]] = {}
-        for path in self._files:
+        for path in self.files:
             plain = _EXTENSION.sub("", _plain(path))
             found.setdefault((plain, True), []).append(path)
             found.setdefault((plain.rsplit("/", 1)[-1], False), []).append(path)
@@ -157,7 +157,7 @@ class FileFinder:
     @cached_property
     def _taken(self) -> frozenset[str]:
         """The image files whose exact names are listed in the JSON file."""
-        files = set(self._files)
+        files = set(self.files)
         return frozenset(name for name in self._claimed if name in files)
 
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import multiprocessing
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from osm.command_parser import CommandParser
-from osm.datasets.labels import LabelClass
-from osm.errors import OsmError, RunStopped, not_one_of, run_command
-from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
+from osm.errors import run_command
+from osm.labeling.folder_cli import add_segmenter_flags
 from osm.quiet import quiet_command
 from osm.recognition.flags import (
     METHOD_HELP,
@@ -27,21 +21,14 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
-from osm.startup import quick_loading
-from osm.storage.cache import localize
-from osm.terminal import console_command, echo, message_logger
+from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
-    from osm.labeling.formats.label_format import LabelFormat
-    from osm.labeling.label_journal import LabelJournal
-    from osm.labeling.labeler import ImageLabeler, KeepRules, LabelSummary, LabelTask
-
-logger = message_logger(__name__)
+    from osm.datasets.labels import LabelClass
+    from osm.labeling.label_output import LabelSummary
+    from osm.labeling.label_run import LabelOptions
 
 _INTERRUPTED = "interrupted: the same command continues with the images that are not labeled yet"
-# The flags that affect the labels. The same output folder cannot hold the labels of different values.
-_SETTINGS = ("images", "masks", "image_dir", "format", "checkpoint", "mode", "way", "min_area", "max_new_tokens")
-_MORE_SETTINGS = ("length_power", "prior_weight", "none_below", "segmenter", "sam_checkpoint", "sam_type", "auto")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,16 +38,30 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Name the masks of many images, and write the names in the formats of annotation tools.",
     )
-    out.add_argument("images", type=Path, help="folder of the images, or the file with their masks (see --masks)")
+    out.add_argument(
+        "images",
+        help="folder of the images or its URL, a text file that lists them, WebDataset shards, a video, or the file "
+        "with their masks (see --masks)",
+    )
     out.add_argument("out", type=Path, help="folder of the labels")
     out.add_argument(
         "--masks",
-        type=Path,
-        help="file or folder with the masks: COCO, SA-1B or SAM, LabelMe, X-AnyLabeling, YOLO, CVAT or Label Studio",
+        help="file or folder with the masks: COCO, SA-1B or SAM, LabelMe, X-AnyLabeling, YOLO, CVAT, Label Studio, "
+        "label maps, or mask PNGs",
     )
-    out.add_argument("--image_dir", type=Path, help="folder of the images, if it is not beside the file with the masks")
+    out.add_argument(
+        "--tracks",
+        help="masks of objects that were tracked through a video: a folder of PNGs, a json of RLEs, or an .npz file; "
+        "each object gets one name",
+    )
+    out.add_argument("--image_dir", help="folder of the images, if it is not beside the file with the masks")
     out.add_argument("--from", dest="format", metavar="FORMAT", help="format of the masks [recognized by its content]")
-    out.add_argument("--to", default="coco", metavar="FORMAT,...", help="formats of the labels [%(default)s]")
+    out.add_argument(
+        "--to",
+        default="coco",
+        metavar="FORMAT,...",
+        help="formats of the labels; same fills the names into the files of the masks [%(default)s]",
+    )
     out.add_argument("--strict", action="store_true", help="refuse a format that cannot hold all masks, scores and ids")
     out.add_argument("--auto", action="store_true", help="name all segments that a segmenter finds")
     add_segmenter_flags(out)
@@ -82,6 +83,21 @@ def parser() -> argparse.ArgumentParser:
         help="names that are probably wrong, according to the calibrated model: keep, drop, or review, which writes "
         "them to review.jsonl [%(default)s]",
     )
+    out.add_argument(
+        "--overlaps",
+        default="keep",
+        help="masks that overlap: keep, merge, which gives each pixel to the most probable object, or parts, which "
+        "writes which object is a part of which [%(default)s]",
+    )
+    out.add_argument(
+        "--views", type=int, default=4, help="with --tracks: frames from which an object gets its name [%(default)s]"
+    )
+    out.add_argument(
+        "--combine", default="", help="with --tracks: how the frames are combined: tokens or probs [by the model]"
+    )
+    out.add_argument(
+        "--corrections", type=Path, metavar="FILE", help="names that a person has corrected on the page of `osm review`"
+    )
     out.add_argument("--max_new_tokens", type=int, default=16, help="maximum number of tokens per name [%(default)s]")
     out.add_argument(
         "--processes", type=int, default=1, help="processes that label, each with its own model [%(default)s]"
@@ -102,204 +118,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    _check(args)
-    reader, tasks = _tasks(args)
-    formats = _formats(args.to)
-    if args.dry_run:
-        count = sum(len(task.source.rows) for task in tasks if task.source is not None)
-        what = f"{count} masks ({reader.title})" if reader else f"what {args.segmenter} finds"
-        echo(f"{len(tasks)} images, {what}, to {', '.join(one.title for one in formats)}: {args.out}")
-        return 0
-    from osm.labeling.label_journal import LabelJournal
-    from osm.labeling.labeler import KeepRules, write_labels
+    from osm.labeling.label_run import find_input, label_images
+    from osm.labeling.label_tasks import counted
 
-    rules = KeepRules(args.min_area, args.min_prob, args.unsure)
-    vocabulary = _vocabulary(args)
-    journal = LabelJournal(args.out, _settings(args, tasks, vocabulary), args.overwrite)
-    journal.repair()
-    done = journal.places(failed=False)
-    left = [task for task in tasks if task.number not in done]
-    if done:
-        logger.info(f"{len(done)} of {len(tasks)} images are labeled already")
-    started = time.monotonic()
-    if left:
-        _label(args, left, reader, rules, journal)
-    seconds = time.monotonic() - started
-    summary = write_labels(
-        journal, rules, formats, args.out, args.checkpoint, _ids(vocabulary, args.none_below), args.strict
-    )
-    echo(*_told(summary, args, len(left), seconds))
+    options = options_of(args)
+    found = find_input(options)
+    if args.dry_run:
+        what = (
+            f"{counted(found.tasks)} masks ({found.reader.title})" if found.reader else f"what {args.segmenter} finds"
+        )
+        echo(f"{len(found.tasks)} images, {what}, to {', '.join(options.to)}: {args.out}")
+        return 0
+    summary, speed = label_images(options, found)
+    echo(*_told(summary, args.out, speed))
     return 1 if summary.failed else 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    from osm.labeling.labeler import UNSURE
+def options_of(args: argparse.Namespace) -> LabelOptions:
+    """Check the flags, and return them as the options of a run."""
+    from osm.labeling.label_run import LabelOptions
 
-    if args.unsure not in UNSURE:
-        raise not_one_of("--unsure", args.unsure, UNSURE)
-    if not 0 <= args.min_prob <= 1:
-        raise OsmError(f"--min_prob {args.min_prob} must be from 0 to 1")
-    for flag in ("min_area", "processes", "max_new_tokens"):
-        if getattr(args, flag) < 1:
-            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
-    if args.auto and (args.masks or args.format):
-        raise OsmError("--auto finds masks, so it cannot be combined with --masks or --from")
-    if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
-        raise OsmError("--segmenter, --sam_checkpoint and --sam_type have no effect without --auto; add --auto")
-    if args.out.exists() and not args.out.is_dir():
-        raise OsmError(f"out {args.out} is not a folder")
-    method_of(args)
-    ranking_of(args)
+    vocabulary: tuple[str | LabelClass, ...] = ()
+    if args.vocabulary is not None:
+        from osm.recognition.vocabulary import read_vocabulary
+
+        vocabulary = tuple(read_vocabulary(args.vocabulary))
+    given = {name: getattr(args, name) for name in _SAME_NAMES}
+    options = LabelOptions(
+        **given,
+        form=args.format or "",
+        to=tuple(name.strip() for name in args.to.split(",") if name.strip()),
+        model_options={**config_options(args), **from_flags(args)},
+        vocabulary=vocabulary,
+        way=method_of(args),
+        ranking=ranking_of(args),
+    )
+    options.check()
     check_modes(args.checkpoint, [args.mode])
+    return options
 
 
-def _formats(names: str) -> list[type[LabelFormat]]:
-    """Return the formats named by `--to`."""
-    from osm.labeling.formats import FORMATS
-
-    chosen = [FORMATS.get(name.strip()) for name in names.split(",") if name.strip()]
-    if not chosen:
-        raise OsmError(f"--to {names!r}: expected one or more of {', '.join(_writable())}")
-    for one in chosen:
-        if not one.writes:
-            raise OsmError(f"--to {one.name}: {one.title} has no field for a name; choose {', '.join(_writable())}")
-    return list(dict.fromkeys(chosen))
+_SAME_NAMES = (
+    *("images", "out", "masks", "tracks", "image_dir", "strict", "auto", "segmenter", "sam_checkpoint", "sam_type"),
+    *("checkpoint", "device", "mode", "min_area", "min_prob", "unsure", "overlaps", "max_new_tokens", "views"),
+    *("combine", "corrections", "processes", "overwrite"),
+)
 
 
-def _writable() -> list[str]:
-    from osm.labeling.formats import FORMATS
-
-    return [name for name in FORMATS.names() if FORMATS.get(name).writes]
-
-
-def _tasks(args: argparse.Namespace) -> tuple[type[LabelFormat] | None, list[LabelTask]]:
-    """Find the images and their masks. Return the format of the masks, or None with `--auto`, and the tasks."""
-    from osm.labeling.formats import FORMATS, recognized
-    from osm.labeling.labeler import image_tasks_of, mask_tasks
-
-    place = localize(args.images, "images", folder=not args.images.suffix)
-    if not place.exists():
-        raise OsmError(f"images {args.images}: no such file or folder")
-    if args.auto:
-        if not place.is_dir():
-            raise OsmError(f"images {args.images}: --auto needs a folder of images")
-        return None, image_tasks_of(place, args.out)
-    masks = localize(args.masks, "--masks", folder=not args.masks.suffix) if args.masks else place
-    try:
-        reader = FORMATS.get(args.format) if args.format else recognized(masks)
-    except OsmError:
-        if args.masks or args.format or place.is_file():
-            raise
-        raise OsmError(
-            f"images {args.images}: the folder holds no masks in a known format; name the file or folder with the "
-            "masks with --masks, or add --auto to name what a segmenter finds"
-        ) from None
-    folder = args.image_dir or (place if place.is_dir() else place.parent)
-    tasks = mask_tasks(reader.sources(masks), Path(folder))
-    if not tasks:
-        raise OsmError(f"--masks {masks}: lists no image")
-    return reader, tasks
-
-
-def _vocabulary(args: argparse.Namespace) -> list[str | LabelClass] | None:
-    if args.vocabulary is None:
-        return None
-    from osm.recognition.vocabulary import read_vocabulary
-
-    return list(read_vocabulary(args.vocabulary))
-
-
-def _ids(vocabulary: list[str | LabelClass] | None, none_below: float) -> dict[str, int] | None:
-    """Return the ids of the names of a vocabulary: its own, or the positions from 1. None without a vocabulary."""
-    if vocabulary is None:
-        return None
-    from osm.recognition.vocabulary import NONE_OF_THESE
-
-    ids = {one.target if isinstance(one, LabelClass) else one: one for one in vocabulary}
-    found = {name: one.id if isinstance(one, LabelClass) else k for k, (name, one) in enumerate(ids.items(), 1)}
-    return found | ({NONE_OF_THESE: max(found.values(), default=0) + 1} if none_below else {})
-
-
-def _settings(
-    args: argparse.Namespace, tasks: Sequence[LabelTask], vocabulary: list[str | LabelClass] | None
-) -> dict[str, Any]:
-    flags = {name: _plain(getattr(args, name)) for name in (*_SETTINGS, *_MORE_SETTINGS)}
-    listed = [one if isinstance(one, str) else [one.id, *one.names] for one in vocabulary or ()]
-    found = [(task.file_name, len(task.source.rows) if task.source is not None else 0) for task in tasks]
-    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-    return flags | {"the list of images": f"{len(tasks)} images ({digest})", "vocabulary": listed}
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _label(
-    args: argparse.Namespace,
-    tasks: list[LabelTask],
-    reader: type[LabelFormat] | None,
-    rules: KeepRules,
-    journal: LabelJournal,
-) -> None:
-    """Label images in this process, or in several processes that each take every n-th image."""
-    count = min(args.processes, len(tasks))
-    if count == 1:
-        _labeler(args, reader, rules).run(tasks, journal)
-        return
-    context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(args, tasks[k::count], reader, rules, journal, k, count), daemon=True)
-        for k in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    codes = [worker.exitcode for worker in workers]
-    if any(codes):
-        raise RunStopped(f"--processes {count}: a process ended with exit code {next(c for c in codes if c)}; {_AGAIN}")
-
-
-_AGAIN = "the same command continues with the images that are not labeled yet"
-
-
-@quiet_command
-def _work(
-    args: argparse.Namespace,
-    tasks: list[LabelTask],
-    reader: type[LabelFormat] | None,
-    rules: KeepRules,
-    journal: LabelJournal,
-    process: int,
-    count: int,
-) -> int:
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    if args.device == "auto" and torch.cuda.device_count() > 1:
-        args.device = f"cuda:{process % torch.cuda.device_count()}"
-    _labeler(args, reader, rules).run(tasks, journal, process)
-    return 0
-
-
-@quick_loading()
-def _labeler(args: argparse.Namespace, reader: type[LabelFormat] | None, rules: KeepRules) -> ImageLabeler:
-    """Load the model."""
-    from osm.labeling.labeler import ImageLabeler
-    from osm.labeling.naming import NamingRequest
-    from osm.recognition.recognizer import load_recognizer
-
-    options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
-    recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
-    request = NamingRequest(args.mode, tuple(_vocabulary(args) or ()), method_of(args), top_k=1, **ranking_of(args))
-    segmenter = segmenter_from(args, recognizer) if args.auto else None
-    return ImageLabeler(recognizer, request, rules, reader, segmenter)
-
-
-def _told(summary: LabelSummary, args: argparse.Namespace, images: int, seconds: float) -> list[str]:
-    speed = f" ({images / seconds:.2g} images/s)" if images and seconds > 0 else ""
-    lines = [f"{summary.images} images, {summary.masks} masks named{speed}: {args.out}"]
+def _told(summary: LabelSummary, out: Path, speed: float) -> list[str]:
+    rate = f" ({speed:.2g} images/s)" if speed else ""
+    lines = [f"{summary.images} images, {summary.masks} masks named{rate}: {out}"]
     lines += [f"  {count} masks left out: {reason}" for reason, count in sorted(summary.left_out.items())]
+    if summary.corrected or summary.stale:
+        lines.append(f"  {summary.corrected} corrections applied, {summary.stale} belong to other predictions")
     for name, losses in summary.losses.items():
         lines += [f"  {name} cannot hold: {count} {reason}" for reason, count in sorted(losses.items())]
     return lines + [f"  not labeled: {path}: {reason}" for path, reason in summary.failed.items()]

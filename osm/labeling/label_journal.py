@@ -17,9 +17,11 @@ from typing import Any
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
 from osm.files import write_atomically
+from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 
 FOLDER = ".osm_label"
+CORRECTIONS = "corrections.json"
 Record = dict[str, Any]
 
 
@@ -56,6 +58,13 @@ class LabelJournal:
                 f"{out}: holds labels made with {key} {shown(before.get(key))}, but it is now {shown(now.get(key))}; "
                 "choose another output folder, or label everything again with --overwrite"
             )
+
+    @classmethod
+    def existing(cls, out: Path) -> LabelJournal:
+        """Return the record of an earlier run, with its settings."""
+        found = cls.__new__(cls)
+        found.folder = out / FOLDER
+        return found
 
     def append(self, record: Record, process: int) -> None:
         """Add a finished image to the file of a process, and sync the file to disk."""
@@ -108,6 +117,17 @@ class LabelJournal:
             for file in files.values():
                 file.close()
 
+    def corrections(self) -> Corrections:
+        """Return what a person has corrected."""
+        file = self.folder / CORRECTIONS
+        return Corrections.read(file, "corrections") if file.is_file() else Corrections()
+
+    def correct(self, corrections: Corrections) -> None:
+        """Add corrections to those of earlier runs. They replace earlier corrections of the same objects."""
+        found = self.corrections()
+        found.add(corrections)
+        found.write(self.folder / CORRECTIONS)
+
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("images_*.jsonl"))
 
@@ -132,6 +152,7 @@ def image_record(image: LabeledImage, lost: Mapping[str, int], failed: str = "")
         "file_name": image.file_name,
         "path": image.path,
         "size": list(image.size),
+        **({} if image.member is None else {"member": list(image.member)}),
         "lost": dict(lost),
         "shapes": [_shape_record(shape) for shape in image.shapes],
     }
@@ -154,4 +175,6 @@ def image_of(record: Record) -> LabeledImage:
         if "box" in facts:
             facts["box"] = tuple(facts["box"])
         shapes.append(LabelShape({"size": [height, width], "counts": row["counts"]}, **facts))
-    return LabeledImage(record["number"], record["file_name"], record["path"], (width, height), tuple(shapes))
+    member = (record["member"][0], record["member"][1]) if "member" in record else None
+    place = record["number"], record["file_name"], record["path"]
+    return LabeledImage(*place, (width, height), tuple(shapes), member)

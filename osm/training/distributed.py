@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -86,8 +87,14 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Destroy the process group if the run has more than one process."""
+        """Destroy the process group if the run has more than one process.
+
+        Sharded tensors are collected first, because they keep gloo's threads alive. Such a thread would abort the
+        process if it released a tensor while the interpreter shuts down.
+        """
         if self.size > 1:
+            gc.unfreeze()  # `quick_loading` has frozen the objects of the model
+            gc.collect()
             dist.destroy_process_group()
 
 

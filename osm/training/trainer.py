@@ -70,11 +70,16 @@ def train(run: Run) -> Path:
         torch.set_float32_matmul_precision("high")
     try:
         with report_dead_workers():
-            with quick_loading():
-                trainer = Trainer(run, world)
-            return trainer.train()
+            return _trained(run, world)
     finally:
         world.close()
+
+
+def _trained(run: Run, world: distributed.World) -> Path:
+    """Set up and run a trainer, which is freed on return, so that nothing of it outlives the process group."""
+    with quick_loading():
+        trainer = Trainer(run, world)
+    return trainer.train()
 
 
 class Trainer:

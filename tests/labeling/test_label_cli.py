@@ -17,7 +17,8 @@ from PIL import Image
 
 from osm.io.segmentation import encode_rle
 from osm.labeling.label_cli import main
-from osm.labeling.labeler import grown_names
+from osm.labeling.label_output import LabelTarget, grown_names, write_labels
+from osm.labeling.label_rules import KeepRules
 
 COUNT = 12
 
@@ -133,7 +134,7 @@ def test_dry_run_and_strict(
     photos: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, labeled: Path
 ) -> None:
     assert main(command(photos, tmp_path / "new", checkpoint, "--dry_run", "--to", "yolo")) == 0
-    assert f"{COUNT} images, {3 * COUNT + 2} masks (COCO instances), to YOLO segmentation" in capsys.readouterr().out
+    assert f"{COUNT} images, {3 * COUNT + 2} masks (COCO instances), to yolo" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
     out = tmp_path / "copy"
     shutil.copytree(labeled, out)
@@ -178,7 +179,7 @@ def test_segments_of_a_folder(photos: Path, checkpoint: Path, tmp_path: Path) ->
         (["--unsure", "keeps"], "--unsure 'keeps' is not one of keep, drop, review; did you mean 'keep'?"),
         (["--min_prob", "2"], "--min_prob 2.0 must be from 0 to 1"),
         (["--processes", "0"], "--processes 0 must be 1 or more"),
-        (["--auto"], "--auto finds masks, so it cannot be combined with --masks or --from"),
+        (["--auto"], "--auto finds masks, so it cannot be combined with --masks, --tracks or --from"),
         (["--segmenter", "embedded"], "have no effect without --auto"),
     ],
 )
@@ -205,7 +206,6 @@ def test_names_keep_their_ids(tmp_path: Path) -> None:
 def test_unsure_names_go_to_a_file_of_their_own(labeled: Path, tmp_path: Path) -> None:
     from osm.labeling.formats import FORMATS
     from osm.labeling.label_journal import LabelJournal
-    from osm.labeling.labeler import KeepRules, write_labels
 
     shutil.copytree(labeled / ".osm_label", tmp_path / ".osm_label")
     (journal_file,) = (tmp_path / ".osm_label").glob("images_*.jsonl")
@@ -221,7 +221,7 @@ def test_unsure_names_go_to_a_file_of_their_own(labeled: Path, tmp_path: Path) -
     coco = [FORMATS.get("coco")]
     for unsure in ("keep", "drop", "review"):
         journal = LabelJournal(tmp_path, settings)
-        summary = write_labels(journal, KeepRules(unsure=unsure), coco, tmp_path, "m")
+        summary = write_labels(journal, KeepRules(unsure=unsure), tmp_path, LabelTarget(coco))
         assert summary.left_out["unsure"] == (0 if unsure == "keep" else marked) and marked
     rows = [json.loads(line) for line in (tmp_path / "review.jsonl").read_text().splitlines()]
     assert len(rows) == marked and all(row["unsure"] and row["file_name"] for row in rows)

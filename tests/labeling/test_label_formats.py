@@ -133,11 +133,12 @@ def test_boxes_stay_boxes(tmp_path: Path) -> None:
 def test_the_table_of_the_documentation() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "labeling.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
-    table = {row[0].strip("`"): [cell == "yes" for cell in row[4:]] for row in rows if len(row) == 9}
+    table = {row[0].strip("`"): [cell == "yes" for cell in row[4:]] for row in rows if len(row) == 10}
     assert set(table) == set(FORMATS.names())
     for name, cells in table.items():
         holds = FORMATS.get(name).holds
-        assert cells == [holds.holes, holds.parts, holds.overlaps, holds.scores, holds.ids], name
+        expected = [holds.holes, holds.parts, holds.overlaps, holds.scores, holds.ids, holds.parents]
+        assert cells == [holds.masks and one for one in expected], name
 
 
 # Other programs read the files.

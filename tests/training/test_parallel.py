@@ -82,20 +82,23 @@ def local(t):
 def share(tensors):
     return sum(local(t) for t in tensors) / sum(t.numel() for t in tensors)
 
-run = parse(sys.argv[1:])
-world = distributed.start("cpu", "", "env://", False, 1)
-trainer = Trainer(run, world)
-trainer.train()
-trainer.task.reshard()
-trained = [p for p in trainer.model.parameters() if p.requires_grad]
-frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
-state = [v for own in trainer.optimizer.state.values() for k, v in own.items() if k != "step"]
-print("share", share(trained), share(state), share(frozen), flush=True)
-# As on GPUs whose gradients gloo exchanges.
-shards = [t for t in (*trained, *state, *frozen) if isinstance(t, DTensor)]
-assert shards and all(exchanged_by_gloo(t.device_mesh) for t in shards)
-assert all(torch.equal(full_tensor_through_cpu(t), full_tensor(t)) for t in shards)
-world.close()
+def main():
+    run = parse(sys.argv[1:])
+    world = distributed.start("cpu", "", "env://", False, 1)
+    trainer = Trainer(run, world)
+    trainer.train()
+    trainer.task.reshard()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
+    state = [v for own in trainer.optimizer.state.values() for k, v in own.items() if k != "step"]
+    print("share", share(trained), share(state), share(frozen), flush=True)
+    # As on GPUs whose gradients gloo exchanges.
+    shards = [t for t in (*trained, *state, *frozen) if isinstance(t, DTensor)]
+    assert shards and all(exchanged_by_gloo(t.device_mesh) for t in shards)
+    assert all(torch.equal(full_tensor_through_cpu(t), full_tensor(t)) for t in shards)
+    return world
+
+main().close()  # all shards are freed before the interpreter ends
 """
 
 

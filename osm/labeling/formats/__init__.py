@@ -16,11 +16,17 @@ FORMATS: Registry[type[LabelFormat]] = Registry(
         "coco": f"{_HERE}.coco_labels:CocoLabels",
         "coco_panoptic": f"{_HERE}.panoptic_labels:PanopticLabels",
         "coco_polygons": f"{_HERE}.coco_labels:CocoPolygonLabels",
+        "coco_results": f"{_HERE}.coco_labels:CocoResults",
         "csv": f"{_HERE}.csv_labels:CsvLabels",
         "cvat": f"{_HERE}.cvat_xml:CvatXml",
         "label_studio": f"{_HERE}.label_studio_json:LabelStudioJson",
+        "label_maps": f"{_HERE}.mask_images:LabelMaps",
         "labelme": f"{_HERE}.labelme_files:LabelMeFiles",
+        "mask_folders": f"{_HERE}.mask_images:MaskFolders",
+        "parquet": f"{_HERE}.parquet_table:ParquetTable",
         "sam": f"{_HERE}.coco_labels:SamMasks",
+        "shards": f"{_HERE}.shard_samples:ShardSamples",
+        "tags": f"{_HERE}.image_tags:ImageTags",
         "xanylabeling": f"{_HERE}.labelme_files:XAnyLabelingFiles",
         "yolo": f"{_HERE}.yolo_files:YoloFiles",
     },
@@ -28,20 +34,25 @@ FORMATS: Registry[type[LabelFormat]] = Registry(
 )
 
 
-def recognized(path: Path) -> type[LabelFormat]:
+def recognized(path: Path, alone: bool = False) -> type[LabelFormat]:
     """Return the format of a file or folder with masks, judging by its content.
+
+    Args:
+        alone: whether the folder contains both the images and their masks. Formats whose masks are images are then not
+            considered.
 
     Raises:
         OsmError: no format, or more than one, recognizes it.
     """
     if not path.exists():
         raise OsmError(f"--masks {path}: no such file or folder")
-    found = [one for name in FORMATS.names() if (one := FORMATS.get(name)).reads and one.recognizes(path)]
+    readers = [one for name in FORMATS.names() if (one := FORMATS.get(name)).reads]
+    found = [one for one in readers if (one.found_alone or not alone) and one.recognizes(path)]
     if len(found) == 1:
         return found[0]
-    names = [name for name in FORMATS.names() if FORMATS.get(name).reads]
     if not found:
-        raise OsmError(f"--masks {path}: its format is not recognized; name it with --from ({', '.join(names)})")
+        names = ", ".join(one.name for one in readers)
+        raise OsmError(f"--masks {path}: its format is not recognized; name it with --from ({names})")
     raise OsmError(
         f"--masks {path}: it may be {' or '.join(one.name for one in found)}; choose one of them with --from"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from osm.labeling.formats.label_format import (
     MaskSource,
     Size,
     box_shape,
+    filled_ids,
     shape_of,
 )
 from osm.labeling.outlines import corner_polygons
@@ -39,6 +41,8 @@ class CocoLabels(LabelFormat):
     """A COCO instances json (images, annotations, categories) with RLE masks."""
 
     name, title = "coco", "COCO instances"
+    holds = Holds(parents=True)
+    fills = True
     polygons = False
 
     @classmethod
@@ -56,11 +60,7 @@ class CocoLabels(LabelFormat):
         names = {
             row.get("id"): str(row.get("name", "")) for row in document.get("categories") or () if isinstance(row, dict)
         }
-        of_image: dict[Any, list[Any]] = {}
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise OsmError(f"--masks {path}: annotations[{number}] {shown(row)} is not an object")
-            of_image.setdefault(_id(row.get("image_id")), []).append(row)
+        of_image = _by_image(rows, path)
         known = {_id(image.get("id")) for image in images if isinstance(image, dict)}
         strays = [image_id for image_id in of_image if image_id not in known]
         if strays:
@@ -80,6 +80,17 @@ class CocoLabels(LabelFormat):
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
         label = source.data.get(row.get("category_id"), "") if isinstance(row, dict) else ""
         return [coco_shape(row, size, where, label)]
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        document, _ = read_json(path, "--masks", nesting=None)
+        of_image = _by_image(document["annotations"], path)
+        ids = filled_ids(document.setdefault("categories", []), labels.categories)
+        for image in labels.images:
+            rows = of_image.get(_id(document["images"][image.number].get("id")), [])
+            for shape in image.shapes:
+                rows[shape.row or 0] |= {"category_id": ids[shape.name], "score": shape.prob}
+        write_atomically(out / path.name, json.JSONEncoder().iterencode(document))
 
     @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
@@ -102,9 +113,13 @@ class CocoLabels(LabelFormat):
         yield '\n],\n"annotations": ['
         comma, number = "", 0
         for image in labels.images:
+            first = number + 1
             for shape in image.shapes:
                 number += 1
-                yield f"{comma}\n{json.dumps(cls._row(shape, number, image.number + 1, labels))}"
+                row = cls._row(shape, number, image.number + 1, labels)
+                if shape.parent is not None:
+                    row["parent_id"] = first + shape.parent
+                yield f"{comma}\n{json.dumps(row)}"
                 comma = ","
         categories = [{"id": number, "name": name} for name, number in labels.categories.items()]
         listed = ",\n".join(json.dumps(row) for row in categories)
@@ -125,8 +140,8 @@ class CocoPolygonLabels(CocoLabels):
     """A COCO instances json with polygons, for tools that do not read RLE masks."""
 
     name, title, polygons = "coco_polygons", "COCO instances with polygons", True
-    holds = Holds(holes=False)
-    reads = False
+    holds = Holds(holes=False, parents=True)
+    reads = fills = False
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -141,7 +156,7 @@ class SamMasks(LabelFormat):
     """One json for each image: SA-1B's, or the list of SAM's automatic mask generator with RLE masks."""
 
     name, title = "sam", "SA-1B and SAM's automatic masks"
-    writes = False
+    writes, fills = False, True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -150,15 +165,24 @@ class SamMasks(LabelFormat):
 
     @classmethod
     def sources(cls, path: Path) -> Iterator[MaskSource]:
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-            document, _ = read_json(file, "--masks", nesting=None)
-            rows = _sam_rows(document)
-            if rows is None:
-                raise OsmError(f"--masks {file}: is not SA-1B's json, nor a list of SAM's masks")
+        for file in _json_files(path):
+            document, rows = cls._read(file)
             image = document.get("image") if isinstance(document, dict) else None
             stated = image.get("file_name") if isinstance(image, dict) else None
             name = stated if isinstance(stated, str) and stated else file.stem
-            yield MaskSource(name, f"{file}: mask", tuple(rows))
+            yield MaskSource(name, f"{file}: mask", data=file, count=len(rows))
+
+    @classmethod
+    def _read(cls, file: Path) -> tuple[Any, list[Any]]:
+        document, _ = read_json(file, "--masks", nesting=None)
+        rows = _sam_rows(document)
+        if rows is None:
+            raise OsmError(f"--masks {file}: is not SA-1B's json, nor a list of SAM's masks")
+        return document, rows
+
+    @classmethod
+    def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
+        return replace(source, rows=tuple(cls._read(source.data)[1]))
 
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
@@ -166,7 +190,78 @@ class SamMasks(LabelFormat):
 
     @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError(f"--to {cls.name}: {cls.title} has no field for a name; choose another format")
+        raise OsmError(f"--to {cls.name}: {cls.title} has no field for a name; choose another format, or --to same")
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        files = list(_json_files(path))
+        for image in labels.images:
+            file = files[image.number]
+            document, rows = cls._read(file)
+            for shape in image.shapes:
+                rows[shape.row or 0] |= {"name": shape.name, "name_prob": shape.prob}
+            place = out / (file.relative_to(path) if path.is_dir() else file.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, json.JSONEncoder().iterencode(document))
+
+
+class CocoResults(LabelFormat):
+    """A list of COCO results or proposals: `image_id`, and `segmentation` or `bbox`. They belong to no file names.
+
+    The image of an `image_id` is the file whose name is the number, such as `000000000139.jpg`, or the name itself.
+    """
+
+    name, title = "coco_results", "COCO results"
+    writes, fills = False, True
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        document = json_document(path)
+        first = document[0] if isinstance(document, list) and document else None
+        return isinstance(first, dict) and "image_id" in first and ("segmentation" in first or "bbox" in first)
+
+    @classmethod
+    def sources(cls, path: Path) -> Iterator[MaskSource]:
+        document, _ = read_json(path, "--masks", nesting=None)
+        if not isinstance(document, list):
+            raise OsmError(f"--masks {path}: is not a list of results")
+        for image_id, rows in _by_image(document, path, "").items():
+            named = rows[0].get("file_name")
+            name = named if isinstance(named, str) else ""
+            where = f"{path}: image_id {shown(image_id)}, result"
+            yield MaskSource(name or str(image_id), where, tuple(rows), by_id=not name)
+
+    @classmethod
+    def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
+        return [coco_shape(row, size, where)]
+
+    @classmethod
+    def write(cls, labels: LabeledImages, out: Path) -> None:
+        raise OsmError(f"--to {cls.name}: {cls.title} have no names of images; choose coco, or --to same")
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        document, _ = read_json(path, "--masks", nesting=None)
+        of_image = list(_by_image(document, path, "").values())
+        for image in labels.images:
+            for shape in image.shapes:
+                facts = {"category_id": labels.categories[shape.name], "category_name": shape.name}
+                of_image[image.number][shape.row or 0] |= facts | {"name_prob": shape.prob}
+        write_atomically(out / path.name, json.JSONEncoder().iterencode(document))
+
+
+def _by_image(rows: list[Any], path: Path, field: str = "annotations") -> dict[Any, list[dict[str, Any]]]:
+    """Return the rows of each image id, in the order of their first rows. Raises OsmError if a row is no object."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise OsmError(f"--masks {path}: {field}[{number}] {shown(row)} is not an object")
+        found.setdefault(_id(row.get("image_id")), []).append(row)
+    return found
+
+
+def _json_files(path: Path) -> Iterator[Path]:
+    yield from sorted(path.rglob("*.json")) if path.is_dir() else [path]
 
 
 def _sam_rows(document: Any) -> list[Any] | None:

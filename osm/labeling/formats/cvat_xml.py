@@ -36,13 +36,14 @@ class CvatXml(LabelFormat):
 
     name, title = "cvat", "CVAT for images 1.1"
     holds = Holds(scores=False, ids=False)
+    fills = True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() == ".xml"
 
     @classmethod
-    def sources(cls, path: Path) -> Iterator[MaskSource]:
+    def _read(cls, path: Path) -> ElementTree.Element:
         text = read_text(path, "--masks", _MAX_XML_BYTES)
         if re.search(r"<!(DOCTYPE|ENTITY)", text):  # entities can expand to any size
             raise OsmError(f"--masks {path}: has a document type declaration, which CVAT does not write")
@@ -52,6 +53,11 @@ class CvatXml(LabelFormat):
             raise OsmError(f"--masks {path}: not valid XML ({error})") from None
         if root.tag != "annotations":
             raise OsmError(f"--masks {path}: its root is <{root.tag}>, but CVAT's is <annotations>")
+        return root
+
+    @classmethod
+    def sources(cls, path: Path) -> Iterator[MaskSource]:
+        root = cls._read(path)
         for image in root.iter("image"):
             name = image.get("name", "")
             if not name:
@@ -76,6 +82,24 @@ class CvatXml(LabelFormat):
         if row.tag in ("attribute", "tag"):
             return []
         raise SampleError("shape_without_area", f"{where}: <{row.tag}> is not a mask, polygon or box")
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        root = cls._read(path)
+        images = list(root.iter("image"))
+        for image in labels.images:
+            rows = list(images[image.number])
+            for shape in image.shapes:
+                rows[shape.row or 0].set("label", shape.name)
+        for listed in root.iter("labels"):
+            known = {label.findtext("name") for label in listed.iter("label")}
+            for name in labels.categories:
+                if name not in known:
+                    label = ElementTree.SubElement(listed, "label")
+                    ElementTree.SubElement(label, "name").text = name
+                    ElementTree.SubElement(label, "attributes")
+        head = '<?xml version="1.0" encoding="utf-8"?>\n'
+        write_atomically(out / path.name, [head, ElementTree.tostring(root, encoding="unicode"), "\n"])
 
     @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:

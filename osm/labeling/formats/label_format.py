@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import numpy as np
 from osm.errors import OsmError, SampleError, shown
 from osm.io.segmentation import draw_segmentation, encode_rle, rle_box
 from osm.io.values import finite
+from osm.labeling.stored_images import StoredImage
 
 Size = tuple[int, int]
 RLE = Mapping[str, Any]
@@ -29,6 +30,8 @@ class Holds:
         overlaps: pixels that belong to several objects.
         scores: a probability for each object.
         ids: the id that an object has in its source.
+        parents: the object that an object is a part of.
+        masks: any mask at all. If not, the other attributes do not matter.
     """
 
     holes: bool = True
@@ -36,6 +39,8 @@ class Holds:
     overlaps: bool = True
     scores: bool = True
     ids: bool = True
+    parents: bool = False
+    masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,28 @@ class MaskSource:
     Attributes:
         image: the name of the image file in the format, which may be a path or a URL.
         where: the beginning of error messages.
-        rows: the format's own records, one for each object.
+        rows: the format's own records, one for each object. Empty until `LabelFormat.loaded`, if the format has a file
+            for each image.
         size: the (width, height) that the format states, or None.
         data: what else the format needs to decode the records.
+        count: the number of records, if `rows` is not loaded yet.
+        by_id: whether `image` is the id of the image instead of its name.
+        stored: where the image is, if the format itself contains it.
     """
 
     image: str
     where: str
-    rows: tuple[Any, ...]
+    rows: tuple[Any, ...] = ()
     size: Size | None = None
     data: Any = None
+    count: int | None = None
+    by_id: bool = False
+    stored: StoredImage | None = None
+
+    @property
+    def masks(self) -> int:
+        """The number of records."""
+        return len(self.rows) if self.count is None else self.count
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,9 @@ class LabelShape:
         class_id: the id of the name in the vocabulary, or None.
         unsure: whether the calibrated probability is below the model's threshold.
         skipped: why the object has no name.
+        row: the position of the object in the rows of its source, from 0, or None.
+        parent: the position in the image's objects of the object that this one is a part of, or None.
+        corrected: whether a person has confirmed or typed the name.
     """
 
     rle: RLE
@@ -82,6 +102,9 @@ class LabelShape:
     class_id: int | None = None
     unsure: bool = False
     skipped: str = ""
+    row: int | None = None
+    parent: int | None = None
+    corrected: bool = False
 
     @property
     def mask(self) -> np.ndarray:
@@ -113,6 +136,7 @@ class LabeledImage:
         path: the path or URL of the image file.
         size: (width, height) in pixels.
         shapes: the objects in the order of the source.
+        member: (offset, number of bytes) of the image, if `path` is a tar file, else None.
     """
 
     number: int
@@ -120,6 +144,7 @@ class LabeledImage:
     path: str
     size: Size
     shapes: tuple[LabelShape, ...]
+    member: tuple[int, int] | None = None
 
 
 @dataclass
@@ -150,6 +175,9 @@ class LabelFormat(ABC):
         title: the name of the format in messages and documentation.
         holds: what the format can hold.
         reads, writes: whether the format can be read and written.
+        fills: whether the names can be filled into the files that were read.
+        needs: the optional package that writing the format needs, or an empty text.
+        found_alone: whether the format is recognized if the masks are in the same folder as the images.
     """
 
     name: ClassVar[str]
@@ -157,6 +185,9 @@ class LabelFormat(ABC):
     holds: ClassVar[Holds] = Holds()
     reads: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    fills: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
+    found_alone: ClassVar[bool] = True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -173,12 +204,27 @@ class LabelFormat(ABC):
         raise OsmError(f"--from {cls.name}: {cls.title} can be written, but not read")
 
     @classmethod
+    def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
+        """Return a source with its rows. Formats with a file for each image read the file here.
+
+        Raises:
+            SampleError: the file cannot be read, or does not fit an image of (width, height) pixels.
+        """
+        return source
+
+    @classmethod
     def shapes(cls, source: MaskSource, size: Size) -> Iterator[LabelShape | SampleError]:
         """Decode the masks of one image of (width, height) pixels. A mask that cannot be used yields its error."""
+        try:
+            source = cls.loaded(source, size)
+        except SampleError as error:
+            yield error
+            return
         for number, row in enumerate(source.rows):
             where = f"{source.where}[{number}]"
             try:
-                yield from cls.read_shapes(row, source, size, where)
+                for shape in cls.read_shapes(row, source, size, where):
+                    yield replace(shape, row=number)
             except SampleError as error:
                 yield error
 
@@ -191,6 +237,15 @@ class LabelFormat(ABC):
     @abstractmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
         """Write all labels into a folder, which exists."""
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        """Write the files that `sources` reads into a folder, which exists, with the names filled in.
+
+        The `number` of an image is its position among the sources, and the `row` of a shape is its position among the
+        rows of the source. Objects without a name keep what they have.
+        """
+        raise NotImplementedError
 
 
 def shape_of(mask: np.ndarray, where: str, **facts: Any) -> LabelShape:
@@ -240,4 +295,20 @@ def check_points(points: Any, size: Size, where: str, least: int = 3) -> list[tu
         if max(abs(float(value or 0)) for value in pair) > 10 * max(size):
             raise SampleError("polygon_outside", f"{where}: point {shown(point)} lies far outside its image")
         found.append((float(pair[0] or 0), float(pair[1] or 0)))
+    return found
+
+
+def filled_ids(categories: list[Any], names: Mapping[str, int]) -> dict[str, int]:
+    """Add missing names to the `categories` of a COCO document, and return the ids of all names.
+
+    A name that the list has keeps its id. A new name gets its own id from `names`, or the next free one.
+    """
+    found = {str(row.get("name")): row["id"] for row in categories if isinstance(row, dict) and "id" in row}
+    taken = set(found.values())
+    for name, wanted in names.items():
+        if name not in found:
+            number = wanted if wanted not in taken else max(v for v in taken if isinstance(v, int)) + 1
+            categories.append({"id": number, "name": name})
+            found[name] = number
+            taken.add(number)
     return found

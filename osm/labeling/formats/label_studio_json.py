@@ -17,6 +17,7 @@ from osm.io.segmentation import draw_segmentation
 from osm.io.values import finite
 from osm.labeling.formats.coco_labels import json_document
 from osm.labeling.formats.label_format import (
+    Holds,
     LabeledImages,
     LabelFormat,
     LabelShape,
@@ -37,6 +38,8 @@ class LabelStudioJson(LabelFormat):
     """Label Studio. Masks are written as brush strokes, which hold every pixel, and boxes as rectangles."""
 
     name, title = "label_studio", "Label Studio"
+    holds = Holds(parents=True)
+    fills = True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -57,9 +60,8 @@ class LabelStudioJson(LabelFormat):
             name = next((value for value in values if isinstance(value, str) and value), None)
             if name is None:
                 raise OsmError(f"--masks {path}: [{number}].data names no image")
-            rows = [row for part in _parts(task) for row in part.get("result") or ()]
             where = f"{path}: task {number}, result"
-            yield MaskSource(unquote(_LOCAL.sub("", name)), where, tuple(r for r in rows if _kind(r) in _KINDS))
+            yield MaskSource(unquote(_LOCAL.sub("", name)), where, tuple(_rows(task)))
 
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
@@ -83,6 +85,17 @@ class LabelStudioJson(LabelFormat):
         return [box_shape([x * scale[0], y * scale[1], w * scale[0], h * scale[1]], size, where, **facts)]
 
     @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        document, _ = read_json(path, "--masks", nesting=None)
+        for image in labels.images:
+            rows = _rows(document[image.number])
+            for shape in image.shapes:
+                row = rows[shape.row or 0]
+                kind = f"{_kind(row).removesuffix('labels')}labels"
+                row |= {"type": kind, "score": shape.prob, "value": row["value"] | {kind: [shape.name]}}
+        write_atomically(out / path.name, [json.dumps(document, ensure_ascii=False), "\n"])
+
+    @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
         write_atomically(out / "label_studio.json", cls._chunks(labels))
 
@@ -91,6 +104,9 @@ class LabelStudioJson(LabelFormat):
         comma = "["
         for image in labels.images:
             result = [_result(shape, image.number, k, image.size) for k, shape in enumerate(image.shapes)]
+            for row, shape in zip(result, image.shapes, strict=True):
+                if shape.parent is not None:
+                    row["parentID"] = result[shape.parent]["id"]
             score = sum(shape.prob for shape in image.shapes) / max(1, len(image.shapes))
             prediction = {"model_version": labels.model, "score": score, "result": result}
             task = {"data": {"image": image.file_name}, "predictions": [prediction]}
@@ -127,6 +143,11 @@ def _parts(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         if parts:
             return parts[:1] if key == "predictions" else parts
     return []
+
+
+def _rows(task: Mapping[str, Any]) -> list[Any]:
+    """Return the task's results that have a mask or a box."""
+    return [row for part in _parts(task) for row in part.get("result") or () if _kind(row) in _KINDS]
 
 
 def _kind(row: Any) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class LabelMeFiles(LabelFormat):
 
     name, title = "labelme", "LabelMe"
     holds = Holds(scores=False, ids=False)
+    fills = True
     version = "5.5.0"
 
     @classmethod
@@ -50,16 +52,26 @@ class LabelMeFiles(LabelFormat):
     @classmethod
     def sources(cls, path: Path) -> Iterator[MaskSource]:
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-            document, _ = read_json(file, "--masks", nesting=None)
-            if not _is_labelme(document):
-                raise OsmError(f"--masks {file}: has no 'shapes', so it is not a json of LabelMe or X-AnyLabeling")
+            document = cls._read(file)
             width, height = whole(document.get("imageWidth")), whole(document.get("imageHeight"))
             stated = document.get("imagePath")
             name = stated.replace("\\", "/") if isinstance(stated, str) and stated else file.stem
             folder = file.parent.relative_to(path).as_posix() if path.is_dir() else "."
             full = name if folder == "." else f"{folder}/{name}"
             size = (width, height) if width and height else None
-            yield MaskSource(full, f"{file}: shapes", tuple(_grouped(document["shapes"])), size)
+            count = len(list(_grouped(document["shapes"])))
+            yield MaskSource(full, f"{file}: shapes", size=size, data=file, count=count)
+
+    @classmethod
+    def _read(cls, file: Path) -> dict[str, Any]:
+        document, _ = read_json(file, "--masks", nesting=None)
+        if not _is_labelme(document):
+            raise OsmError(f"--masks {file}: has no 'shapes', so it is not a json of LabelMe or X-AnyLabeling")
+        return document
+
+    @classmethod
+    def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
+        return replace(source, rows=tuple(_grouped(cls._read(source.data)["shapes"])))
 
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
@@ -70,6 +82,20 @@ class LabelMeFiles(LabelFormat):
         for shape in row:
             mask |= _drawn(shape, size, where)
         return [shape_of(mask, where, label=label)]
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        for image in labels.images:
+            file = files[image.number]
+            document = cls._read(file)
+            groups = list(_grouped(document["shapes"]))
+            for shape in image.shapes:
+                for row in groups[shape.row or 0]:
+                    row |= {"label": shape.name} | ({"score": shape.prob} if "score" in row else {})
+            place = out / (file.relative_to(path) if path.is_dir() else file.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, [json.dumps(document, indent=2, ensure_ascii=False), "\n"])
 
     @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
@@ -118,12 +144,13 @@ class XAnyLabelingFiles(LabelMeFiles):
     """X-AnyLabeling. The parts of a mask are polygons with one `group_id`, and the shapes have scores."""
 
     name, title = "xanylabeling", "X-AnyLabeling"
+    reads = fills = False  # It is read as LabelMe, which it extends.
     holds = Holds(holes=False, ids=False)
     version = "3.0.0"
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return False  # It is read as LabelMe, which it extends.
+        return False
 
     @classmethod
     def _rows(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from osm.labeling.formats.label_format import (
     LabelShape,
     MaskSource,
     Size,
+    filled_ids,
     shape_of,
 )
 
@@ -33,6 +35,7 @@ class PanopticLabels(LabelFormat):
 
     name, title = "coco_panoptic", "COCO panoptic"
     holds = Holds(overlaps=False, ids=False)
+    fills = True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -61,27 +64,33 @@ class PanopticLabels(LabelFormat):
             yield MaskSource(name, f"{path}: image {shown(name)}, segment", rows_of, None, (png, names))
 
     @classmethod
-    def shapes(cls, source: MaskSource, size: Size) -> Iterator[LabelShape | SampleError]:
+    def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
         png, names = source.data
-        try:
-            ids = read_panoptic(png)
-        except SampleError as error:
-            yield error
-            return
+        ids = read_panoptic(png)
         if ids.shape != size[::-1]:
             found = f"{ids.shape[1]} x {ids.shape[0]}"
-            yield SampleError("mask_size", f"{png}: is {found} pixels, but the image is {size[0]} x {size[1]}")
-            return
-        for number, row in enumerate(source.rows):
-            where = f"{source.where}[{number}]"
-            segment = whole(row.get("id")) if isinstance(row, dict) else None
-            if segment is None:
-                yield SampleError("annotation_malformed", f"{where}: {shown(row)} has no id")
-                continue
-            try:
-                yield shape_of(ids == segment, where, id=segment, label=names.get(row.get("category_id"), ""))
-            except SampleError as error:
-                yield error
+            raise SampleError("mask_size", f"{png}: is {found} pixels, but the image is {size[0]} x {size[1]}")
+        return replace(source, data=(ids, names))
+
+    @classmethod
+    def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
+        ids, names = source.data
+        return [segment_shape(row, ids, names, where)]
+
+    @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        document, _ = read_json(path, "--masks", nesting=None)
+        ids = filled_ids(document.setdefault("categories", []), labels.categories)
+        for image in labels.images:
+            segments = document["annotations"][image.number]["segments_info"]
+            for shape in image.shapes:
+                segments[shape.row or 0] |= {"category_id": ids[shape.name], "score": shape.prob}
+        for row in document["annotations"]:
+            png = out / path.stem / row["file_name"]
+            png.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(png) as file:
+                file.write(safe_join(path.with_suffix(""), row["file_name"]).read_bytes())
+        write_atomically(out / path.name, json.JSONEncoder().iterencode(document))
 
     @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
@@ -124,3 +133,16 @@ class PanopticLabels(LabelFormat):
             yield ("{" if key == "images" else ",") + f'\n"{key}": [\n'
             yield ",\n".join(json.dumps(row) for row in listed) + "\n]"
         yield "}\n"
+
+
+def segment_shape(row: Any, ids: np.ndarray, names: Mapping[Any, str], where: str) -> LabelShape:
+    """Return a row of `segments_info` as a shape. Raises SampleError if it has no id or no pixel.
+
+    Args:
+        ids: the ids of the panoptic PNG (H, W).
+        names: the names of the category ids.
+    """
+    segment = whole(row.get("id")) if isinstance(row, dict) else None
+    if segment is None:
+        raise SampleError("annotation_malformed", f"{where}: {shown(row)} has no id")
+    return shape_of(ids == segment, where, id=segment, label=names.get(row.get("category_id"), ""))

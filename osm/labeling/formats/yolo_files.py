@@ -34,6 +34,7 @@ class YoloFiles(LabelFormat):
 
     name, title = "yolo", "YOLO segmentation"
     holds = Holds(holes=False, parts=False, scores=False, ids=False)
+    fills = True
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -47,7 +48,7 @@ class YoloFiles(LabelFormat):
         if not folder.is_dir():
             raise OsmError(f"--masks {file}: there is no folder {folder}")
         for text in sorted(folder.rglob("*.txt")):
-            lines = [line.split() for line in read_text(text, "--masks").splitlines() if line.strip()]
+            lines = _lines(text)
             name = text.relative_to(folder).with_suffix("").as_posix()
             yield MaskSource(_image_of(file.parent, name), f"{text}: line", tuple(lines), None, names)
 
@@ -68,6 +69,26 @@ class YoloFiles(LabelFormat):
         return [shape_of(draw_centers([np.rint(points)], size[::-1]), where, label=label)]  # type: ignore[list-item]
 
     @classmethod
+    def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
+        file = path if path.is_file() else path / "data.yaml"
+        document, names = read_yaml(file, "--masks"), _names(file)
+        numbers = {name: number for number, name in reversed(names.items())}
+        for name in labels.categories:
+            if name not in numbers:
+                numbers[name] = max(numbers.values(), default=-1) + 1
+                names[numbers[name]] = name
+        texts = sorted((file.parent / "labels").rglob("*.txt"))
+        for image in labels.images:
+            lines = _lines(texts[image.number])
+            for shape in image.shapes:
+                lines[shape.row or 0][0] = str(numbers[shape.name])
+            place = out / texts[image.number].relative_to(file.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, [" ".join(line) + "\n" for line in lines])
+        document |= {"names": names}
+        write_atomically(out / "data.yaml", [yaml.safe_dump(document, allow_unicode=True, sort_keys=False)])
+
+    @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
         folder = out / cls.name
         for image in labels.images:
@@ -82,6 +103,10 @@ class YoloFiles(LabelFormat):
         document = {"path": ".", "train": "images", "val": "images", "names": listed}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "data.yaml", [yaml.safe_dump(document, allow_unicode=True, sort_keys=False)])
+
+
+def _lines(file: Path) -> list[list[str]]:
+    return [line.split() for line in read_text(file, "--masks").splitlines() if line.strip()]
 
 
 def _line(number: int, polygon: list[tuple[int, int]], size: Size) -> str:

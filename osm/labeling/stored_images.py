@@ -1,0 +1,208 @@
+"""Images of a labeling run: files on disk, URLs, and members of tar files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from osm.data.shard_lists import expand_shards
+from osm.data.tar import TarReader
+from osm.errors import OsmError, SampleError, shown
+from osm.files import read_text
+from osm.forms.base import Picture
+from osm.io.images import SUFFIXES
+from osm.storage.cache import RemoteFolder, localize, user_cache
+from osm.storage.locations import is_remote, join, public
+
+Size = tuple[int, int]
+_LISTS = (".txt", ".lst")
+_LABEL_MAPS = ("png", "part.png", "whole.png", "tif")  # members of samples that are label maps beside an image
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """Where the bytes of an image are.
+
+    Attributes:
+        location: the path or URL of the image file, or of the tar file that contains it.
+        member: (offset, number of bytes) of the image in a tar file, or None if the file is the image.
+    """
+
+    location: str
+    member: tuple[int, int] | None = None
+
+    def source(self) -> bytes | Path:
+        """Return the image file, which is fetched if it is remote, or the bytes of a member of a tar file.
+
+        Raises:
+            OsmError: the file cannot be fetched, or the tar file has become shorter.
+        """
+        path = localize(self.location, "image")
+        if self.member is None:
+            return path
+        start, size = self.member
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) != size:
+            raise SampleError("image_unreadable", f"image {self.location}: the tar file is truncated")
+        return data
+
+    def photo(self, stated: Size | None) -> Image.Image:
+        """Read the image as RGB, rotated by its EXIF orientation unless the masks refer to the stored pixels.
+
+        Args:
+            stated: the (width, height) that the masks state, which decides between stored and rotated pixels.
+        """
+        return Picture.by_rule(self.source(), "auto", lambda: stated, lambda: None).rgb()
+
+
+class ImageCollection:
+    """The images of a run by their names, which are paths with forward slashes.
+
+    Args:
+        names: name -> image, in the order in which the images are labeled.
+        folder: the folder of all images, if there is one.
+        title: what contains the images, for messages.
+    """
+
+    def __init__(self, names: dict[str, StoredImage], folder: Path | None, title: str) -> None:
+        self.names, self.folder, self.title = names, folder, title
+
+
+def images_of_folder(folder: Path, out: Path) -> ImageCollection:
+    """Return the images in a folder and its subfolders, except those of the output folder."""
+    inside = out.resolve()
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith("._")
+        and not path.resolve().is_relative_to(inside)
+    ]
+    found = {path.relative_to(folder).as_posix(): StoredImage(str(path)) for path in files}
+    return _checked(ImageCollection(found, folder, str(folder)))
+
+
+def images_of_url(url: str) -> ImageCollection:
+    """Return the images in a remote folder and its subfolders. Each image is fetched when it is read.
+
+    Raises:
+        OsmError: the server cannot list the folder, or the folder has no image.
+    """
+    listed = RemoteFolder(url, user_cache()).names
+    if listed is None:
+        raise OsmError(f"images {public(url)}: the server does not list the folder; pass a file that lists the images")
+    names = [name for name in sorted(listed) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    found = {name: StoredImage(join(url, name)) for name in names}
+    return _checked(ImageCollection(found, None, public(url)))
+
+
+def images_of_list(file: Path, folder: Path | None) -> ImageCollection:
+    """Return the images that a text file lists, one path or URL per line.
+
+    Args:
+        folder: relative paths are relative to this folder; None = the folder of the file.
+    """
+    lines = [line.strip() for line in read_text(file, "images").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    base = (folder or file.parent).resolve()
+    places = [line if is_remote(line) else (base / line).as_posix() for line in lines]
+    names = _names_of(places)
+    repeated = next((line for k, line in enumerate(lines) if places[k] in places[:k]), None) if lines else None
+    if repeated is not None:
+        raise OsmError(f"images {file}: lists {shown(repeated)} twice")
+    found = {name: StoredImage(place) for name, place in zip(names, places, strict=True)}
+    return _checked(ImageCollection(found, None, str(file)))
+
+
+def _names_of(places: Sequence[str]) -> list[str]:
+    """Return the locations without the folders that all of them share."""
+    parts = [place.split("/") for place in places]
+    shared = min((len(one) - 1 for one in parts), default=0)
+    while shared and len({tuple(one[:shared]) for one in parts}) > 1:
+        shared -= 1
+    return ["/".join(one[shared:]) for one in parts]
+
+
+def images_of_shards(pattern: str) -> ImageCollection:
+    """Return the images in WebDataset shards. The name of an image is the name of its shard and of its member."""
+    found: dict[str, StoredImage] = {}
+    for shard in expand_shards(pattern):
+        for sample in samples_of(shard):
+            if sample.image:
+                found[sample.image] = StoredImage(shard, sample.members[sample.image_extension])
+    return _checked(ImageCollection(found, None, pattern))
+
+
+@dataclass
+class ShardSample:
+    """The members of a tar file that have one key, the part of their names before the first dot.
+
+    Attributes:
+        key: the name of the shard and the key, separated by a slash.
+        members: extension -> (offset, number of bytes).
+    """
+
+    key: str
+    members: dict[str, tuple[int, int]]
+
+    @property
+    def image_extension(self) -> str:
+        """The extension of the image; empty if there is none. `png` is a label map if there is another image."""
+        images = [name for name in self.members if f".{name.rpartition('.')[2].lower()}" in SUFFIXES]
+        photos = [name for name in images if name not in _LABEL_MAPS]
+        return next(iter([*photos, *(name for name in images if name == "png")]), "")
+
+    @property
+    def image(self) -> str:
+        """The name of the image; empty if there is none."""
+        return f"{self.key}.{self.image_extension}" if self.image_extension else ""
+
+
+def samples_of(shard: str) -> list[ShardSample]:
+    """Return the samples of a WebDataset shard, without reading their data. Raises OsmError as `members_of`."""
+    found: dict[str, ShardSample] = {}
+    for name, place in members_of(shard):
+        folder, _, base = name.rpartition("/")
+        key, _, extension = base.partition(".")
+        whole = "/".join(part for part in (PurePosixPath(shard).stem, folder, key) if part)
+        found.setdefault(whole, ShardSample(whole, {})).members[extension] = place
+    return list(found.values())
+
+
+def members_of(shard: str) -> list[tuple[str, tuple[int, int]]]:
+    """Return the name, offset and size of each regular member of a tar file.
+
+    Raises:
+        OsmError: the file cannot be read, or is not a complete tar file.
+    """
+    path = localize(shard, "images")
+    try:
+        with path.open("rb") as stream:
+            reader = TarReader(stream)
+            found = [(one.name, (one.start, one.size)) for one in reader if one.is_regular]
+    except OSError as error:
+        raise OsmError(f"images {public(shard)}: cannot be read ({error.strerror or error})") from None
+    if reader.fault:
+        raise OsmError(f"images {public(shard)}: {reader.fault}")
+    return found
+
+
+def is_list(place: str) -> bool:
+    """Return whether a location is that of a text file that lists images."""
+    return PurePosixPath(place).suffix.lower() in _LISTS
+
+
+def is_shards(place: str) -> bool:
+    """Return whether a location is a pattern of WebDataset shards."""
+    return place.lower().endswith(".tar") or "::" in place
+
+
+def _checked(found: ImageCollection) -> ImageCollection:
+    if not found.names:
+        raise OsmError(f"images {found.title}: no image found ({', '.join(SUFFIXES)})")
+    return found

@@ -1,0 +1,150 @@
+"""Gives each tracked object one name, from several frames, and records the name for all frames of the object."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from osm.documents import parse_json
+from osm.errors import OsmError, SampleError
+from osm.files import write_atomically
+from osm.labeling.formats.label_format import LabeledImage, LabelShape
+from osm.labeling.label_journal import LabelJournal, image_record
+from osm.labeling.label_run import LabelOptions, load_labeler
+from osm.labeling.label_tasks import LabelTask
+from osm.labeling.labeler import answered
+from osm.labeling.tracks import TrackMasks
+from osm.recognition.recognizer import Recognizer
+from osm.recognition.several_views import EncodedViews
+from osm.terminal import ProgressBar
+
+_FILE = "tracks.jsonl"
+Places = dict[str, list[tuple[int, int]]]  # object -> (index of the task, pixels of the mask) of each of its frames
+
+
+def label_tracks(
+    options: LabelOptions, tasks: Sequence[LabelTask], left: Sequence[LabelTask], journal: LabelJournal
+) -> None:
+    """Name all tracked objects, and add the frames that are left to the journal.
+
+    Args:
+        tasks: all frames.
+        left: the frames that are not in the journal yet.
+
+    Raises:
+        OsmError: a frame cannot be read.
+    """
+    known = _known(journal)
+    places = _places(tasks)
+    wanted = [one for one in places if one not in known]
+    if wanted:
+        recognizer = load_labeler(options, None).recognizer
+        with ProgressBar("naming", len(wanted), "objects") as progress:
+            for one in wanted:
+                record = _named(one, places[one], tasks, recognizer, options)
+                _append(journal, record)
+                known[one] = record
+                progress.step()
+    for task in left:
+        journal.append(_frame(task, known), 0)
+
+
+def write_tracks(journal: LabelJournal, out: Path) -> None:
+    """Write `tracks.json`: each object's name, probability, number of frames, and the names of single frames."""
+    rows = sorted(_known(journal).values(), key=lambda row: (len(row["id"]), row["id"]))
+    document = {"tracks": [{key: row[key] for key in row if key != "shape"} for row in rows]}
+    write_atomically(out / "tracks.json", [json.dumps(document, indent=1, ensure_ascii=False), "\n"])
+
+
+def _places(tasks: Sequence[LabelTask]) -> Places:
+    """Find the frames of each object. Every mask is decoded once, and only its area is kept."""
+    found: Places = {}
+    for k, task in enumerate(tasks):
+        for shape in _shapes(task):
+            found.setdefault(str(shape.id), []).append((k, shape.area))
+    if not found:
+        raise OsmError("--tracks: no mask has a pixel inside its frame")
+    return found
+
+
+def _shapes(task: LabelTask) -> list[LabelShape]:
+    assert task.source is not None
+    size = task.image.photo(None).size
+    found = []
+    for shape in TrackMasks.shapes(task.source, size):
+        if isinstance(shape, SampleError):
+            raise OsmError(str(shape))
+        found.append(shape)
+    return found
+
+
+def chosen_frames(frames: Sequence[tuple[int, int]], count: int) -> list[int]:
+    """Choose frames that are spread over a track: of each of `count` equal parts, the one with the largest mask.
+
+    Args:
+        frames: (index, pixels of the mask) of each frame of the object.
+    """
+    count = min(count, len(frames))
+    bounds = [round(k * len(frames) / count) for k in range(count + 1)]
+    parts = [frames[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [max(part, key=lambda one: (one[1], -one[0]))[0] for part in parts]
+
+
+def _named(
+    one: str, frames: list[tuple[int, int]], tasks: Sequence[LabelTask], recognizer: Recognizer, options: LabelOptions
+) -> dict[str, Any]:
+    """Name an object, and return its record."""
+    chosen = chosen_frames(frames, options.views)
+    views = []
+    for k in chosen:
+        task = tasks[k]
+        shape = next(shape for shape in _shapes(task) if str(shape.id) == one)
+        views.append((task.image.photo(None), shape.mask))
+    encoded = recognizer.encode_views(views)
+    how: dict[str, Any] = {"modes": [options.mode], "vocabulary": list(options.vocabulary) or None}
+    [answer] = recognizer.name_views(encoded, combine=options.combine, **how)
+    votes = []
+    for k, image, mask in zip(chosen, encoded.images, encoded.masks, strict=True):
+        [vote] = recognizer.name_views(EncodedViews([image], [mask], ""), **how)
+        votes.append({"frame": tasks[k].file_name, "name": vote.text, "prob": round(float(vote.prob), 6)})
+    found = answered(LabelShape({}), answer)
+    facts = {key: value for key, value in vars(found).items() if key in _KEPT}
+    agreeing = sum(vote["name"] == found.name for vote in votes)
+    return {"id": one, **facts, "frames": len(frames), "agreeing": agreeing, "votes": votes}
+
+
+_KEPT = ("name", "prob", "class_id", "unsure", "skipped")
+
+
+def _frame(task: LabelTask, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the journal's record of a frame, whose objects have the names of their tracks."""
+    shapes = []
+    for shape in _shapes(task):
+        row = known[str(shape.id)]
+        shapes.append(replace(shape, **{name: row[name] for name in _KEPT}))
+    size = task.image.photo(None).size
+    return image_record(LabeledImage(task.number, task.file_name, task.image.location, size, tuple(shapes)), {})
+
+
+def _known(journal: LabelJournal) -> dict[str, dict[str, Any]]:
+    """Return the records of the objects that were named so far. An incomplete last line is ignored."""
+    file = journal.folder / _FILE
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    rows = [parse_json(line) for line in lines if line.endswith(b"\n")]
+    return {row["id"]: row for row in rows}
+
+
+def _append(journal: LabelJournal, record: dict[str, Any]) -> None:
+    file = journal.folder / _FILE
+    data = file.read_bytes() if file.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]  # without an incomplete last line
+    with file.open("rb+" if file.is_file() else "wb") as stream:
+        stream.seek(len(whole))
+        stream.truncate()
+        stream.write((json.dumps(record) + "\n").encode())
+        stream.flush()
+        os.fsync(stream.fileno())
