@@ -28,6 +28,7 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 MAX_LINES = 600
 OPTIONAL = (
     "open_clip",
+    "label",
     "lora",
     "quantization",
     "prepare",

@@ -31,6 +31,7 @@ logger = message_logger(__name__)
 
 if TYPE_CHECKING:
     from osm.labeling.folder import FolderDemo
+    from osm.labeling.formats.label_format import LabelFormat
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
@@ -62,6 +63,9 @@ def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
     out.add_argument("--alpha", type=float, default=0.7, help="opacity of the mask colors, 0 to 1 [%(default)s]")
     out.add_argument("--max_new_tokens", type=int, default=16, help="maximum number of tokens per name [%(default)s]")
     out.add_argument("--panoptic", action="store_true", help="also write the label map in COCO's panoptic form")
+    out.add_argument(
+        "--to", default="", metavar="FORMAT,...", help="also write labels/ in formats of osm label, such as coco [none]"
+    )
     out.add_argument("--overwrite", action="store_true", help="name images again whose results exist")
     out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     add_flags(out)
@@ -158,12 +162,24 @@ def _run(args: argparse.Namespace) -> int:
     demo, images = _prepare(args)
     from osm.labeling.folder import image_tasks
 
-    outcome = demo.run(image_tasks(images, args.output_dir))
+    tasks = image_tasks(images, args.output_dir)
+    outcome = demo.run(tasks)
+    if args.to:
+        from osm.labeling.folder_labels import write_folder_labels
+
+        # In a folder of its own, because a picture may be called labels.jpg.
+        write_folder_labels(tasks, _formats(args.to), args.output_dir / "labels", args.checkpoint)
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     echo(f"{outcome.named} images named, {outcome.existing} skipped{failed}: {args.output_dir}")
     for image, reason in outcome.failed.items():
         echo(f"  {image}: {reason}")
     return 1 if outcome.failed else 0
+
+
+def _formats(names: str) -> list[type[LabelFormat]]:
+    from osm.labeling.label_options import chosen_formats
+
+    return chosen_formats(name.strip() for name in names.split(",") if name.strip())
 
 
 # The command-line flags that affect the results for an image.
@@ -192,6 +208,7 @@ def _setting_value(value: Any) -> Any:
 
 
 def _check(args: argparse.Namespace) -> None:
+    _formats(args.to)
     for flag in ("min_prob", "alpha"):
         if not 0 <= getattr(args, flag) <= 1:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be from 0 to 1")

@@ -25,8 +25,8 @@ from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
     from osm.datasets.labels import LabelClass
+    from osm.labeling.label_options import LabelOptions
     from osm.labeling.label_output import LabelSummary
-    from osm.labeling.label_run import LabelOptions
 
 _INTERRUPTED = "interrupted: the same command continues with the images that are not labeled yet"
 
@@ -136,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> LabelOptions:
     """Check the flags, and return them as the options of a run."""
-    from osm.labeling.label_run import LabelOptions
+    from osm.labeling.label_options import LabelOptions
 
     vocabulary: tuple[str | LabelClass, ...] = ()
     if args.vocabulary is not None:

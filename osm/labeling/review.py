@@ -152,9 +152,10 @@ def _cards(found: list[ReviewItem]) -> Iterator[dict[str, Any]]:
 def thumbnail(photo: Image.Image, shape: LabelShape) -> Image.Image:
     """Draw an object in its surroundings: the other pixels are dimmed, and a line goes around the object."""
     x, y, w, h = shape.bounds
+    wide, high = (max(extent * (1 + 2 * _MARGIN), _LEAST) for extent in (w, h))
+    wide, high = max(wide, high * _SIZE[0] / _SIZE[1]), max(high, wide * _SIZE[1] / _SIZE[0])
     sides = []
-    for start, extent, side in ((x, w, photo.width), (y, h, photo.height)):
-        wanted = max(extent * (1 + 2 * _MARGIN), _LEAST)
+    for start, extent, side, wanted in ((x, w, photo.width, wide), (y, h, photo.height, high)):
         low = max(0, int(start + extent / 2 - wanted / 2))
         sides.append((min(low, side - 1), min(side, max(low + 1, int(start + extent / 2 + wanted / 2)))))
     (left, right), (top, bottom) = sides

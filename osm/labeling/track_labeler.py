@@ -14,7 +14,7 @@ from osm.errors import OsmError, SampleError
 from osm.files import write_atomically
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_journal import LabelJournal, image_record
-from osm.labeling.label_run import LabelOptions, load_labeler
+from osm.labeling.label_options import LabelOptions, load_labeler
 from osm.labeling.label_tasks import LabelTask
 from osm.labeling.labeler import answered
 from osm.labeling.tracks import TrackMasks

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from osm.labeling.label_tasks import LabelInput, LabelTask
 from osm.labeling.stored_images import StoredImage
 from osm.labeling.video import extract_frames, is_video
 from osm.terminal import message_logger
-
-if TYPE_CHECKING:
-    from osm.labeling.label_run import LabelOptions
 
 logger = message_logger(__name__)
 
@@ -172,23 +169,27 @@ def _of_arrays(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def track_tasks(options: LabelOptions) -> LabelInput:
+def track_tasks(path: Path, images: str, out: Path) -> LabelInput:
     """Return a task for each frame that has masks. The frames of a video are extracted to `out/frames`.
+
+    Args:
+        path: the file or folder of the tracks.
+        images: a folder of frames, or a video.
+        out: the folder of the labels.
 
     Raises:
         OsmError: the frames or the tracks cannot be read, or do not belong together.
     """
-    path = Path(str(options.tracks))
     if not path.exists():
         raise OsmError(f"--tracks {path}: no such file or folder")
     sources = list(TrackMasks.sources(path))
-    folder = Path(options.images)
-    if is_video(options.images):
+    folder = Path(images)
+    if is_video(images):
         wanted = [int(one.image) for one in sources if one.image.isdecimal()]
         if len(wanted) < len(sources):
             odd = next(one.image for one in sources if not one.image.isdecimal())
             raise OsmError(f"--tracks {path}: frame {shown(odd)} is not the position of a frame in {folder}")
-        folder = extract_frames(folder, options.out / FRAMES, wanted)
+        folder = extract_frames(folder, out / FRAMES, wanted)
     elif not folder.is_dir():
         raise OsmError(f"images {folder}: --tracks needs a folder of frames, or a video")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -197,7 +198,7 @@ def track_tasks(options: LabelOptions) -> LabelInput:
     tasks = []
     for number, source in enumerate(sources):
         file = of_stem.get(source.image)
-        if file is None and is_video(options.images):
+        if file is None and is_video(images):
             file = of_stem.get(f"{int(source.image):06d}")
         elif file is None and source.image.isdecimal() and int(source.image) < len(files):
             file = files[int(source.image)]

@@ -5,7 +5,6 @@ Importing gradio is slow, so `osm.serving.web` imports this module only when a p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from osm.recognition.draw import draw_names
 from osm.recognition.recognizer import METHODS
 from osm.serving import markup
 from osm.serving.calls import bound_paintings, read_in_place, without_tracebacks
+from osm.serving.downloads import DOWNLOADS, JSON, write_download
 from osm.serving.engine import DemoPicture, Engine, NamedRegion, parse_names
 from osm.serving.page_files import PageFolder, Uploads, read_upload
 from osm.terminal import printable
@@ -52,11 +52,13 @@ class TabState:
         picture: the current image.
         corner: the first corner of a box, until the second corner is clicked.
         key: name of the folder that contains the tab's result file; empty before the first result.
+        form: the format of the result file.
     """
 
     picture: DemoPicture | None = None
     corner: tuple[float, float] | None = None
     key: str = ""
+    form: str = JSON
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,21 @@ class Page:
             gr.DownloadButton(value=self._file(tab, picture), interactive=True),
         ]
 
+    def choose_form(self, tab: TabState, form: str) -> Any:
+        """Change the format of the download, and return the updated download."""
+        if form not in DOWNLOADS:
+            return gr.skip()
+        tab.form = form
+        if tab.picture is None or not tab.picture.named:
+            return gr.skip()
+        return gr.DownloadButton(value=self._file(tab, tab.picture), interactive=True)
+
     def _file(self, tab: TabState, picture: DemoPicture) -> str:
         """Write a browser tab's result file and return its path. Each new answer overwrites the file."""
         tab.key = tab.key or uuid4().hex
-        path = self.folder.answers / tab.key / "names.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(picture.document(), indent=1), encoding="utf-8")
-        return str(path)
+        folder = self.folder.answers / tab.key
+        folder.mkdir(exist_ok=True)
+        return str(write_download(picture, tab.form, folder))
 
 
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
@@ -273,9 +283,14 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
                 answer = gr.HTML("", elem_id="osm-answer")
                 request = _request_parts(page.engine.modes)
                 history = gr.HTML(markup.history([]), elem_id="osm-history")
-                download = gr.DownloadButton(
-                    "Download masks and names (JSON)", interactive=False, elem_id="osm-download"
+                form = gr.Dropdown(
+                    [(title, name) for name, title in DOWNLOADS.items()],
+                    value=JSON,
+                    filterable=False,
+                    label="Format of the download",
+                    elem_id="osm-form",
                 )
+                download = gr.DownloadButton("Download masks and names", interactive=False, elem_id="osm-download")
         shown = [message, view, answer, history, download]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view]}
         parts = [by, hint, view, painting, button]
@@ -286,6 +301,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
         by.change(**reset)
         view.select(_click(page), [tab, by, *request], shown, **private)
         typed.submit(page.typed, [tab, typed, *request], shown, **private)
+        form.input(page.choose_form, [tab, form], download, api_visibility="private")
         button.click(page.press, [tab, by, painting, *request], shown, **private)
     without_tracebacks(blocks)
     return blocks

@@ -89,7 +89,7 @@ def test_five_photos(
     segmenter: str, photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [str(photos), "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "vis"), "--device", "cpu"]
-    arguments += ["--min_prob", "0.01", "--max_new_tokens", "3", "--panoptic"]
+    arguments += ["--min_prob", "0.01", "--max_new_tokens", "3", "--panoptic", "--to", "coco,labelme"]
     if segmenter == "sam":  # a real one, but its type's size, and what it is sure of, are the test's
         import segment_anything
 
@@ -107,6 +107,16 @@ def test_five_photos(
     for name, document in found.items():
         ids = read_panoptic(tmp_path / "vis" / f"{name}_panoptic.png")
         assert set(np.unique(ids)) - {0} == {s["id"] for s in document["segments"] if "id" in s}
+    labels = json.loads((tmp_path / "vis" / "labels" / "labels.json").read_text())
+    names = {row["id"]: row["name"] for row in labels["categories"]}
+    ids_of = {Path(row["file_name"]).stem: row["id"] for row in labels["images"]}
+    for name, document in found.items():
+        rows = [row for row in labels["annotations"] if row["image_id"] == ids_of[name]]
+        named = [segment for segment in document["segments"] if segment.get("name")]
+        assert [(names[row["category_id"]], row["segmentation"]) for row in rows] == [
+            (segment["name"], segment["segmentation"]) for segment in named
+        ]
+        assert (tmp_path / "vis" / "labels" / "labelme" / f"{name}.json").is_file()
 
 
 def test_a_bad_picture_does_not_end_the_run(

@@ -171,6 +171,18 @@ def test_point_box_everything_and_download(browser: Any, address: str, tmp_path:
     document = json.loads(Path(download.value.path()).read_text())
     assert document["image"] == "street.png" and len(document["regions"]) == rows + 2
     assert document["regions"][0]["segmentation"]["size"] == [512, 512]
+
+    tab.page.get_by_label("Format of the download").click()
+    tab.page.get_by_role("option", name="COCO (RLE)").click()
+    for _ in range(50):  # until the page has the answer to the choice
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name="Download").click()
+        if download.value.suggested_filename == "labels.json":
+            break
+    named = sum(bool(region.get("name")) for region in document["regions"])
+    document = json.loads(Path(download.value.path()).read_text())
+    assert document["images"][0]["file_name"] == "street.png"
+    assert len(document["annotations"]) == named and document["annotations"][0]["segmentation"]["size"] == [512, 512]
     tab.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from osm.labeling.formats import recognized
+from osm.labeling.formats.label_format import LabelShape
 from osm.recognition.answers import Alternative, Recognition
 from osm.serving import markup, web
 from osm.serving.engine import DemoPicture, Engine, NamedRegion
@@ -19,6 +22,7 @@ from osm.serving.page_files import sample_images
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 from osm.serving import page as page_module
+from osm.serving.downloads import DOWNLOADS  # noqa: E402
 from osm.serving.page import BOX, EVERYTHING, PAINT, POINT, Limits, Page, TabState  # noqa: E402
 
 ANY = ("any", "", "constrained")
@@ -50,6 +54,30 @@ def test_two_clicks_make_a_box(page: Page, visit: TabState) -> None:
     page.click(visit, BOX, *ANY, event=at(5, 5))
     page_module.switch(visit, POINT)  # the corner is forgotten
     assert "point 100, 120" in page.click(visit, POINT, *ANY, event=at(100, 120))[3]
+
+
+def test_every_format_of_the_download(page: Page, visit: TabState) -> None:
+    """A single file as it is, and several files as a ZIP file; equal answers are equal files."""
+    page.click(visit, POINT, *ANY, event=at(100, 120))
+    assert visit.picture is not None
+    mask = visit.picture.named[0].mask
+    for form in DOWNLOADS:
+        path = Path(page.choose_form(visit, form).value["path"])
+        before = path.read_bytes()
+        assert Path(page.choose_form(visit, form).value["path"]).read_bytes() == before
+        if form in ("yolo", "labelme", "xanylabeling", "coco"):
+            folder = path.parent / form
+            folder.mkdir(exist_ok=True)
+            if path.suffix == ".zip":
+                zipfile.ZipFile(path).extractall(folder)
+                path = folder / form if (folder / form).is_dir() else folder
+            [source] = recognized(path).sources(path)
+            [shape] = recognized(path).shapes(source, visit.picture.image.size)
+            assert isinstance(shape, LabelShape) and (shape.mask == mask).mean() > 0.99
+    files = {file.name for folder in page.folder.answers.iterdir() for file in folder.iterdir() if file.is_file()}
+    assert files >= {"names.json", "labels.json", "labels_polygons.json", "yolo.zip", "cvat.xml", "labels.csv"}
+    page.choose_form(visit, "nonsense")
+    assert visit.form == form
 
 
 def test_clicks_on_a_large_picture_are_scaled_back(page: Page) -> None:

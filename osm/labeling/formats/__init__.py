@@ -20,7 +20,7 @@ FORMATS: Registry[type[LabelFormat]] = Registry(
         "csv": f"{_HERE}.csv_labels:CsvLabels",
         "cvat": f"{_HERE}.cvat_xml:CvatXml",
         "label_studio": f"{_HERE}.label_studio_json:LabelStudioJson",
-        "label_maps": f"{_HERE}.mask_images:LabelMaps",
+        "label_maps": f"{_HERE}.mask_images:LabelMapFiles",
         "labelme": f"{_HERE}.labelme_files:LabelMeFiles",
         "mask_folders": f"{_HERE}.mask_images:MaskFolders",
         "parquet": f"{_HERE}.parquet_table:ParquetTable",

@@ -18,7 +18,7 @@ _VOID = (0, 255)  # background, and the border of objects in VOC
 _FEW = 64  # a gray PNG with more values than this is a photo
 
 
-class LabelMaps(LabelFormat):
+class LabelMapFiles(LabelFormat):
     """A PNG for each image, whose pixels are the ids of objects or classes (VOC, mmseg). 0 and 255 are no objects."""
 
     name, title = "label_maps", "label maps (VOC, mmseg)"
