@@ -18,7 +18,7 @@ from osm.evaluation import calibrate_cli, evaluate_cli, reproduce
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
-from osm.labeling import folder_cli, label_cli, name_cli, sample_photos
+from osm.labeling import folder_cli, label_cli, name_cli, review_cli, sample_photos
 from osm.models.model_config import load_model_config
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
@@ -43,6 +43,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "demo": web.parser,
     "name": name_cli.parser,
     "label": label_cli.parser,
+    "review": review_cli.parser,
     "folder": folder_cli.parser,
     "demo_with_sam.py": folder_cli.parser,
     "export": export_cli.export_parser,
