@@ -2,7 +2,7 @@
 # The long series that CI leaves out, each with its figures as json. Run before a release; some 90 minutes of two cores.
 #
 #   bash scripts/full_check.sh            all of them
-#   bash scripts/full_check.sh kills llms only these: kills, memory, quickstart, llms, towers
+#   bash scripts/full_check.sh kills llms only these: kills, memory, quickstart, llms, towers, label
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -26,8 +26,17 @@ series() {
         rm -f "$figures/families/towers.json"
         "$python" scripts/tower_families.py
         ;;
+    # 200 pictures labeled by osm_small, killed twice and resumed.
+    label)
+        scenes=$(mktemp -d)
+        "$python" -m osm scenes "$scenes" --split val --sets scenes_plain --images 40 --seed 3
+        ln -s scenes_plain.json "$scenes/panoptic.json"
+        "$python" benchmarks/label_series.py osm_small "$scenes" --pictures 200 \
+            --output "$figures/labeling/scenes.json"
+        rm -r "$scenes"
+        ;;
     *)
-        echo "unknown series: $1 (kills, memory, quickstart, llms, towers)" >&2
+        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label)" >&2
         return 2
         ;;
     esac
@@ -35,7 +44,7 @@ series() {
 
 wanted=("$@")
 if [ $# -eq 0 ]; then
-    wanted=(kills memory quickstart llms towers)
+    wanted=(kills memory quickstart llms towers label)
 fi
 failed=()
 for name in "${wanted[@]}"; do

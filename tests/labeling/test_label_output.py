@@ -16,7 +16,7 @@ import osm
 from osm.errors import OsmError
 from osm.io.segmentation import encode_rle
 from osm.labeling.corrections import REMOVED, Correction, Corrections
-from osm.labeling.formats import FORMATS
+from osm.labeling.formats import FORMATS, recognized
 from osm.labeling.formats.image_tags import image_tags
 from osm.labeling.formats.label_format import LabeledImage, LabeledImages, LabelShape, filled_ids
 from osm.labeling.label_rules import KeepRules, merge_shapes, with_parents
@@ -172,6 +172,15 @@ def test_shards_are_those_of_osm_prepare(labels: LabeledImages, tmp_path: Path) 
     names = ("000000000.tar", "categories.json")
     assert [(out / "shards" / n).read_bytes() for n in names] == [(tmp_path / "own" / n).read_bytes() for n in names]
     assert not (out / ".osm_label" / "staged").exists()
+    reader = recognized(out / "shards" / names[0])
+    read = {}
+    for source in reader.sources(out / "shards" / names[0]):
+        assert source.stored is not None and source.stored.photo(None).size == (WIDTH, HEIGHT)
+        shapes = [one for one in reader.shapes(source, (WIDTH, HEIGHT)) if isinstance(one, LabelShape)]
+        read[Path(source.image).name.partition(".")[0]] = [(one.label, one.rle["counts"]) for one in shapes]
+    assert read == {
+        Path(image.file_name).stem: [(one.name, one.rle["counts"]) for one in image.shapes] for image in labels.images
+    }
 
 
 # Overlaps
