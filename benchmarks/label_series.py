@@ -74,17 +74,18 @@ def copies(data: Path, folder: Path, pictures: int, masks: int) -> int:
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     document = {"images": images, "annotations": rows, "categories": categories}
     (folder / "masks.json").write_text(json.dumps(document))
-    row = {"name": "copies", "form": "coco_instances", "title": "copies", "image_dir": str(folder / "images")}
+    row = {"form": "coco_instances", "title": "copies", "image_dir": str(folder / "images")}
     row["json_file"] = str(folder / "masks.json")
-    (folder / "sets.yaml").write_text(yaml.safe_dump({"datasets": [row]}))
+    (folder / "sets.yaml").write_text(yaml.safe_dump({"datasets": {"copies": row}}))
     return len(rows)
 
 
 def run(words: list[str], until: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Run a command of `osm`, and return its seconds and its peak memory. `until` says when it is killed."""
     started = time.monotonic()
+    errors = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "osm", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", "osm", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
     )
     peak = 0
     while process.poll() is None:
@@ -100,8 +101,9 @@ def run(words: list[str], until: Callable[[], bool] | None = None) -> dict[str, 
         time.sleep(_POLL)
     said, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{said}")
-    return {"seconds": round(time.monotonic() - started, 1), "peak_mib": peak // 1024, "said": said.splitlines()[:1]}
+        errors.seek(0)
+        raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{said}{errors.read()}")
+    return {"seconds": round(time.monotonic() - started, 1), "peak_mib": peak // 1024, "said": said.split(": ")[0]}
 
 
 def digest(out: Path) -> str:
@@ -119,6 +121,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--masks", type=int, default=10, help="masks of each picture [%(default)s]")
+    parser.add_argument("--name", help="the model's name in the JSON document [CHECKPOINT]")
     parser.add_argument("--output", type=Path, help="file for the JSON document")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -146,7 +149,7 @@ def main() -> int:
             print(f"killed after {kills[-1]} pictures", file=sys.stderr, flush=True)
         resumed = run([*words[:2], str(out), *words[3:]])
         document = {
-            "checkpoint": args.checkpoint,
+            "model": args.name or args.checkpoint,
             "pictures": args.pictures,
             "masks": count,
             "formats": FORMS,

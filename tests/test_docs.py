@@ -28,7 +28,11 @@ from osm.synthetic.scenes import write as scenes
 from osm.training import export_cli, run_config, schema_cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "dataset_preparation" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
     "fetch": fetch.parser,

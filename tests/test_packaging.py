@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+import osm
 from osm.datasets.table import DatasetTable
 from osm.models.model_config import load_model_config
 
@@ -159,6 +160,7 @@ from pathlib import Path
 import osm
 from osm.config import find_config
 from osm.models.model_config import load_model_config
+import osm
 from osm.datasets.table import DatasetTable
 from osm.datasets.labels import load_labels
 
@@ -207,3 +209,15 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
     command = [str(python), "-I", "-c", INSTALLED, configs, labels]
     run = subprocess.run(command, cwd=Path(tmp_path.anchor), capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == osm.__version__
+
+
+def test_the_workflow_calls_the_test_script() -> None:
+    """And all YAML files of the repository's host can be read."""
+    documents = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / ".github").rglob("*.yml"))]
+    assert len(documents) == 3 and all(documents)
+    [workflow] = [document for document in documents if "jobs" in document]
+    assert workflow["jobs"]["test"]["steps"][-1]["run"] == "bash scripts/test.sh"

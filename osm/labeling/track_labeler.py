@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError
@@ -20,7 +23,9 @@ from osm.labeling.labeler import answered
 from osm.labeling.tracks import TrackMasks
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.several_views import EncodedViews
-from osm.terminal import ProgressBar
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 _FILE = "tracks.jsonl"
 Places = dict[str, list[tuple[int, int]]]  # object -> (index of the task, pixels of the mask) of each of its frames
@@ -29,14 +34,14 @@ Places = dict[str, list[tuple[int, int]]]  # object -> (index of the task, pixel
 def label_tracks(
     options: LabelOptions, tasks: Sequence[LabelTask], left: Sequence[LabelTask], journal: LabelJournal
 ) -> None:
-    """Name all tracked objects, and add the frames that are left to the journal.
+    """Name all tracked objects, and add the frames that are left to the journal. Frames that fail are left out.
 
     Args:
         tasks: all frames.
         left: the frames that are not in the journal yet.
 
     Raises:
-        OsmError: a frame cannot be read.
+        OsmError: no frame has a mask.
     """
     known = _known(journal)
     places = _places(tasks)
@@ -50,7 +55,7 @@ def label_tracks(
                 known[one] = record
                 progress.step()
     for task in left:
-        journal.append(_frame(task, known), 0)
+        journal.append(_frame(task, known, options.min_area), 0)
 
 
 def write_tracks(journal: LabelJournal, out: Path) -> None:
@@ -64,22 +69,24 @@ def _places(tasks: Sequence[LabelTask]) -> Places:
     """Find the frames of each object. Every mask is decoded once, and only its area is kept."""
     found: Places = {}
     for k, task in enumerate(tasks):
-        for shape in _shapes(task):
-            found.setdefault(str(shape.id), []).append((k, shape.area))
+        try:
+            shapes = _read(task)[1]
+        except OsmError as error:
+            logger.warning(f"{task.image.location}: left out ({error})")
+            continue
+        for shape in shapes:
+            if isinstance(shape, LabelShape):
+                found.setdefault(str(shape.id), []).append((k, shape.area))
     if not found:
         raise OsmError("--tracks: no mask has a pixel inside its frame")
     return found
 
 
-def _shapes(task: LabelTask) -> list[LabelShape]:
+def _read(task: LabelTask) -> tuple[Image.Image, list[LabelShape | SampleError]]:
+    """Return a frame and its masks. Raises OsmError if the frame cannot be read."""
     assert task.source is not None
-    size = task.image.photo(None).size
-    found = []
-    for shape in TrackMasks.shapes(task.source, size):
-        if isinstance(shape, SampleError):
-            raise OsmError(str(shape))
-        found.append(shape)
-    return found
+    photo = task.image.photo(None)
+    return photo, list(TrackMasks.shapes(task.source, photo.size))
 
 
 def chosen_frames(frames: Sequence[tuple[int, int]], count: int) -> list[int]:
@@ -101,9 +108,9 @@ def _named(
     chosen = chosen_frames(frames, options.views)
     views = []
     for k in chosen:
-        task = tasks[k]
-        shape = next(shape for shape in _shapes(task) if str(shape.id) == one)
-        views.append((task.image.photo(None), shape.mask))
+        photo, shapes = _read(tasks[k])
+        masks = [shape.mask for shape in shapes if isinstance(shape, LabelShape) and str(shape.id) == one]
+        views.append((photo, masks[0]))
     encoded = recognizer.encode_views(views)
     how: dict[str, Any] = {"modes": [options.mode], "vocabulary": list(options.vocabulary) or None}
     [answer] = recognizer.name_views(encoded, combine=options.combine, **how)
@@ -120,14 +127,21 @@ def _named(
 _KEPT = ("name", "prob", "class_id", "unsure", "skipped")
 
 
-def _frame(task: LabelTask, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _frame(task: LabelTask, known: dict[str, dict[str, Any]], min_area: int) -> dict[str, Any]:
     """Return the journal's record of a frame, whose objects have the names of their tracks."""
+    where = task.number, task.file_name, task.image.location
+    try:
+        photo, found = _read(task)
+    except OsmError as error:
+        return image_record(LabeledImage(*where, (0, 0), ()), {}, str(error))
+    lost = Counter(shape.reason for shape in found if isinstance(shape, SampleError))
     shapes = []
-    for shape in _shapes(task):
-        row = known[str(shape.id)]
-        shapes.append(replace(shape, **{name: row[name] for name in _KEPT}))
-    size = task.image.photo(None).size
-    return image_record(LabeledImage(task.number, task.file_name, task.image.location, size, tuple(shapes)), {})
+    for shape in found:
+        if isinstance(shape, LabelShape):
+            row = known[str(shape.id)]
+            named = replace(shape, **{name: row[name] for name in _KEPT})
+            shapes.append(replace(shape, skipped="below min_area") if shape.area < min_area else named)
+    return image_record(LabeledImage(*where, photo.size, tuple(shapes)), lost)
 
 
 def _known(journal: LabelJournal) -> dict[str, dict[str, Any]]:

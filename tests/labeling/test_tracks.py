@@ -114,6 +114,19 @@ def test_an_object_has_one_name_in_all_frames(command: list[str], frames: Path, 
     assert {file: file.read_bytes() for file in before} == before and journal.read_bytes().count(b"\n") == 2
 
 
+def test_a_frame_that_cannot_be_read_is_left_out(
+    command: list[str], frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (frames / "00002.jpg").write_bytes(b"no image")
+    Image.new("1", (9, 9), 1).save(tmp_path / "objects" / "1" / "00001.png")  # a mask of another size
+    assert main([*command, "--min_area", "205"]) == 1
+    said = capsys.readouterr().out
+    assert "not labeled: " in said and "00002.jpg" in said and "1 masks left out: mask_size" in said
+    assert "3 masks left out: below min_area" in said  # the second object in the frames that are left
+    document = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert len(document["images"]) == FRAMES - 1 and len(document["annotations"]) == FRAMES - 2
+
+
 def test_a_video(command: list[str], tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
