@@ -39,35 +39,52 @@ def outlines(mask: np.ndarray) -> list[Outline]:
     Pixels belong to the same part if they share an edge. Pixels outside the mask belong to the same hole if they share
     an edge or a corner.
     """
-    starts, ends, pixels = _edges(mask)
-    width = mask.shape[1] + 1
-    leaving: dict[int, list[int]] = {}
-    for number, start in enumerate(starts):
-        leaving.setdefault(start, []).append(number)
-    done = np.zeros(len(starts), bool)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return []
+    offset = np.array([columns[0], rows[0]])
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    starts, ends, pixels = _edges(part)
+    following = _following(starts, ends, pixels).tolist()
+    done = bytearray(len(starts))
+    width = part.shape[1]
     found = []
     for first in range(len(starts)):
         if done[first]:
             continue
         chain, number = [], first
         while not done[number]:
-            done[number] = True
+            done[number] = 1
             chain.append(number)
-            options = leaving[ends[number]]
-            # Where two pixels meet in a corner, the outline stays with its own pixel.
-            number = next((n for n in options if pixels[n] == pixels[number]), options[0])
-        corners = [(starts[n] % width, starts[n] // width) for n in chain]
-        centers = [(pixels[n] % mask.shape[1], pixels[n] // mask.shape[1]) for n in chain]
-        found.append(Outline(_straightened(corners), _straightened(_without_repeats(centers)), _area(corners) < 0))
+            number = following[number]
+        corners = np.stack([starts[chain] % (width + 1), starts[chain] // (width + 1)], 1)
+        centers = np.stack([pixels[chain] % width, pixels[chain] // width], 1)
+        hole = _area(corners) < 0
+        corners, centers = _straightened(corners) + offset, _straightened(_without_repeats(centers)) + offset
+        found.append(Outline(_listed(corners), _listed(centers), hole))
     return found
 
 
-def _edges(mask: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+def _listed(points: np.ndarray) -> Points:
+    return [(x, y) for x, y in points.tolist()]
+
+
+def _following(starts: np.ndarray, ends: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Return the next edge of each edge. The edges are sorted by their starts.
+
+    Two edges start at a corner in which two pixels of the mask meet. The outline then stays with its own pixel.
+    """
+    found = np.searchsorted(starts, ends)
+    other = np.minimum(found + 1, len(starts) - 1)
+    return np.where((starts[other] == ends) & (pixels[found] != pixels) & (pixels[other] == pixels), other, found)
+
+
+def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the edges between pixels inside and outside a mask.
 
     Returns:
         for each edge, the index of the corner at its start, the corner at its end, and the pixel inside the mask. The
-        pixel is to the right of the edge, seen in the direction of the edge.
+        pixel is to the right of the edge, seen in the direction of the edge. The edges are sorted by their starts.
     """
     height, width = mask.shape
     padded = np.pad(mask, 1)
@@ -85,29 +102,27 @@ def _edges(mask: np.ndarray) -> tuple[list[int], list[int], list[int]]:
         ends.append((y + end[1]) * (width + 1) + x + end[0])
         pixels.append(y * width + x)
     order = np.argsort(np.concatenate(starts), kind="stable")
-    found = (np.concatenate(part)[order].tolist() for part in (starts, ends, pixels))
+    found = (np.concatenate(part)[order] for part in (starts, ends, pixels))
     return tuple(found)  # type: ignore[return-value]
 
 
-def _without_repeats(points: Points) -> Points:
-    return [point for k, point in enumerate(points) if point != points[k - 1]] or points[:1]
+def _without_repeats(points: np.ndarray) -> np.ndarray:
+    """Remove the points (N, 2) that are equal to the one before."""
+    kept = points[(points != np.roll(points, 1, 0)).any(1)]
+    return kept if len(kept) else points[:1]
 
 
-def _straightened(points: Points) -> Points:
-    """Remove the vertices between two edges of the same direction."""
+def _straightened(points: np.ndarray) -> np.ndarray:
+    """Remove the vertices (N, 2) between two edges of the same direction."""
     if len(points) < 3:
         return points
-    kept = []
-    for k, (x, y) in enumerate(points):
-        before, after = points[k - 1], points[(k + 1) % len(points)]
-        one, other = (x - before[0], y - before[1]), (after[0] - x, after[1] - y)
-        if one[0] * other[1] != one[1] * other[0] or one[0] * other[0] + one[1] * other[1] < 0:
-            kept.append((x, y))
-    return kept
+    one, other = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+    turns = one[:, 0] * other[:, 1] != one[:, 1] * other[:, 0]
+    return points[turns | ((one * other).sum(1) < 0)]
 
 
-def _area(corners: Points) -> int:
-    x, y = np.asarray(corners, np.int64).T
+def _area(corners: np.ndarray) -> int:
+    x, y = corners.T
     return int((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
 
 
