@@ -220,7 +220,7 @@ class Recognizer:
         Args:
             images: PIL images, arrays or file paths.
             masks: for each image, its masks.
-            modes, top_k, vocabulary, method, ranking, none_below, logits, label_id: see `name`.
+            modes: see `name`, as for all arguments that are not listed here.
             boxed: whether the masks are boxes. Boxes are named with the prompt for boxes.
 
         Returns:
@@ -525,8 +525,9 @@ def load_recognizer(
         config: the model config, for a `.pt` file that does not contain its own.
         settings: changes of single config values, as given to `--set`.
         device: the device of the tower and the bridge, and also of the LLM if `device_map` is None.
-        device_map, max_memory, offload_folder: how to split an LLM that is too large for one device; see
-            `osm.recognition.placement.spread`.
+        device_map: how to split an LLM that is too large for one device; see `osm.recognition.placement.spread`.
+        max_memory: the memory of each device that the LLM may use.
+        offload_folder: a folder for the parts of the LLM that fit on no device.
         tf32: whether to multiply float32 matrices in TF32 on GPUs that support TF32. This is faster but less exact, and
             affects the whole process.
         options: arguments of `Recognizer`.
