@@ -1,4 +1,4 @@
-"""Remembers the hashes of weight files until the files change, because hashing large files takes seconds.
+"""Remembers the hashes and checks of weight files until the files change, because reading large files takes seconds.
 
 A file is taken to be unchanged if its path, size, modification times and inode are the same. The hashes are stored in
 the cache folder. If the folder is not writable, the hashes are computed every time.
@@ -63,6 +63,25 @@ def remembered_hash(files: Sequence[Path], what: str, compute: Callable[[], str]
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(note, [json.dumps({"files": states, "hash": found})])
     return found
+
+
+def remembered_check(files: Sequence[Path], what: str, check: Callable[[], None]) -> None:
+    """Run a check of some files, unless it has passed before and none of the files has changed since.
+
+    Args:
+        files: the files; if there are none, the check always runs.
+        what: what is checked, and everything else that the result depends on.
+        check: raises an error if the check fails.
+    """
+
+    def compute() -> str:
+        check()
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    if files:
+        remembered_hash(files, f"check: {what}", compute)
+    else:
+        check()
 
 
 def _file_state(path: Path) -> list[int]:

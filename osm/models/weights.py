@@ -19,7 +19,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_json
-from osm.models.file_hashes import cache_folder, content_hash
+from osm.models.file_hashes import cache_folder, content_hash, remembered_check
 from osm.quiet import quiet_libraries
 from osm.shipped import shipped_folder
 
@@ -193,7 +193,8 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
                 check_hub_folder(Path(found.location))
             with quiet_libraries():
                 loaded = load(found)
-            check_finite(_tensors(loaded), f"weights of {name!r} ({found.location})")
+            where = f"weights of {name!r} ({found.location})"
+            remembered_check(files_of(found), "finite weights", partial(check_finite, _tensors(loaded), where))
             return found, loaded
         except OsmError:
             raise

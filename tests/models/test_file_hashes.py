@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import osm
 from osm.errors import OsmError
 from osm.models import checkpoint
-from osm.models.file_hashes import remembered_hash
+from osm.models.file_hashes import remembered_check, remembered_hash
 from osm.shipped import shipped_folder
 
 ONE, OTHER = "1" * 64, "2" * 64
@@ -76,3 +76,31 @@ def test_frozen_weights_are_hashed_once_and_changed_ones_refused(
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(OsmError, match="the tower .* is not the one that the bridge was trained with"):
         osm.load_model(tmp_path / "model")
+
+
+def test_a_check_runs_until_it_passes_and_again_when_a_file_changes(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for path in files:
+        path.write_bytes(b"weights")
+    runs: list[str] = []
+
+    def fails() -> None:
+        runs.append("fails")
+        raise ValueError("bad weights")
+
+    def passes() -> None:
+        runs.append("passes")
+
+    for _ in range(2):  # a failure is not remembered
+        with pytest.raises(ValueError, match="bad weights"):
+            remembered_check(files, "finite", fails)
+    remembered_check(files, "finite", passes)
+    remembered_check(files, "finite", fails)  # does not run
+    remembered_check(files, "other", passes)
+    assert runs == ["fails", "fails", "passes", "passes"]
+    files[0].write_bytes(b"changed")
+    with pytest.raises(ValueError, match="bad weights"):
+        remembered_check(files, "finite", fails)
+    remembered_check([], "finite", passes)
+    remembered_check([], "finite", passes)  # without files, always
+    assert runs[4:] == ["fails", "passes", "passes"]

@@ -276,12 +276,19 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
     """Build a timm model with the given weights, which timm resamples if they are for a different window size."""
     timm = import_timm()
     if state_dict is not None:
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _Weights(state_dict)}}
     with quiet_libraries():  # timm would log the entries of a weight file that the tower does not use
         model: Any = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
         config.pop("state_dict", None)  # otherwise the weights would be in memory twice
     return model
+
+
+class _Weights(dict[str, Tensor]):
+    """A state dict that is not copied with the config that contains it, as timm would do for every model."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Weights:
+        return self
 
 
 def _maps_tower(
