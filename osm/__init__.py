@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from osm.recognition.namer import Name, Namer, load_namer
     from osm.recognition.recognizer import Recognizer, load_recognizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Name",
     "Namer",
