@@ -104,3 +104,28 @@ def test_a_check_runs_until_it_passes_and_again_when_a_file_changes(tmp_path: Pa
     remembered_check([], "finite", passes)
     remembered_check([], "finite", passes)  # without files, always
     assert runs[4:] == ["fails", "passes", "passes"]
+
+
+def test_a_tower_is_tried_once_for_each_file_and_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    from osm.models.towers import tower as towers
+    from osm.models.towers.timm_tower import TimmTower, TimmTowerConfig
+
+    tried: list[int] = []
+
+    def counted(one: towers.Tower, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tried.append(window)
+        return one(torch.zeros(1, 3, window, window))
+
+    monkeypatch.setattr(towers, "_try", counted)
+    path = tmp_path / "vit.pth"
+    torch.save(timm.create_model("test_vit", img_size=32).state_dict(), path)
+    config = TimmTowerConfig("test_vit", "folder", str(path))
+    for window in (32, 32, 64, 32):
+        tower = TimmTower.of(config, window)
+        assert tower(torch.zeros(1, 3, window, window))[1].shape[1] == (window // tower.patch) ** 2
+    assert tried == [32, 64]
+    torch.save(timm.create_model("test_vit", img_size=32).state_dict(), path)
+    TimmTower.of(config, 32)
+    assert tried == [32, 64, 32]

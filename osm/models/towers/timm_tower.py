@@ -70,7 +70,7 @@ class TimmTower(Tower):
             weights, config.source, lambda place: timm_state_dict(config.name, place), hub_id=hub_id
         )
         check_options(config.options, state, weights)
-        tower = timm_tower(config.name, config.strides, window, state, config.options)
+        tower = timm_tower(config.name, config.strides, window, state, config.options, files_of(found))
         tower.mean, tower.std = timm_normalisation(config.name, config.weights, found) or (tower.mean, tower.std)
         tower.source, tower.weight_files = found.source, files_of(found)
         return tower
@@ -238,6 +238,7 @@ def timm_tower(
     window: int,
     state_dict: dict[str, Tensor] | None,
     options: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
 ) -> Tower:
     """Build a timm tower, load its weights, and test it on one window.
 
@@ -247,6 +248,7 @@ def timm_tower(
         window: w, the side of the windows in pixels.
         state_dict: weights with timm's names; None keeps timm's random initial values.
         options: additional arguments of `timm.create_model`.
+        files: the files of the weights. Towers of unchanged files are not tested again.
 
     Raises:
         OsmError: the model is unknown; the model does not support the strides, options or windows; or the weights do
@@ -258,7 +260,7 @@ def timm_tower(
         raise OsmError(f"weights for {name} contain no tensors")
     try:
         build = _maps_tower if strides else _vit_tower
-        return build(name, strides, window, state_dict, options)
+        return build(name, strides, window, state_dict, options, files)
     except OsmError:
         raise
     except Exception as error:  # with unusual sizes, timm or torch may raise any exception
@@ -292,7 +294,12 @@ class _Weights(dict[str, Tensor]):
 
 
 def _maps_tower(
-    name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    state_dict: dict[str, Tensor] | None,
+    options: dict[str, Any],
+    files: Sequence[Path],
 ) -> Tower:
     timm = import_timm()
     try:
@@ -316,7 +323,7 @@ def _maps_tower(
     try:
         tower: Tower = _filled_maps(name, strides, indices, state_dict, options)
         tower.check_window(window)
-        check_tokens(tower, window, about)
+        check_tokens(tower, window, about, files, repr((name, list(strides), options)))
     except OsmError as error:
         if window % max(strides):
             raise
@@ -387,7 +394,12 @@ def _plain(key: str) -> str:
 
 
 def _vit_tower(
-    name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    state_dict: dict[str, Tensor] | None,
+    options: dict[str, Any],
+    files: Sequence[Path],
 ) -> Tower:
     try:
         model = _create(name, state_dict, num_classes=0, img_size=window, **options)
@@ -405,7 +417,7 @@ def _vit_tower(
     if state_dict is not None:  # timm silently keeps random values for entries that the file lacks
         check_complete(name, [key for key in model.state_dict() if key not in state_dict])
     tower = TimmVitTower(model, patch, window)
-    check_tokens(tower, window, _about(name, strides, window))
+    check_tokens(tower, window, _about(name, strides, window), files, repr((name, options)))
     return tower
 
 

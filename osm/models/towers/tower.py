@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import OsmError, shown
+from osm.models.file_hashes import installed_version, remembered_check
 from osm.models.model_config import LARGEST, TowerConfig, check_sizes
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -154,7 +155,7 @@ _MARGIN = 8
 """How many times fewer values the weights may have than the tower's options imply (because of grouped layers)."""
 
 
-def check_tokens(tower: Tower, window: int, about: str) -> None:
+def check_tokens(tower: Tower, window: int, about: str, files: Sequence[Path] = (), what: str = "") -> None:
     """Run one window of zeros through a tower, and compare the shapes of its tokens with the tower's attributes.
 
     The check changes neither torch's random state nor the tower's training mode or weights.
@@ -162,12 +163,21 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     Args:
         window: w, the side of the window in pixels.
         about: the beginning of error messages, which specifies the model and the window size.
+        files: the weight files of the tower. A check that has passed is not repeated until the files change.
+        what: everything else that determines the tower.
 
     Raises:
         OsmError: the tower fails on such a window, or its tokens do not have the shapes (1, P, C) and (1, (w/p)^2, C).
     """
     if window in tower.tried:
         return
+    versions = " ".join(f"{name} {installed_version(name)}" for name in ("torch", "timm")) if files else ""
+    sizes = f"{tower.patch} {tower.width} {tower.class_tokens}"
+    remembered_check(files, f"tokens {what} {sizes} {window} {versions}", lambda: _check_tokens(tower, window, about))
+    tower.tried |= {window}
+
+
+def _check_tokens(tower: Tower, window: int, about: str) -> None:
     training = tower.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -190,7 +200,6 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
             f"{about}: the class tokens have shape {tuple(prefix_WPC.shape)}, but the tower's attributes imply "
             f"{expected}"
         )
-    tower.tried |= {window}
 
 
 def one_line(error: Exception) -> str:
