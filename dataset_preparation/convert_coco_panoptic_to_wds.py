@@ -1,4 +1,4 @@
-"""Converts a set in COCO-panoptic form to WebDataset shards. See README.md beside this file."""
+"""Converts a dataset in COCO panoptic format to WebDataset shards. See README.md beside this file."""
 
 from __future__ import annotations
 

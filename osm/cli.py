@@ -59,10 +59,10 @@ COMMANDS = {
         "prepare",
     ),
     "prepare_panoptic": Command(
-        "converts a dataset in COCO-panoptic form to shards", "osm.prepare.convert", arguments=("coco_panoptic",)
+        "converts a dataset in COCO panoptic format to shards", "osm.prepare.convert", arguments=("coco_panoptic",)
     ),
     "prepare_instances": Command(
-        "converts a dataset in COCO-instances form to shards", "osm.prepare.convert", arguments=("coco_instances",)
+        "converts a dataset in COCO instance format to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli", parser="train_parser"),
     "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154
-# To be sourced by scripts that set $venv and $python: a virtual environment and what goes into it.
+# Sourced by scripts that set $venv and $python: creates a virtual environment and installs packages into it.
 
 pip_install() {
-    # Not compiled: of many thousand files, only what gets imported is, at its first import.
+    # Files are not compiled here, because only a few of the many thousand files are ever imported.
     "$python" -m pip install --quiet --progress-bar off --no-compile "$@"
 }
 
@@ -18,7 +18,7 @@ find_python() {
     return 1
 }
 
-# Makes the virtual environment where there is none (or half of one).
+# Creates the virtual environment if it does not exist or is incomplete.
 make_environment() {
     local base
     if ! "$python" -m pip --version >/dev/null 2>&1; then
@@ -32,7 +32,7 @@ have_torch() {
     "$python" -c 'import importlib.util as u; assert u.find_spec("torch") and u.find_spec("torchvision")' 2>/dev/null
 }
 
-# The releases the tests are known to pass with; where they cannot be had, requirements.txt decides.
+# The releases that the tests pass with. If they are not available, requirements.txt decides.
 install_torch() {
     have_torch || pip_install torch==2.14.1 torchvision==0.29.1 ||
         echo "torch 2.14.1 cannot be had here: taking what requirements.txt allows" >&2

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The long series that CI leaves out, each with its figures as json. Run before a release; some 90 minutes of two cores.
+# The long test series that CI leaves out. Each writes its figures to a JSON file. Run this script before a release. It
+# takes about 100 minutes on two cores.
 #
-#   bash scripts/full_check.sh            all of them
-#   bash scripts/full_check.sh kills llms only these: kills, memory, quickstart, llms, towers, label
+#   bash scripts/full_check.sh            all series
+#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -15,9 +16,9 @@ series() {
     case $1 in
     # Random SIGKILLs over runs that change batch size and process count twice.
     kills) "$python" tests/training/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
-    # What each process of an FSDP run holds, beside a single process.
+    # The memory of each process of an FSDP run, and of a single process.
     memory) "$python" tests/training/fsdp_memory.py --out "$figures/reliability/fsdp_memory.json" ;;
-    # `osm quickstart --short`, killed while it trains and started again.
+    # `osm quickstart --short`, killed during training and resumed.
     quickstart) OSM_WHOLE_QUICKSTART=1 "$python" -m pytest -q tests/test_quickstart.py -k killed_while_it_trains ;;
     # All families of LLMs, with both bridges.
     llms) "$python" benchmarks/families.py --again --output "$figures/families/llms.json" --table docs/families.md ;;

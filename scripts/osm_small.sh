@@ -3,13 +3,15 @@
 #
 #   scripts/osm_small.sh DATA OUT
 #
-# DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
-# panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
-# CONFIG [osm_small_queries] is the model's. EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try
-# it. IGNORED_<SET>="3, 14" are category ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the
-# controls and the probe; CACHE [OUT/cache] is the folder of the tower's tokens, which runs with the same tower and views
-# can share. THINGS is the folder of a fourth set of the same form, trained on and scored beside the others
-# (scripts/shipped.sh).
+# DATA contains coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO panoptic format (images/, panoptic/,
+# panoptic.json). If it is interrupted, the same command resumes. It runs two processes of one thread each. Environment
+# variables:
+#   CONFIG [osm_small_queries]        the config of the model
+#   EPOCHS [7], VIEWS [2], SAMPLES [200]  epochs, crops of a photo, and samples of a dataset per epoch; smaller for a try
+#   IGNORED_<SET>="3, 14"             category ids of a dataset that are not used in training
+#   ONLY_PREDICT=1                    leave out the controls and the probe
+#   CACHE [OUT/cache]                 folder of the tower's tokens, which runs with the same tower and views can share
+#   THINGS                            folder of a fourth dataset of the same format (scripts/shipped.sh)
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
@@ -21,7 +23,7 @@ sets="coco_mini camvid clothing${things:+ things}"
 samples=${SAMPLES:-200}
 cache=${CACHE:-$out/cache}
 export OMP_NUM_THREADS=1
-# glibc would give every large tensor back to the system and fetch it anew, page by page.
+# By default, glibc returns the memory of every freed large tensor to the system, which slows down allocations.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 folder() { if [ "$1" = things ]; then echo "$things"; else echo "$data/$1"; fi; }  # folder SET
@@ -29,7 +31,7 @@ folder() { if [ "$1" = things ]; then echo "$things"; else echo "$data/$1"; fi; 
 rows() {  # rows SPLIT: the YAML of the sets
   echo "datasets:"
   for set in $sets; do
-    # COCO's photos are answered in COCO's own mode and vocabulary (the table's row); the others are rows of their own.
+    # The COCO photos use the built-in dataset `coco` with its mode and vocabulary. The other datasets have their own entries.
     if [ "$set" = coco_mini ]; then echo "  coco:"; else
       echo "  $set:"
       echo "    form: coco_panoptic"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# glibc would give every large tensor back to the system and fetch it anew, page by page; it reads this at its start.
+# By default, glibc returns the memory of every freed large tensor to the system. It reads these variables at its start.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole system on a fresh machine: environment, installation, then `osm quickstart` (scenes, shards, training on two
-# processes, predictions, scores, report, picture). Interrupted, the same command goes on where it was.
+# The whole system on a fresh machine: creates an environment, installs the package, and runs `osm quickstart` (photos,
+# scenes, shards, training on two processes, predictions, scores, report, picture). If it is interrupted, the same command
+# resumes.
 #
 #   bash scripts/quickstart.sh [OUT] [--short] [flags of `osm quickstart`]     OUT: runs/quickstart
 #
@@ -15,7 +16,7 @@ python=$venv/bin/python
 export HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 started=$SECONDS
-# osm comes last: where it is, all else is. -I: the one in this folder does not count.
+# osm is installed last, so if it is there, everything is. -I ignores the package in the working directory.
 if ! "$python" -I -c 'import osm' 2>/dev/null; then
     make_environment
     if [ "$(uname)" = Linux ]; then install_torch; fi

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The figures of docs/quickstart.md: the quickstart with two training seeds, each on test scenes of three seeds, and what
-# simpler means make of the same scenes.
+# The figures of docs/quickstart.md: the quickstart with two training seeds, each tested on scenes of three seeds, and
+# simple baselines on the same scenes.
 #
 #   scripts/quickstart_study.sh OUT && python3 scripts/quickstart_table.py OUT
 #
-# The probes need scikit-learn and scikit-image (pip install -e '.[test]'). Interrupted, it goes on where it was.
+# The probes need scikit-learn and scikit-image (pip install -e '.[test]'). If it is interrupted, the same command resumes.
 set -euo pipefail
 root=$(dirname "$(dirname "$(realpath "$0")")")
 mkdir -p "${1:?usage: scripts/quickstart_study.sh OUT}"
@@ -30,7 +30,7 @@ predict() {
 for seed in $seeds; do
   "$python" -m osm quickstart "$out/seed_$seed" --full --seed "$seed"
   for test in $more_tests; do
-    # Tables name paths beside themselves: copied, they name those of the new scenes.
+    # Paths in a dataset YAML are relative to the file, so the copies refer to the new scenes.
     folder=$out/seed_$seed/test_$test
     mkdir -p "$folder"
     cp "$out/seed_$seed/sets.yaml" "$out/seed_$seed/sets_held_out.yaml" "$folder"

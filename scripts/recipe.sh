@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2034  # what it sets is used by the scripts that source it
-# To be sourced by scripts that train: sets `recipe` (the flags of train.py), `run` (the run's folder) and `torchrun`.
+# Sourced by training scripts: sets `recipe` (the flags of train.py), `run` (the run's folder) and `torchrun`.
 #
-# SAVE_PATH        the folder of the shards, as dataset_preparation/README.md has it; needed where SETS names a set
-# SETS             the sets that are trained on [all nine]; SETS="" leaves them to flags of your own
+# SAVE_PATH        the folder of the shards, as in dataset_preparation/README.md; required unless SETS is empty
+# SETS             the datasets [all nine]; with SETS="", pass flags for your own datasets
 # CONFIG           model, schedule and precision [osm_recipe]
-# RUN              the run's folder, on a disk that all nodes see [runs/osm_final]
-# FSDP             full, hybrid (sharded in a node, copied between nodes), or "" for DDP
-# TORCHRUN         what starts the processes, with flags of its own [torchrun]
+# RUN              the run's folder, on a disk that all nodes can access [runs/osm_final]
+# FSDP             full, hybrid (sharded within a node, replicated across nodes), or "" for DDP
+# TORCHRUN         the launcher and its flags [torchrun]
 #
-# The flags of the command come after all of these, and win.
+# The flags of the command override all of these.
 
 published_sets="coco lvis a847 pc459 ade20k cityscapes v3det partimagenet pascal_part"
 
-# set_row SET: its folder, its last shard, images a step and process, samples an epoch.
+# set_row SET: the folder, the last shard, the batch size per process, and the samples per epoch of a dataset.
 set_row() {
     case $1 in
     coco) echo coco_pan_wds_exclude_lvisval 000000106 8 100000 ;;
@@ -52,7 +52,7 @@ for ((i = 0; i < ${#recipe[@]}; i++)); do
 done
 
 read -ra torchrun <<<"${TORCHRUN:-torchrun}"
-# Told to stop, torchrun tells its processes, and kills them after 30 s: writing a checkpoint may take longer.
+# When torchrun is stopped, it signals its processes and kills them after 30 s, but writing a checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
-# A store of its own for every restart: in one that outlives them, new processes find the addresses of the dead.
+# Every restart gets its own store. In a shared store, new processes would find the addresses of terminated processes.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}

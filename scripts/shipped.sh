@@ -18,7 +18,7 @@ python=${PYTHON:-python3}
 steps=${STEPS:-100}
 cache=${CACHE:-$out/cache}
 export PYTHONPATH=$root OMP_NUM_THREADS=1
-# glibc would give every large tensor back to the system and fetch it anew, page by page.
+# By default, glibc returns the memory of every freed large tensor to the system, which slows down allocations.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 echo "== photos to shards"

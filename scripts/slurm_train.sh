@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The published training on several machines of a Slurm cluster. Submitted from the repository's root, with the Python
-# environment active:
+# The published training on several nodes of a Slurm cluster. Submit it from the repository's root with the Python
+# environment activated:
 #
-#   SAVE_PATH=/data/shards sbatch --nodes=2 scripts/slurm_train.sh [flags of train.py, which win]
+#   SAVE_PATH=/data/shards sbatch --nodes=2 scripts/slurm_train.sh [flags of train.py]
 #
-# GPUS [8]: of a node. RESTARTS [3]: how often all processes start again from the newest checkpoint after one has failed.
-# PORT: of the rendezvous (made from the job's number). SAVE_PATH, SETS, CONFIG, RUN, FSDP [hybrid; full on one node],
-# TORCHRUN: see scripts/recipe.sh. Partition, account and the like are flags of sbatch, which win over the lines below.
+# GPUS [8]: the GPUs of a node. RESTARTS [3]: how often all processes restart from the newest checkpoint after one failed.
+# PORT: the port of the rendezvous [derived from the job id]. SAVE_PATH, SETS, CONFIG, RUN, FSDP [hybrid; full on one
+# node], TORCHRUN: see scripts/recipe.sh. Pass the partition, the account and so on to sbatch; its flags override the lines
+# below.
 #
 #SBATCH --job-name=osm
 #SBATCH --nodes=2
@@ -15,15 +16,15 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=0
 #SBATCH --time=24:00:00
-# Two minutes before the time is up, this script (B:) gets SIGTERM: time to write a checkpoint.
+# This script (B:) gets SIGTERM two minutes before the time limit, so that it can write a checkpoint.
 #SBATCH --signal=B:TERM@120
-# The job starts again from the queue after a node failed, too, and its log goes on.
+# The job is also requeued after a node failure, and its log is continued.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 job=${SLURM_JOB_ID:?submit it: sbatch scripts/slurm_train.sh}
-# Slurm runs a copy of this file from elsewhere: where it lay is where it was submitted from.
+# Slurm runs a copy of this file from another folder, so the repository is found by the submit directory.
 root=$SLURM_SUBMIT_DIR
 if [ ! -f "$root/scripts/recipe.sh" ]; then
     echo "error: submitted from $root, which is not the repository's root" >&2
@@ -34,18 +35,18 @@ FSDP=${FSDP-$([ "$nodes" -gt 1 ] && echo hybrid || echo full)}
 # shellcheck source=scripts/recipe.sh
 source "$root/scripts/recipe.sh"
 
-# What the training leaves when a signal stopped it, after its checkpoint is written: {"step": ..., "signal": ...}. Its
-# exit code then is 75, but of a failed process torchrun says 1, whatever it ended with; hence the file.
+# If a signal stops the training, it writes a checkpoint and then this file: {"step": ..., "signal": ...}. The file is
+# needed because torchrun replaces the training's exit code 75 with 1.
 stopped=$run/stopped
 step_of() { sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$1" 2>/dev/null || true; }
 step_before=$(step_of "$stopped")
 rm -f "$stopped"
 
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Since Slurm 22.05, srun does not take this over from sbatch.
+# Since Slurm 22.05, srun does not inherit this from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-# One torchrun a node, which starts a process a GPU; they meet at the first node. The restart count is in the id, as a
-# requeued job must not meet what is left of its last start.
+# Each node runs one torchrun, which starts one process per GPU. The rendezvous is on the first node. The restart count is
+# part of the rendezvous id, so that a requeued job cannot join leftovers of its previous start.
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --wait=600 \
     "${torchrun[@]}" --nnodes="$nodes" --nproc_per_node="${GPUS:-8}" --max_restarts="${RESTARTS:-3}" \
     --rdzv_id="$job-${SLURM_RESTART_COUNT:-0}" --rdzv_backend=c10d \
@@ -53,8 +54,8 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --wait=600 \
     "$root/train/train.py" "${recipe[@]}" &
 step=$!
 
-# By scancel, which signals the processes of all nodes: an srun that gets SIGTERM itself kills them at once. torchrun gets
-# it as well, and so does not take the processes that end for failed ones to be restarted.
+# scancel signals the processes of all nodes; an srun that gets SIGTERM itself would kill them at once. torchrun gets the
+# signal too, so it does not restart the processes that end.
 forward() {
     echo "$(date): job $job is told to stop"
     scancel --signal=TERM "$job" || true

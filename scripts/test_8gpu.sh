@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The published test on the GPUs of one machine: one part of the val sets a GPU, then the scores.
+# The published test on the GPUs of one machine: each GPU names one part of the validation masks. Then they are scored.
 #
 #   bash scripts/test_8gpu.sh CKPT OUT_DIR [flags of generate_pred.py]
 #
-# GPUS [8]: how many. CUDA_VISIBLE_DEVICES, where it is set, says which ones. PYTHON [python3]. A part that fails does not
-# stop the others; ended in any way, the same command goes on where it was. Proposals (--masks FILE) have no scores.
+# GPUS [8]: the number of GPUs. If CUDA_VISIBLE_DEVICES is set, it selects them. PYTHON [python3]. A part that fails does
+# not stop the others, and the same command resumes. Proposals (--masks FILE) are not scored.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage="usage: bash scripts/test_8gpu.sh CKPT OUT_DIR [flags of generate_pred.py]"
@@ -28,7 +28,7 @@ else
     for ((i = 0; i < gpus; i++)); do devices+=("$i"); done
 fi
 
-# What evaluate_pred.py has to know, too.
+# The flags that evaluate_pred.py needs too.
 scores=()
 proposals=
 words=("$@")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # So that it runs from a checkout that is not installed.
+    # The script also runs from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from osm.evaluation.evaluate_cli import evaluate_main
 

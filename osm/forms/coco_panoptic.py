@@ -50,7 +50,7 @@ class Panoptic(Form):
     """
 
     name: ClassVar[str] = "coco_panoptic"
-    what: ClassVar[str] = "a set in COCO-panoptic form"
+    what: ClassVar[str] = "a dataset in COCO panoptic format"
     masks: ClassVar[str] = "panoptic PNGs"
     needs: ClassVar[tuple[str, ...]] = ("image_dir", "mask_dir", "json_file")
     mask_members: ClassVar[Mapping[str, str]] = {"png": "pan_base64"}

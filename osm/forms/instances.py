@@ -195,7 +195,7 @@ class Instances(Annotated):
     """An image with instance masks. Each mask is rasterized only once, and cropped before it is resized."""
 
     name: ClassVar[str] = "coco_instances"
-    what: ClassVar[str] = "a set in COCO-instances form"
+    what: ClassVar[str] = "a dataset in COCO instance format"
     shape_field: ClassVar[str] = "segmentation"
     kept: ClassVar[tuple[str, ...]] = ("bbox", "category_id", "segmentation", "area")
 

@@ -324,7 +324,7 @@ def parser() -> argparse.ArgumentParser:
     out = CommandParser(
         prog="osm collages",
         allow_abbrev=False,
-        description="Pastes cut-outs with known names on photos, and writes a dataset in COCO-panoptic form.",
+        description="Pastes cut-outs with known names on photos, and writes a dataset in COCO panoptic format.",
     )
     out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
     out.add_argument("--table", type=Path, required=True, help="YAML: names, each with its files under train or val")
