@@ -83,27 +83,31 @@ def copies(data: Path, folder: Path, pictures: int, masks: int) -> int:
 def run(words: list[str], until: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Run a command of `osm`, and return its seconds and its peak memory. `until` says when it is killed."""
     started = time.monotonic()
-    errors = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "osm", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
-    )
-    peak = 0
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            break
-        peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))])
-        if until is not None and until():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return {"killed": True}
-        time.sleep(_POLL)
-    said, _ = process.communicate()
-    if process.returncode:
-        errors.seek(0)
-        raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{said}{errors.read()}")
+    command = [sys.executable, "-m", "osm", *words]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, peak_kib(process.pid))
+            if until is not None and until():
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return {"killed": True}
+            time.sleep(_POLL)
+        said, _ = process.communicate()
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{said}{errors.read()}")
     return {"seconds": round(time.monotonic() - started, 1), "peak_mib": peak // 1024, "said": said.split(": ")[0]}
+
+
+def peak_kib(pid: int) -> int:
+    """Return the largest memory that a process has had so far, or 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return max((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), default=0)
 
 
 def digest(out: Path) -> str:
