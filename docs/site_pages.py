@@ -125,9 +125,10 @@ def config_page() -> str:
         meaning = str(schema.get("description", "")).replace("|", "\\|").replace("\n", " ")
         rows.append(f"| `{path}` | {kind} | {default} | {meaning} |")
     head = (
-        "# Config files\n\nA config is a YAML file with the sections `model` and `training`. `--config` takes a file or "
-        "a name in `configs/`, and `--set model.llm.name=...` changes one value. `osm schema` prints this table as a JSON "
-        "schema for editors.\n\n"
+        "# Config files\n\n"
+        "A config is a YAML file with the sections `model` and `training`. `--config` takes a file or a name in "
+        "`configs/`, and `--set model.llm.name=...` changes one value. `osm schema` prints this table as a JSON schema "
+        "for editors.\n\n"
     )
     return head + "\n".join(rows) + "\n"
 
