@@ -91,7 +91,9 @@ def main():
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     state = [v for own in trainer.optimizer.state.values() for k, v in own.items() if k != "step"]
-    print("share", share(trained), share(state), share(frozen), flush=True)
+    line = f"share {share(trained)} {share(state)} {share(frozen)}\\n"
+    sys.stdout.write(line)  # as a whole: both processes write to one pipe
+    sys.stdout.flush()
     # As on GPUs whose gradients gloo exchanges.
     shards = [t for t in (*trained, *state, *frozen) if isinstance(t, DTensor)]
     assert shards and all(exchanged_by_gloo(t.device_mesh) for t in shards)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from osm.errors import OsmError, SampleError
 from osm.io.images import open_image, read_ids, read_mask
@@ -102,8 +101,7 @@ def _values(file: Path) -> list[int]:
 
 def _is_map(file: Path) -> bool:
     values = _values(file)
-    with Image.open(file) as image:
-        return bool(values) and (image.mode == "P" or len(values) <= _FEW)
+    return bool(values) and (open_image(file).mode == "P" or len(values) <= _FEW)
 
 
 def _read_map(file: Path) -> np.ndarray:
