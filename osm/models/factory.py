@@ -21,6 +21,7 @@ from osm.models.llm import check_complete, load_llm, unused_packages, use_tokeni
 from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
 from osm.models.probability_calibration import ProbabilityCalibration
+from osm.models.random_values import trained_model
 from osm.models.self_check import check_model
 from osm.models.sizes import check_checkpoint, check_room
 from osm.models.towers import TOWERS
@@ -219,7 +220,8 @@ def load_model(
             _refuse(settings, name)
             own = checkpoint.model_config(document["config"], f"checkpoint {path}")
             check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
-            model, processor = build(own)
+            with trained_model():
+                model, processor = build(own)
             checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
             model.calibration = ProbabilityCalibration.from_document(document["config"], f"checkpoint {path}")
         else:
@@ -271,7 +273,8 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
     check_checkpoint(config, state, f"{folder}/model.safetensors")
     processor = None
     if base_model is None:
-        model, processor = build(config)
+        with trained_model():
+            model, processor = build(config)
     else:
         sizes = (config.input_size, config.sliding_window_size, config.sliding_window_stride)
         model = OmniScientModel.from_instructblip(base_model, *sizes, config=config)

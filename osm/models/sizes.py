@@ -6,13 +6,11 @@ Parameter counts are closed-form lower bounds, so a rejected model is at least a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from osm.errors import OsmError
 from osm.models import checkpoint
@@ -20,30 +18,13 @@ from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
 from osm.models.lora import blank as blank_lora
 from osm.models.model_config import ModelConfig
+from osm.models.random_values import WithoutRandomValues
 
 _BYTES = 4  # the size of a float32 parameter
 
 
 class _LackingError(OsmError):
     """Raised if a checkpoint lacks an entry that determines one of the model's sizes."""
-
-
-class _WithoutRandomValues(TorchFunctionMode):
-    """Skips random initialization, which is slow for meta tensors although they have no values."""
-
-    _SKIPPED = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func in self._SKIPPED:
-            return args[0] if args else named["tensor"]
-        return func(*args, **named)
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -73,7 +54,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
                 f"{len(named)} tensors"
             )
     try:
-        with torch.device("meta"), _WithoutRandomValues():
+        with torch.device("meta"), WithoutRandomValues():
             bridge = kind.blank(config, size)
     except _LackingError:
         raise

@@ -7,6 +7,7 @@ imported only when a model is built.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from osm.config import FieldError
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.model_config import LARGEST
+from osm.models.random_values import weights_follow
 from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
 from osm.models.weights import Found, files_of, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
@@ -279,7 +281,8 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
     timm = import_timm()
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _Weights(state_dict)}}
-    with quiet_libraries():  # timm would log the entries of a weight file that the tower does not use
+    follow = weights_follow() if state_dict is not None else contextlib.nullcontext()
+    with quiet_libraries(), follow:  # timm would log the entries of a weight file that the tower does not use
         model: Any = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
         config.pop("state_dict", None)  # otherwise the weights would be in memory twice
@@ -303,7 +306,8 @@ def _maps_tower(
 ) -> Tower:
     timm = import_timm()
     try:
-        model: Any = timm.create_model(name, features_only=True, **options)
+        with weights_follow():  # only the strides of this model are used
+            model: Any = timm.create_model(name, features_only=True, **options)
         info = model.feature_info
     except TypeError:
         raise
