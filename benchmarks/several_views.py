@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from osm.datasets.table import Dataset  # noqa: E402
+from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.evaluation.metrics import accepted_forms, normalize  # noqa: E402
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, differences  # noqa: E402
@@ -60,12 +61,11 @@ def views_of(image: Image.Image, mask_HW: np.ndarray, rng: np.random.Generator) 
 def measure(recognizer: Recognizer, mode: str, folder: Path, limit: int | None, seed: int) -> dict[str, Any]:
     """Return the accuracy, its interval and the number of masks for every combination and number of views."""
     annotations = str(folder / "panoptic.json")
-    dataset = Dataset(
-        *(mode, "coco_panoptic", mode, annotations),
-        image_dir=str(folder / "images"),
-        mask_dir=str(folder / "panoptic"),
-        json_file=annotations,
-    )
+    files = {"image_dir": str(folder / "images"), "mask_dir": str(folder / "panoptic"), "json_file": annotations}
+    if mode in DatasetTable():  # a built-in dataset, whose classes have readable names
+        dataset = replace(DatasetTable()[mode], **files)
+    else:
+        dataset = Dataset(mode, "coco_panoptic", mode, annotations, **files)
     split = split_of(dataset)
     right: dict[tuple[str, int], list[float]] = {(way, n): [] for way in COMBINATIONS for n in COUNTS}
     images: list[int] = []  # the image of each mask
