@@ -68,7 +68,7 @@ def to_detections(
     else:
         x, y, w, h = np.array([regions[k] for k in kept], np.float32).T
         xyxy = np.stack([x, y, x + w, y + h], 1)
-    probs = [_probability(recognitions[k]) for k in kept]
+    probs = [recognitions[k].likelihood for k in kept]
     return supervision.Detections(
         xyxy=xyxy,
         mask=chosen,
@@ -76,10 +76,6 @@ def to_detections(
         class_id=np.array([listed.index(name) for name in names]),
         data={"class_name": np.array(names)},
     )
-
-
-def _probability(one: Recognition) -> float:
-    return float(one.prob if one.calibrated_prob is None else one.calibrated_prob)
 
 
 class AutodistillModel:
@@ -200,7 +196,7 @@ def label_fiftyone(samples: Iterable[Any], recognizer: Recognizer, field: str, t
             else:
                 [[answer]] = recognizer.name(boxes=[[x, y, w, h]], modes=[mode])
             if answer.text and not answer.skipped:
-                row.label, row.confidence = answer.text, _probability(answer)
+                row.label, row.confidence = answer.text, answer.likelihood
                 count += 1
         sample[to_field] = named
         sample.save()

@@ -124,9 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     options = options_of(args)
     found = find_input(options)
     if args.dry_run:
-        what = (
-            f"{counted(found.tasks)} masks ({found.reader.title})" if found.reader else f"what {args.segmenter} finds"
-        )
+        what = f"{counted(found)} masks ({found.reader.title})" if found.reader else f"what {args.segmenter} finds"
         echo(f"{len(found.tasks)} images, {what}, to {', '.join(options.to)}: {args.out}")
         return 0
     summary, speed = label_images(options, found)

@@ -21,7 +21,7 @@ from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 
 FOLDER = ".osm_label"
-CORRECTIONS = "corrections.json"
+CORRECTIONS, TRACKS = "corrections.json", "tracks.jsonl"
 Record = dict[str, Any]
 
 
@@ -68,15 +68,21 @@ class LabelJournal:
 
     def append(self, record: Record, process: int) -> None:
         """Add a finished image to the file of a process, and sync the file to disk."""
-        line = json.dumps(record, separators=(",", ":")) + "\n"
-        with (self.folder / f"images_{process}.jsonl").open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.folder / f"images_{process}.jsonl", record)
+
+    def append_track(self, record: Record) -> None:
+        """Add a named object of a video, and sync the file to disk."""
+        _append(self.folder / TRACKS, record)
+
+    def tracks(self) -> dict[str, Record]:
+        """Return the named objects of a video by their ids."""
+        file = self.folder / TRACKS
+        rows = [parse_json(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
+        return {row["id"]: row for row in rows}
 
     def repair(self) -> None:
         """Remove an incomplete last line, which a killed process leaves behind. No process may be appending."""
-        for path in self._files():
+        for path in (*self._files(), *self.folder.glob(TRACKS)):
             with path.open("rb+") as file:
                 data_end = 0
                 for line in file:
@@ -130,6 +136,13 @@ class LabelJournal:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("images_*.jsonl"))
+
+
+def _append(path: Path, record: Record) -> None:
+    with path.open("ab") as file:
+        file.write((json.dumps(record, separators=(",", ":")) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 _GOOD = b'"failed":"",'

@@ -19,7 +19,7 @@ from osm.labeling.label_journal import LabelJournal, image_of, image_record
 from osm.labeling.label_rules import KeepRules
 
 SAME = "same"
-"""The word for the format and the files of the masks, into which the names are filled."""
+"""`--to same` writes copies of the files that the masks were read from, with names."""
 _LOST = {
     "holes": "masks with holes, which are filled",
     "parts": "masks of several parts, which become several objects",

@@ -14,6 +14,7 @@ from osm.recognition.panoptic import merge
 
 UNSURE = ("keep", "drop", "review")
 OVERLAPS = ("keep", "merge", "parts")
+TOO_SMALL = "below min_area"
 PART_SHARE = 0.9
 """An object is a part of a larger one if at least this share of its pixels is inside the larger one."""
 
@@ -35,6 +36,11 @@ class KeepRules:
     min_prob: float = 0.0
     unsure: str = "keep"
     overlaps: str = "keep"
+
+    def measured(self, shape: LabelShape) -> LabelShape:
+        """Return an object, which has no name and the reason instead if its mask is too small."""
+        small = shape.area < self.min_area
+        return replace(shape, name="", prob=0.0, class_id=None, unsure=False, skipped=TOO_SMALL) if small else shape
 
     def left_out(self, shape: LabelShape) -> str:
         """Return why an object is not written, or an empty text if it is. Names from a person are always written."""

@@ -14,12 +14,12 @@ from typing import Any
 
 from osm.errors import OsmError, RunStopped, not_one_of
 from osm.labeling.corrections import Corrections
-from osm.labeling.formats.label_format import LabelFormat
+from osm.labeling.formats.label_format import LabelFormat, MaskSource
 from osm.labeling.label_journal import FOLDER, LabelJournal
 from osm.labeling.label_options import LabelOptions, load_labeler, writable_formats
 from osm.labeling.label_output import SAME, LabelSummary, LabelTarget, write_labels
 from osm.labeling.label_tasks import LabelInput, LabelTask, find_tasks
-from osm.labeling.video import extract_frames, is_video
+from osm.labeling.video import FRAMES, extract_frames, is_video
 from osm.quiet import quiet_command
 from osm.storage.locations import is_remote, public
 from osm.terminal import message_logger
@@ -44,7 +44,7 @@ def find_input(options: LabelOptions) -> LabelInput:
     else:
         images, out = options.images, options.out
         if is_video(images):
-            images, out = str(extract_frames(Path(images), out / "frames")), out / FOLDER
+            images, out = str(extract_frames(Path(images), out / FRAMES)), out / FOLDER
         found = find_tasks(images, options.masks, options.image_dir, options.form or None, options.auto, out)
     if SAME in options.to and (found.reader is None or found.masks is None or not found.reader.fills):
         what = "segments of a segmenter" if found.reader is None else found.reader.title
@@ -67,10 +67,11 @@ def label_images(options: LabelOptions, found: LabelInput | None = None) -> tupl
         RunStopped: a process ended early.
     """
     found = found or find_input(options)
+    corrections = Corrections.read(options.corrections, "--corrections") if options.corrections is not None else None
     journal = LabelJournal(options.out, _settings(options, found.tasks), options.overwrite)
     journal.repair()
-    if options.corrections is not None:
-        journal.correct(Corrections.read(options.corrections, "--corrections"))
+    if corrections is not None:
+        journal.correct(corrections)
     if found.left_out:
         logger.info(f"{found.left_out} images with masks are not in the list of images, and are left out")
     done = journal.places(failed=False)
@@ -102,7 +103,7 @@ def _settings(options: LabelOptions, tasks: Sequence[LabelTask]) -> dict[str, An
     chosen = {name: getattr(options, name) for name in (*_SETTINGS, *_MORE_SETTINGS)}
     chosen = {name: public(value) if isinstance(value, str) else value for name, value in chosen.items()}
     listed = [one if isinstance(one, str) else [one.id, *one.names] for one in options.vocabulary]
-    found = [(task.file_name, task.source.masks if task.source is not None else 0) for task in tasks]
+    found = [(task.file_name, _stated(task.source)) for task in tasks]
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return {
         **chosen,
@@ -111,6 +112,11 @@ def _settings(options: LabelOptions, tasks: Sequence[LabelTask]) -> dict[str, An
         "vocabulary": listed,
         "the list of images": f"{len(tasks)} images ({digest})",
     }
+
+
+def _stated(source: MaskSource | None) -> int:
+    """Return the number of masks of a source as far as it is known without reading further files."""
+    return 0 if source is None else source.stated_count or len(source.rows)
 
 
 def _label(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -252,6 +251,13 @@ def _image_of(source: MaskSource, by_id: dict[int, str]) -> str:
     return by_id.get(int(source.image), source.image)
 
 
-def counted(tasks: Iterable[LabelTask]) -> int:
-    """Return the number of masks that are stated for all tasks."""
-    return sum(task.source.masks for task in tasks if task.source is not None)
+def counted(found: LabelInput) -> int:
+    """Return the number of masks of all tasks. Masks whose file cannot be read are reported, and not counted."""
+    count = 0
+    for task in found.tasks:
+        if found.reader is not None and task.source is not None:
+            try:
+                count += found.reader.count(task.source)
+            except OsmError as error:
+                logger.warning(f"{task.image.location}: its masks are not counted ({error})")
+    return count

@@ -71,10 +71,8 @@ class ImageLabeler:
         for shape in self._shapes(task, photo):
             if isinstance(shape, SampleError):
                 lost[shape.reason] += 1
-            elif shape.area < self.rules.min_area:
-                shapes.append(replace(shape, skipped="below min_area"))
             else:
-                shapes.append(shape)
+                shapes.append(self.rules.measured(shape))
         named = self._named(photo, shapes)
         place = task.image.location, photo.size, named, task.image.member
         return image_record(LabeledImage(task.number, task.file_name, *place), lost)
@@ -116,6 +114,5 @@ def answered(shape: LabelShape, answer: Any) -> LabelShape:
         return replace(shape, skipped=answer.skipped)
     if not answer.text:
         return replace(shape, skipped="empty name")
-    prob = answer.prob if answer.calibrated_prob is None else answer.calibrated_prob
     facts = {"class_id": answer.class_id, "unsure": bool(answer.unsure)}
-    return replace(shape, name=answer.text, prob=round(float(prob), 6), **facts)
+    return replace(shape, name=answer.text, prob=round(float(answer.likelihood), 6), **facts)

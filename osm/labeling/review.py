@@ -23,6 +23,7 @@ from osm.files import read_text, write_atomically
 from osm.labeling.corrections import REMOVED
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_journal import FOLDER, LabelJournal, image_of
+from osm.labeling.label_rules import TOO_SMALL
 from osm.labeling.stored_images import StoredImage
 from osm.terminal import ProgressBar, message_logger
 
@@ -112,7 +113,7 @@ def _chosen(journal: LabelJournal, limit: int, everything: bool) -> tuple[list[R
             bare = replace(image, shapes=())
             for number, (shape, now) in enumerate(zip(image.shapes, corrections.applied(image), strict=True)):
                 decided = now.corrected or now.skipped == REMOVED
-                if shape.skipped == "below min_area" or (decided and not everything):
+                if shape.skipped == TOO_SMALL or (decided and not everything):
                     continue
                 total += 1
                 yield ReviewItem(bare, number, shape)

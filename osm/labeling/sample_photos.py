@@ -86,7 +86,7 @@ def draw_sample(recognizer: Recognizer) -> tuple[Image.Image, list[str]]:
 
 
 def _label(answer: Recognition) -> str:
-    prob = answer.prob if answer.calibrated_prob is None else answer.calibrated_prob
+    prob = answer.likelihood
     return f"{answer.text}{'?' if answer.unsure else ''} {prob:.0%}"
 
 

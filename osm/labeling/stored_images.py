@@ -60,17 +60,17 @@ class StoredImage:
         return Picture.by_rule(self.source(), "auto", lambda: stated, lambda: None).rgb()
 
 
+@dataclass(frozen=True)
 class ImageCollection:
     """The images of a run by their names, which are paths with forward slashes.
 
-    Args:
+    Attributes:
         names: name -> image, in the order in which the images are labeled.
-        folder: the folder of all images, if there is one.
         title: what contains the images, for messages.
     """
 
-    def __init__(self, names: dict[str, StoredImage], folder: Path | None, title: str) -> None:
-        self.names, self.folder, self.title = names, folder, title
+    names: dict[str, StoredImage]
+    title: str
 
 
 def images_of_folder(folder: Path, out: Path) -> ImageCollection:
@@ -84,7 +84,7 @@ def images_of_folder(folder: Path, out: Path) -> ImageCollection:
         and not path.resolve().is_relative_to(inside)
     ]
     found = {path.relative_to(folder).as_posix(): StoredImage(str(path)) for path in files}
-    return _checked(ImageCollection(found, folder, str(folder)))
+    return _checked(ImageCollection(found, str(folder)))
 
 
 def images_of_url(url: str) -> ImageCollection:
@@ -98,7 +98,7 @@ def images_of_url(url: str) -> ImageCollection:
         raise OsmError(f"images {public(url)}: the server does not list the folder; pass a file that lists the images")
     names = [name for name in sorted(listed) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     found = {name: StoredImage(join(url, name)) for name in names}
-    return _checked(ImageCollection(found, None, public(url)))
+    return _checked(ImageCollection(found, public(url)))
 
 
 def images_of_list(file: Path, folder: Path | None) -> ImageCollection:
@@ -111,12 +111,12 @@ def images_of_list(file: Path, folder: Path | None) -> ImageCollection:
     lines = [line for line in lines if line and not line.startswith("#")]
     base = (folder or file.parent).resolve()
     places = [line if is_remote(line) else (base / line).as_posix() for line in lines]
-    names = _names_of(places)
-    repeated = next((line for k, line in enumerate(lines) if places[k] in places[:k]), None) if lines else None
-    if repeated is not None:
-        raise OsmError(f"images {file}: lists {shown(repeated)} twice")
-    found = {name: StoredImage(place) for name, place in zip(names, places, strict=True)}
-    return _checked(ImageCollection(found, None, str(file)))
+    found: dict[str, StoredImage] = {}
+    for line, name, place in zip(lines, _names_of(places), places, strict=True):
+        if name in found:
+            raise OsmError(f"images {file}: lists {shown(line)} twice")
+        found[name] = StoredImage(place)
+    return _checked(ImageCollection(found, str(file)))
 
 
 def _names_of(places: Sequence[str]) -> list[str]:
@@ -135,7 +135,7 @@ def images_of_shards(pattern: str) -> ImageCollection:
         for sample in samples_of(shard):
             if sample.image:
                 found[sample.image] = StoredImage(shard, sample.members[sample.image_extension])
-    return _checked(ImageCollection(found, None, pattern))
+    return _checked(ImageCollection(found, pattern))
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from osm.documents import parse_json
 from osm.errors import OsmError, SampleError
 from osm.files import write_atomically
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_journal import LabelJournal, image_record
 from osm.labeling.label_options import LabelOptions, load_labeler
+from osm.labeling.label_rules import KeepRules
 from osm.labeling.label_tasks import LabelTask
 from osm.labeling.labeler import answered
 from osm.labeling.tracks import TrackMasks
@@ -27,8 +26,8 @@ from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
-_FILE = "tracks.jsonl"
-Places = dict[str, list[tuple[int, int]]]  # object -> (index of the task, pixels of the mask) of each of its frames
+Places = dict[str, list[tuple[int, int]]]
+"""Maps the id of each object to its frames. A frame is (index in `tasks`, area of the object's mask in pixels)."""
 
 
 def label_tracks(
@@ -43,7 +42,7 @@ def label_tracks(
     Raises:
         OsmError: no frame has a mask.
     """
-    known = _known(journal)
+    known = journal.tracks()
     places = _places(tasks)
     wanted = [one for one in places if one not in known]
     if wanted:
@@ -51,18 +50,17 @@ def label_tracks(
         with ProgressBar("naming", len(wanted), "objects") as progress:
             for one in wanted:
                 record = _named(one, places[one], tasks, recognizer, options)
-                _append(journal, record)
+                journal.append_track(record)
                 known[one] = record
                 progress.step()
     for task in left:
-        journal.append(_frame(task, known, options.min_area), 0)
+        journal.append(_frame(task, known, options.rules), 0)
 
 
 def write_tracks(journal: LabelJournal, out: Path) -> None:
     """Write `tracks.json`: each object's name, probability, number of frames, and the names of single frames."""
-    rows = sorted(_known(journal).values(), key=lambda row: (len(row["id"]), row["id"]))
-    document = {"tracks": [{key: row[key] for key in row if key != "shape"} for row in rows]}
-    write_atomically(out / "tracks.json", [json.dumps(document, indent=1, ensure_ascii=False), "\n"])
+    rows = sorted(journal.tracks().values(), key=lambda row: (len(row["id"]), row["id"]))
+    write_atomically(out / "tracks.json", [json.dumps({"tracks": rows}, indent=1, ensure_ascii=False), "\n"])
 
 
 def _places(tasks: Sequence[LabelTask]) -> Places:
@@ -90,7 +88,7 @@ def _read(task: LabelTask) -> tuple[Image.Image, list[LabelShape | SampleError]]
 
 
 def chosen_frames(frames: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """Choose frames that are spread over a track: of each of `count` equal parts, the one with the largest mask.
+    """Split a track into `count` parts of equal length, and choose the frame with the largest mask in each part.
 
     Args:
         frames: (index, pixels of the mask) of each frame of the object.
@@ -127,7 +125,7 @@ def _named(
 _KEPT = ("name", "prob", "class_id", "unsure", "skipped")
 
 
-def _frame(task: LabelTask, known: dict[str, dict[str, Any]], min_area: int) -> dict[str, Any]:
+def _frame(task: LabelTask, known: dict[str, dict[str, Any]], rules: KeepRules) -> dict[str, Any]:
     """Return the journal's record of a frame, whose objects have the names of their tracks."""
     where = task.number, task.file_name, task.image.location
     try:
@@ -140,25 +138,5 @@ def _frame(task: LabelTask, known: dict[str, dict[str, Any]], min_area: int) -> 
         if isinstance(shape, LabelShape):
             row = known[str(shape.id)]
             named = replace(shape, **{name: row[name] for name in _KEPT})
-            shapes.append(replace(shape, skipped="below min_area") if shape.area < min_area else named)
+            shapes.append(rules.measured(named))
     return image_record(LabeledImage(*where, photo.size, tuple(shapes)), lost)
-
-
-def _known(journal: LabelJournal) -> dict[str, dict[str, Any]]:
-    """Return the records of the objects that were named so far. An incomplete last line is ignored."""
-    file = journal.folder / _FILE
-    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    rows = [parse_json(line) for line in lines if line.endswith(b"\n")]
-    return {row["id"]: row for row in rows}
-
-
-def _append(journal: LabelJournal, record: dict[str, Any]) -> None:
-    file = journal.folder / _FILE
-    data = file.read_bytes() if file.is_file() else b""
-    whole = data[: data.rfind(b"\n") + 1]  # without an incomplete last line
-    with file.open("rb+" if file.is_file() else "wb") as stream:
-        stream.seek(len(whole))
-        stream.truncate()
-        stream.write((json.dumps(record) + "\n").encode())
-        stream.flush()
-        os.fsync(stream.fileno())

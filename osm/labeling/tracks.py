@@ -21,20 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from osm.errors import OsmError, SampleError, shown
+from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_json
 from osm.io.images import SUFFIXES, read_ids, read_mask
 from osm.io.segmentation import decode_segmentation, encode_rle
-from osm.labeling.formats.label_format import LabeledImages, LabelFormat, LabelShape, MaskSource, Size, shape_of
+from osm.labeling.formats.label_format import LabelFormat, LabelShape, MaskSource, Size, check_map_size, shape_of
 from osm.labeling.label_tasks import LabelInput, LabelTask
 from osm.labeling.stored_images import StoredImage
-from osm.labeling.video import extract_frames, is_video
-from osm.terminal import message_logger
-
-logger = message_logger(__name__)
+from osm.labeling.video import FRAMES, extract_frames, is_video
 
 _MAX_NPZ_BYTES = 4 << 30
-FRAMES = "frames"
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class TrackMasks(LabelFormat):
                 rows.append((number, mask))
             else:  # one PNG for all objects
                 ids = read_ids(mask)
-                _check_size(ids, size, source.where)
+                check_map_size(ids, size, source.where)
                 rows += [(str(one), encode_rle(ids == one)) for one in np.unique(ids).tolist() if one]
         return replace(source, rows=tuple(rows))
 
@@ -79,20 +75,10 @@ class TrackMasks(LabelFormat):
         number, stored = row
         if isinstance(stored, Path):
             mask = read_mask(stored) > 0
-            _check_size(mask, size, where)
+            check_map_size(mask, size, where)
         else:
             mask = decode_segmentation(stored, size[::-1], where)
         return [shape_of(mask, where, id=number)] if mask.any() else []
-
-    @classmethod
-    def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError("tracks cannot be written")
-
-
-def _check_size(mask: np.ndarray, size: Size, where: str) -> None:
-    if mask.shape != size[::-1]:
-        found = f"{mask.shape[1]} x {mask.shape[0]}"
-        raise SampleError("mask_size", f"{where}: the mask has {found} pixels, but the frame {size[0]} x {size[1]}")
 
 
 def read_tracks(path: Path) -> list[TrackedFrame]:

@@ -11,6 +11,8 @@ from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import check_regular_file, replacing, write_atomically
 
+FRAMES = "frames"
+"""The folder of the frames of a video, in the output folder."""
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 MAX_FRAMES = 100_000
 MAX_SIDE = 16_384  # pixels

@@ -55,3 +55,8 @@ class Recognition:
     calibrated_prob: float | None = None
     unsure: bool = False
     class_id: int | None = None
+
+    @property
+    def likelihood(self) -> float:
+        """The calibrated probability if there is one, else `prob`."""
+        return self.prob if self.calibrated_prob is None else self.calibrated_prob

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from osm.labeling.formats import FORMATS
 from osm.labeling.formats.label_format import LabeledImage, LabeledImages, LabelShape
+from osm.labeling.labeler import answered
 from osm.serving.engine import DemoPicture
 from osm.serving.page_files import safe_name
 
@@ -40,17 +41,8 @@ def write_download(picture: DemoPicture, form: str, folder: Path) -> Path:
         return path
     title = safe_name(picture.title)
     name = title if Path(title).suffix else f"{title}.jpg"
-    shapes = tuple(
-        LabelShape(
-            one.rle,
-            name=one.answer.text,
-            prob=round(one.answer.prob if one.answer.calibrated_prob is None else one.answer.calibrated_prob, 6),
-            class_id=one.answer.class_id,
-            unsure=one.answer.unsure,
-        )
-        for one in picture.named
-        if one.answer.text
-    )
+    named = (answered(LabelShape(one.rle), one.answer) for one in picture.named)
+    shapes = tuple(shape for shape in named if shape.name)
     names = dict.fromkeys(shape.name for shape in shapes)
     image = LabeledImage(0, name, name, picture.image.size, shapes)
     labels = LabeledImages([image], {one: number for number, one in enumerate(names, 1)}, "osm demo")

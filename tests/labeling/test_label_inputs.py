@@ -17,7 +17,7 @@ from osm.errors import OsmError, SampleError
 from osm.io.segmentation import encode_rle
 from osm.labeling.formats import recognized
 from osm.labeling.formats.label_format import LabelShape
-from osm.labeling.label_tasks import LabelInput, find_tasks
+from osm.labeling.label_tasks import LabelInput, counted, find_tasks
 
 SIZE = (64, 48)
 
@@ -155,6 +155,31 @@ def test_tar_files_of_sa1b_and_shards(tmp_path: Path) -> None:
     tar(tmp_path / "b.tar", {"a.jpg": jpeg(0), "a.cls": b"3"})
     with pytest.raises(OsmError, match="no sample has an image and a json with masks"):
         find_tasks(f"{tmp_path}/b.tar")
+
+
+def test_a_broken_file_of_masks_costs_its_image_alone(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], console: None
+) -> None:
+    """A label map, or the json of a sample. It is read when its image is labeled, or when masks are counted."""
+    (tmp_path / "voc").mkdir()
+    for number in range(2):
+        saved = Image.fromarray(mask(number).astype(np.uint8), "P")
+        saved.putpalette(list(range(256)) * 3)
+        saved.save(tmp_path / "voc" / f"COCO_val_{number:012d}.png")
+    (tmp_path / "voc" / "COCO_val_000000000001.png").write_bytes(b"no image")
+    row = json.dumps({"annotations": [{"segmentation": encode_rle(mask(0))}]}).encode()
+    members = {"a.jpg": jpeg(0), "a.json": row, "b.jpg": jpeg(1), "b.json": b"[{"}
+    shard = tar(tmp_path / "a.tar", members)
+    for found in (find_tasks(str(images), str(tmp_path / "voc")), find_tasks(str(shard))):
+        assert len(found.tasks) == 2 and found.reader is not None
+        assert counted(found) == 1 and "its masks are not counted" in capsys.readouterr().err
+        good, bad = (task.source for task in found.tasks)
+        assert good is not None and bad is not None and len(list(found.reader.shapes(good, SIZE))) == 1
+        try:
+            [error] = found.reader.shapes(bad, SIZE)
+        except OsmError as raised:
+            error = raised
+        assert isinstance(error, OsmError)
 
 
 def test_a_folder_on_s3(images: Path, clean_s3: S3Server, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from osm.labeling.formats.label_format import (
     MaskSource,
     Size,
     box_shape,
+    category_names,
     filled_ids,
     shape_of,
 )
@@ -57,9 +58,7 @@ class CocoLabels(LabelFormat):
         images, rows = document.get("images"), document.get("annotations")
         if not isinstance(images, list) or not isinstance(rows, list):
             raise OsmError(f"--masks {path}: has no lists 'images' and 'annotations'")
-        names = {
-            row.get("id"): str(row.get("name", "")) for row in document.get("categories") or () if isinstance(row, dict)
-        }
+        names = category_names(document)
         of_image = _by_image(rows, path)
         known = {_id(image.get("id")) for image in images if isinstance(image, dict)}
         strays = [image_id for image_id in of_image if image_id not in known]
@@ -170,7 +169,7 @@ class SamMasks(LabelFormat):
             image = document.get("image") if isinstance(document, dict) else None
             stated = image.get("file_name") if isinstance(image, dict) else None
             name = stated if isinstance(stated, str) and stated else file.stem
-            yield MaskSource(name, f"{file}: mask", data=file, count=len(rows))
+            yield MaskSource(name, f"{file}: mask", data=file, stated_count=len(rows))
 
     @classmethod
     def _read(cls, file: Path) -> tuple[Any, list[Any]]:
@@ -187,10 +186,6 @@ class SamMasks(LabelFormat):
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
         return [coco_shape(row, size, where)]
-
-    @classmethod
-    def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError(f"--to {cls.name}: {cls.title} has no field for a name; choose another format, or --to same")
 
     @classmethod
     def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
@@ -234,10 +229,6 @@ class CocoResults(LabelFormat):
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
         return [coco_shape(row, size, where)]
-
-    @classmethod
-    def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError(f"--to {cls.name}: {cls.title} have no names of images; choose coco, or --to same")
 
     @classmethod
     def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,7 +53,7 @@ class MaskSource:
             for each image.
         size: the (width, height) that the format states, or None.
         data: what else the format needs to decode the records.
-        count: the number of records, if `rows` is not loaded yet.
+        stated_count: the number of records, if it is known although `rows` is not loaded yet.
         by_id: whether `image` is the id of the image instead of its name.
         stored: where the image is, if the format itself contains it.
     """
@@ -64,14 +63,9 @@ class MaskSource:
     rows: tuple[Any, ...] = ()
     size: Size | None = None
     data: Any = None
-    count: int | None = None
+    stated_count: int | None = None
     by_id: bool = False
     stored: StoredImage | None = None
-
-    @property
-    def masks(self) -> int:
-        """The number of records."""
-        return len(self.rows) if self.count is None else self.count
 
 
 @dataclass(frozen=True)
@@ -167,7 +161,7 @@ class LabeledImages:
         return {name: k for k, name in enumerate(self.categories)}
 
 
-class LabelFormat(ABC):
+class LabelFormat:
     """A format of annotation files.
 
     Attributes:
@@ -234,9 +228,22 @@ class LabelFormat(ABC):
         raise NotImplementedError
 
     @classmethod
-    @abstractmethod
+    def count(cls, source: MaskSource) -> int:
+        """Return the number of records of a source. Files that are only read for this may be read here.
+
+        Raises:
+            OsmError: the file of the source cannot be read.
+        """
+        return len(source.rows) if source.stated_count is None else source.stated_count
+
+    @classmethod
     def write(cls, labels: LabeledImages, out: Path) -> None:
-        """Write all labels into a folder, which exists."""
+        """Write all labels into a folder, which exists.
+
+        Raises:
+            OsmError: the format has no field for a name.
+        """
+        raise OsmError(f"--to {cls.name}: {cls.title} can be read, but not written")
 
     @classmethod
     def fill(cls, path: Path, labels: LabeledImages, out: Path) -> None:
@@ -253,6 +260,19 @@ def shape_of(mask: np.ndarray, where: str, **facts: Any) -> LabelShape:
     if not mask.any():
         raise SampleError("annotation_without_mask", f"{where}: its mask has no pixel inside the image")
     return LabelShape(encode_rle(mask), **facts)
+
+
+def check_map_size(pixels: np.ndarray, size: Size, where: str) -> None:
+    """Raise SampleError if a map or mask (H, W) does not have the (width, height) of its image."""
+    if pixels.shape != size[::-1]:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise SampleError("mask_size", f"{where}: has {found} pixels, but the image has {size[0]} x {size[1]}")
+
+
+def category_names(document: Mapping[str, Any]) -> dict[Any, str]:
+    """Return the names of the `categories` of a COCO document by their ids."""
+    rows = document.get("categories") or ()
+    return {row.get("id"): str(row.get("name", "")) for row in rows if isinstance(row, dict)}
 
 
 def box_shape(box: Any, size: Size, where: str, **facts: Any) -> LabelShape:

@@ -60,7 +60,7 @@ class LabelMeFiles(LabelFormat):
             full = name if folder == "." else f"{folder}/{name}"
             size = (width, height) if width and height else None
             count = len(list(_grouped(document["shapes"])))
-            yield MaskSource(full, f"{file}: shapes", size=size, data=file, count=count)
+            yield MaskSource(full, f"{file}: shapes", size=size, data=file, stated_count=count)
 
     @classmethod
     def _read(cls, file: Path) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from osm.errors import OsmError, SampleError
+from osm.errors import SampleError
 from osm.io.images import open_image, read_ids, read_mask
-from osm.labeling.formats.label_format import LabeledImages, LabelFormat, LabelShape, MaskSource, Size, shape_of
+from osm.labeling.formats.label_format import LabelFormat, LabelShape, MaskSource, Size, check_map_size, shape_of
 
 _VOID = (0, 255)  # background, and the border of objects in VOC
 _FEW = 64  # a gray PNG with more values than this is a photo
@@ -32,23 +32,21 @@ class LabelMapFiles(LabelFormat):
     def sources(cls, path: Path) -> Iterator[MaskSource]:
         for file in _pngs(path):
             name = file.relative_to(path).with_suffix("").as_posix()
-            yield MaskSource(name, f"{file}: id", data=file, count=len(_ids_of(_read_map(file))))
+            yield MaskSource(name, f"{file}: id", data=file)
+
+    @classmethod
+    def count(cls, source: MaskSource) -> int:
+        return len(_ids_of(read_ids(source.data)))
 
     @classmethod
     def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
-        ids = _read_map(source.data)
-        if ids.shape != size[::-1]:
-            found = f"{ids.shape[1]} x {ids.shape[0]}"
-            raise SampleError("mask_size", f"{source.data}: is {found} pixels, but the image is {size[0]} x {size[1]}")
+        ids = read_ids(source.data)
+        check_map_size(ids, size, str(source.data))
         return replace(source, rows=tuple(_ids_of(ids)), data=ids)
 
     @classmethod
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
         return [shape_of(source.data == row, where, id=row, label=str(row))]
-
-    @classmethod
-    def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError(f"--to {cls.name}: a label map has no names; choose coco_panoptic")
 
 
 class MaskFolders(LabelFormat):
@@ -76,10 +74,6 @@ class MaskFolders(LabelFormat):
     def read_shapes(cls, row: Any, source: MaskSource, size: Size, where: str) -> list[LabelShape]:
         return [shape_of(read_mask(row, size) > 0, f"{row}", id=row.stem)]
 
-    @classmethod
-    def write(cls, labels: LabeledImages, out: Path) -> None:
-        raise OsmError(f"--to {cls.name}: a mask PNG has no name; choose coco or csv")
-
 
 def _pngs(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*.png") if not file.name.startswith("._")) if path.is_dir() else []
@@ -102,10 +96,6 @@ def _values(file: Path) -> list[int]:
 def _is_map(file: Path) -> bool:
     values = _values(file)
     return bool(values) and (open_image(file).mode == "P" or len(values) <= _FEW)
-
-
-def _read_map(file: Path) -> np.ndarray:
-    return read_ids(file)
 
 
 def _ids_of(ids: np.ndarray) -> list[int]:

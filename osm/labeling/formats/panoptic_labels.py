@@ -25,6 +25,8 @@ from osm.labeling.formats.label_format import (
     LabelShape,
     MaskSource,
     Size,
+    category_names,
+    check_map_size,
     filled_ids,
     shape_of,
 )
@@ -48,9 +50,7 @@ class PanopticLabels(LabelFormat):
         images, rows = document.get("images"), document.get("annotations")
         if not isinstance(images, list) or not is_panoptic(rows):
             raise OsmError(f"--masks {path}: has no lists 'images' and 'annotations' with segments_info")
-        names = {
-            row.get("id"): str(row.get("name", "")) for row in document.get("categories") or () if isinstance(row, dict)
-        }
+        names = category_names(document)
         known = {row["id"]: row for row in images if isinstance(row, dict) and "id" in row}
         folder = path.with_suffix("")
         for number, row in enumerate(rows):
@@ -67,9 +67,7 @@ class PanopticLabels(LabelFormat):
     def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
         png, names = source.data
         ids = read_panoptic(png)
-        if ids.shape != size[::-1]:
-            found = f"{ids.shape[1]} x {ids.shape[0]}"
-            raise SampleError("mask_size", f"{png}: is {found} pixels, but the image is {size[0]} x {size[1]}")
+        check_map_size(ids, size, str(png))
         return replace(source, data=(ids, names))
 
     @classmethod

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from osm.documents import parse_json
-from osm.errors import OsmError, SampleError, shown
+from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.io.images import read_panoptic
 from osm.labeling.formats.coco_labels import CocoLabels, coco_shape
-from osm.labeling.formats.label_format import Holds, LabeledImages, LabelFormat, LabelShape, MaskSource, Size
+from osm.labeling.formats.label_format import (
+    Holds,
+    LabeledImages,
+    LabelFormat,
+    LabelShape,
+    MaskSource,
+    Size,
+    category_names,
+    check_map_size,
+)
 from osm.labeling.formats.panoptic_labels import segment_shape
 from osm.labeling.stored_images import StoredImage, samples_of
 
@@ -36,24 +45,25 @@ class ShardSamples(LabelFormat):
         names: dict[Any, str] = {}
         if labels.is_file():
             document, _ = read_json(labels, "categories")
-            listed = document.get("categories") if isinstance(document, dict) else None
-            names = {row.get("id"): str(row.get("name", "")) for row in listed or () if isinstance(row, dict)}
+            names = category_names(document) if isinstance(document, dict) else {}
         for sample in samples_of(str(path)):
             if sample.image and "json" in sample.members:
                 image = StoredImage(str(path), sample.members[sample.image_extension])
                 png = sample.members.get("png") if sample.image_extension != "png" else None
                 data = (path, sample.members["json"], png, names)
                 where = f"{path}: sample {shown(sample.key)}, annotation"
-                source = MaskSource(sample.image, where, data=data, stored=image)
-                yield replace(source, count=len(_rows(source)))
+                yield MaskSource(sample.image, where, data=data, stored=image)
+
+    @classmethod
+    def count(cls, source: MaskSource) -> int:
+        return len(_rows(source))
 
     @classmethod
     def loaded(cls, source: MaskSource, size: Size) -> MaskSource:
         path, _, png, names = source.data
         ids = read_panoptic(_bytes(path, png)) if png is not None else None
-        if ids is not None and ids.shape != size[::-1]:
-            found = f"{ids.shape[1]} x {ids.shape[0]}"
-            raise SampleError("mask_size", f"{source.where}: the PNG is {found} pixels, not {size[0]} x {size[1]}")
+        if ids is not None:
+            check_map_size(ids, size, f"{source.where}: the PNG")
         return replace(source, rows=tuple(_rows(source)), data=(ids, names))
 
     @classmethod
