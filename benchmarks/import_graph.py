@@ -18,7 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # The folders and top-level modules of the package, from upstream to downstream. A module imports from its own room
 # and from those before it.
 ORDER = (
-    *("terminal", "startup", "quiet", "errors", "command_parser", "registry", "documents", "files", "shipped"),
+    *(
+        "terminal",
+        "startup",
+        "quiet",
+        "errors",
+        "command_parser",
+        "registry",
+        "documents",
+        "files",
+        "shipped",
+        "html_pages",
+    ),
     *("storage", "io", "datasets", "config", "forms", "data", "prepare"),
     *("models", "training", "recognition", "labeling", "evaluation", "synthetic", "serving"),
     *("listing", "fetch", "command_stages", "quickstart", "finetune", "cli", "completion", "__main__"),

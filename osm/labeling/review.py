@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader
-from markupsafe import Markup
+from jinja2 import FunctionLoader
+from markupsafe import Markup, escape
 from PIL import Image
 
 from osm.errors import OsmError
 from osm.files import read_text, write_atomically
+from osm.html_pages import page_environment
 from osm.labeling.corrections import REMOVED
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_journal import FOLDER, LabelJournal, image_of
@@ -82,7 +83,7 @@ def review_page(out: Path, limit: int = 1000, everything: bool = False) -> tuple
     names = sorted({item.shape.name for item in found if item.shape.name} | set(_names(out)))
     settings = json.dumps({"key": f"osm-review-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}"})
     page = (
-        _environment()
+        page_environment(FunctionLoader(_part))
         .get_template("review.html")
         .render(
             title=out.name or str(out),
@@ -140,6 +141,8 @@ def _cards(found: list[ReviewItem]) -> Iterator[dict[str, Any]]:
         pictures[k].save(buffer, "JPEG", quality=_QUALITY)
         facts = shape.skipped or f"{'unsure, ' if shape.unsure else ''}{shape.prob:.0%}"
         yield {
+            # In attributes, names stay as they are, because corrections refer to them.
+            "exact": {"file": escape(item.image.file_name), "predicted": escape(shape.name)},
             "file_name": item.image.file_name,
             "shape": item.number,
             "predicted": shape.name,
@@ -183,7 +186,3 @@ def _names(out: Path) -> list[str]:
 
 def _part(name: str) -> str:
     return (files("osm.labeling") / "review_page" / name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    return Environment(loader=FunctionLoader(_part), autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader
 
-from osm.terminal import printable
+from osm.html_pages import page_environment
 
 NOTHING = "–"
 """Shown in a table cell that has no value."""
@@ -22,8 +21,7 @@ NOTHING = "–"
 def render_page(template: str, **context: Any) -> Iterator[str]:
     """Render a template from this package and yield the page in chunks.
 
-    Names come from files and may contain any characters, so every string in the template's context is escaped, and its
-    control characters are made visible (see `printable`). Only strings of type `Markup` are inserted unchanged.
+    Strings in the template's context are escaped as in all pages; see `osm.html_pages`.
     """
     return _environment().get_template(template).generate(**context)
 
@@ -35,18 +33,6 @@ def percent(share: float) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("osm.evaluation.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
+    environment = page_environment(PackageLoader("osm.evaluation.report", "templates"))
     environment.filters["percent"] = percent
     return environment
-
-
-def _finalize(value: Any) -> Any:
-    """Make control characters in a template value visible. `Markup` is trusted and therefore returned unchanged."""
-    return value if isinstance(value, Markup) else printable(value)
