@@ -132,7 +132,10 @@ def _answer(args: argparse.Namespace) -> list[str]:
         **asked.listed,
     )
     titles = [f"mask {public(path)}" for path in args.mask or ()]
-    titles += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
+    titles += [
+        f"segment {k} (box {','.join(f'{x:g}' for x in s['bbox'])}, {s['area']} pixels)"
+        for k, s in enumerate(segments, 1)
+    ]
     titles += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
     if args.json:
         regions = [

@@ -315,7 +315,7 @@ def test_osm_name_auto(photos: Path, checkpoint: Path, recognizer: Recognizer, c
     assert all(region["answers"] for region in regions)
     assert osm_main([*base, "--auto", "--point", "3,3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("segment 1 (") and lines[-1].startswith("point 3,3 [any]: ")
+    assert lines[0].startswith("segment 1 (box ") and lines[-1].startswith("point 3,3 [any]: ")
     assert osm_main([*base, "--point", "3,3", "--sam_checkpoint", "x"]) == 2
     assert "have no effect without --auto" in capsys.readouterr().err
     assert osm_main(base) == 2
