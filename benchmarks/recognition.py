@@ -23,6 +23,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,8 @@ def built(args: argparse.Namespace, device: torch.device) -> tuple[OmniScientMod
     return random_cpu_model(args.tiny)
 
 
-def main() -> int:
-    args = parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         device = pick_device(args.device)
         if args.threads:
