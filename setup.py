@@ -8,6 +8,7 @@ setup(
     package_data={
         "osm": ["weights/**", "py.typed"],
         "osm.datasets": ["labels/*"],
+        "osm.models": ["known_models.json"],
         "osm.labeling": ["photos/*", "review_page/*"],
         "osm.evaluation.report": ["templates/*"],
         "osm.configs": ["*.yaml"],

@@ -148,11 +148,20 @@ def read_flags(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], Datas
         OsmError: the file given by `--datasets` is invalid.
         SystemExit: argparse found an unknown flag.
     """
+    table = datasets_of(argv)
+    return vars(train_parser(table).parse_args(argv)), table
+
+
+def datasets_of(argv: Sequence[str] | None) -> DatasetTable:
+    """Return the dataset table with the datasets of the file that `--datasets` names, if the flag is given.
+
+    Raises:
+        OsmError: the file is invalid.
+    """
     first = CommandParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
     path = first.parse_known_args(argv)[0].datasets
-    table = DatasetTable().with_yaml(path) if path else DatasetTable()
-    return vars(train_parser(table).parse_args(argv)), table
+    return DatasetTable().with_yaml(path) if path else DatasetTable()
 
 
 def _add_field(group: Any, item: ScalarField, description: str) -> None:

@@ -468,6 +468,8 @@ class MaskQFormerBridge(Bridge):
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
         """Initialize the projection so that the prefix has the same standard deviation as the LLM's embeddings."""
+        if embeddings.weight.is_meta:
+            return  # a model without values (`osm.models.blank`) is not initialized
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
         if self.config.direct_tokens:

@@ -97,6 +97,10 @@ class OpenClipTower(Tower):
         tower.source, tower.weight_files = found.source, files_of(found)
         return tower
 
+    @classmethod
+    def blank(cls, config: OpenClipTowerConfig, window: int) -> OpenClipTower:
+        return open_clip_tower(config, window, None)
+
     def check_window(self, window: int) -> None:
         super().check_window(window)
         if window % self.patch:
@@ -119,14 +123,14 @@ class OpenClipTower(Tower):
         return (patches_WGC[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches_WGC
 
 
-def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> OpenClipTower:
-    """Build a tower and load its weights.
+def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip | None) -> OpenClipTower:
+    """Build a tower and load its weights, if they are given.
 
     Args:
         config: `name` is an open_clip model name (`ViT-L-14`, `EVA02-L-14`, ...), and `options` override the sizes of
             the model's vision config.
         window: w, the side of the windows in pixels.
-        clip: the weights of the whole model. The weights of the text tower are ignored.
+        clip: the weights of the whole model, or None. The weights of the text tower are ignored.
 
     Raises:
         OsmError: the model is unknown, is not a plain ViT or does not support such windows, or the weights do not fit.
@@ -152,15 +156,17 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
         raise OsmError(f"{about}: this model is not a plain ViT (with one grid of tokens and no attention pooling)")
     no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
     library = _library()
+    quick_gelu, mean, std = (clip.quick_gelu, clip.mean, clip.std) if clip else (False, CLIP_MEAN, CLIP_STD)
     try:
-        model = library.CLIP(sizes["embed_dim"], vision, no_text, quick_gelu=clip.quick_gelu)
+        model = library.CLIP(sizes["embed_dim"], vision, no_text, quick_gelu=quick_gelu)
         visual = model.visual
-        state = {key: value for key, value in clip.state.items() if key.startswith("visual.")}
-        library.model.resize_pos_embed(state, model)
-        own = {key.removeprefix("visual."): value for key, value in state.items()}
-        check_complete(config.name, visual.load_state_dict(own, strict=False).missing_keys)
+        if clip is not None:
+            state = {key: value for key, value in clip.state.items() if key.startswith("visual.")}
+            library.model.resize_pos_embed(state, model)
+            own = {key.removeprefix("visual."): value for key, value in state.items()}
+            check_complete(config.name, visual.load_state_dict(own, strict=False).missing_keys)
         _resize(visual, window)
-        tower = OpenClipTower(visual, window, clip.mean, clip.std)
+        tower = OpenClipTower(visual, window, mean, std)
     except OsmError:
         raise
     except Exception as error:  # unusual sizes, or models that are not ViTs, may raise any exception

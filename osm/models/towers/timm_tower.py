@@ -77,6 +77,10 @@ class TimmTower(Tower):
         tower.source, tower.weight_files = found.source, files_of(found)
         return tower
 
+    @classmethod
+    def blank(cls, config: TimmTowerConfig, window: int) -> Tower:
+        return timm_tower(config.name, config.strides, window, None, config.options)
+
 
 class TimmVitTower(TimmTower):
     """A timm ViT that returns the class token (if any) and the normalized patch tokens, but no register tokens."""

@@ -66,6 +66,17 @@ class Tower(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def blank(cls, config: Any, window: int) -> Tower:
+        """Build a tower of the same shape without weights, on torch's default device. `osm plan` uses it.
+
+        The default implementation loads the weights, because not every tower can be built without them.
+
+        Args:
+            config, window: see `of`.
+        """
+        return cls.of(config, window)
+
     def check_window(self, window: int) -> None:
         """Raise OsmError if the tower does not support windows of this size."""
         if self.window is not None and window != self.window:
@@ -126,15 +137,17 @@ class RandomTowerConfig(TowerConfig):
 
 
 class RandomTower(Tower):
-    """A tiny tower whose random weights depend only on a seed."""
+    """A tiny tower whose random weights depend only on a seed. Without a seed, it keeps torch's initial values."""
 
     Config = RandomTowerConfig
 
-    def __init__(self, patch: int, width: int, class_token: bool, seed: int) -> None:
+    def __init__(self, patch: int, width: int, class_token: bool, seed: int | None) -> None:
         super().__init__()
         self.patch, self.width, self.class_tokens = patch, width, int(class_token)
-        generator = torch.Generator().manual_seed(seed)
         self.embedding = nn.Conv2d(3, width, patch, patch)
+        if seed is None:
+            return
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (3 * patch * patch) ** -0.5)
@@ -142,6 +155,10 @@ class RandomTower(Tower):
     @classmethod
     def of(cls, config: RandomTowerConfig, window: int) -> RandomTower:
         return cls(config.patch, config.width, config.class_token, config.seed)
+
+    @classmethod
+    def blank(cls, config: RandomTowerConfig, window: int) -> RandomTower:
+        return cls(config.patch, config.width, config.class_token, None)
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         patches_WGC = self.embedding(windows_W3ww).flatten(2).transpose(1, 2)
