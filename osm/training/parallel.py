@@ -167,7 +167,8 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
     """Enable gradient checkpointing for every layer of the bridge and the frozen LLM, to save memory."""
-    for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
+    task.model.bridge.recompute(recomputed)
+    for layer in decoder_layers(task.model.llm):
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 

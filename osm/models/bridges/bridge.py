@@ -142,6 +142,11 @@ class Bridge(nn.Module):
     def layers(self) -> list[nn.Module]:
         """Return the blocks whose activations are recomputed during gradient checkpointing."""
 
+    def recompute(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Enable gradient checkpointing: replace each function whose activations are recomputed by `wrap(function)`."""
+        for layer in self.layers():
+            layer.forward = wrap(layer.forward)  # type: ignore[method-assign]
+
     def layers_to_shard(self) -> list[nn.Module]:
         """Return the blocks that are large enough to be FSDP units."""
         return []

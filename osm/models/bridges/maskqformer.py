@@ -541,6 +541,14 @@ class MaskQFormerBridge(Bridge):
     def layers(self) -> list[nn.Module]:
         return list(self.qformer.encoder.layer)
 
+    def recompute(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        super().recompute(wrap)
+        # Under autocast, each key and value layer would keep its own half-precision copy of the image tokens.
+        for layer in self.qformer.encoder.layers():
+            if layer.has_cross_attention:
+                projections: Any = layer.crossattention.attention
+                projections.keys_values = wrap(projections.keys_values)
+
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a model's tensors, keyed by their names in published checkpoints.
