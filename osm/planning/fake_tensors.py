@@ -44,19 +44,25 @@ class DeviceMode(FakeTensorMode):
 
 def to_fake(module: nn.Module, mode: DeviceMode) -> None:
     """Replace all parameters and buffers of a module on the meta device by fake tensors. Tied weights stay tied."""
+
+    def made(old: Tensor) -> Tensor:
+        with mode:
+            return torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
+
+    replace_tensors(module, made)
+
+
+def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Replace each parameter and buffer of a module by `make(tensor)`. Tied weights stay tied."""
     replaced: dict[int, Tensor] = {}
     for part in module.modules():
         for table in (part._parameters, part._buffers):
             for name, old in table.items():
-                if old is None:
-                    continue
-                if id(old) not in replaced:
-                    with mode:
-                        new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
-                    replaced[id(old)] = (
-                        nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                    )
-                table[name] = replaced[id(old)]
+                if old is not None and id(old) not in replaced:
+                    new = make(old)
+                    replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                if old is not None:
+                    table[name] = replaced[id(old)]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -127,7 +127,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
     hold_frozen(model, asked.precision, torch.device("cuda" if asked.gpu else "cpu"))
     to_fake(model, mode)
     sizes = [sum(p.numel() for p in part.parameters()) for part in (model.tower, model.bridge, model.llm)]
-    task = TrainTask(model.train(), _Pixels())  # type: ignore[arg-type]
+    task = TrainTask(model.train(), Pixels())  # type: ignore[arg-type]
     trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
     if asked.checkpointing:
         parallel.enable_gradient_checkpointing(task)
@@ -222,13 +222,19 @@ def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and isinstance(local_part(tensor), FakeTensor)
 
 
-def training_batch(model: OmniScientModel, mode: DeviceMode, images: int, masks: int, cached_tokens: bool) -> Batch:
-    """Return a batch whose images are fake, and whose masks and texts are real. Texts have the maximum length."""
+def training_batch(
+    model: OmniScientModel, mode: DeviceMode | None, images: int, masks: int, cached_tokens: bool
+) -> Batch:
+    """Return a batch whose images are fake, and whose masks and texts are real. Texts have the maximum length.
+
+    Args:
+        mode: the mode in which the images are made; None = the images are real.
+    """
     rows, size = images * masks, model.config.input_size
     own = next((name for name in model.config.modes if name != "any"), "any")
     shape = (images, 3, size, size)
     tokens_shape = tuple(model.window_pos_embed.shape[1:])
-    with mode:
+    with mode or contextlib.nullcontext():
         canvas = None if cached_tokens else torch.empty(shape, dtype=torch.uint8)
         tokens = torch.empty((images, *tokens_shape), dtype=torch.float16) if cached_tokens else None
     return Batch(
@@ -257,7 +263,7 @@ def _text(rows: int, length: int) -> Text:
     return Text(ids_RT, ids_RT, labels_RT, ids_RT, ids_RT)
 
 
-class _Pixels:
+class Pixels:
     """The part of a `Processor` that a training task uses, which does not need a tokenizer."""
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
@@ -322,7 +328,7 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
     with contextlib.ExitStack() as stack:
         for context in (gpu_kernels() if gpu else contextlib.nullcontext(), mode, live, counter):
             stack.enter_context(context)
-        tokens_NLC = model.encode_image(_Pixels().pixel_values(batch.canvas))
+        tokens_NLC = model.encode_image(Pixels().pixel_values(batch.canvas))
         tower_flops = counter.get_total_flops()
         features = model.mask_features(batch.masks, context_mask(batch.masks, config.context_enlarge_ratio))
         state = model.bridge.image_state(tokens_NLC)
