@@ -143,7 +143,7 @@ def chosen_formats(names: Iterable[str]) -> list[type[LabelFormat]]:
     for one in chosen:
         if not one.writes:
             known = ", ".join(writable_formats())
-            raise OsmError(f"--to {one.name}: {one.title} has no field for a name; choose {known}")
+            raise OsmError(f"--to {one.name}: the format ({one.title}) has no field for a name; choose {known}")
         if one.needs and find_spec(one.needs) is None:
             raise OsmError(f"--to {one.name} needs the package {one.needs}: pip install {one.needs}")
     return list(dict.fromkeys(chosen))

@@ -232,5 +232,5 @@ def test_the_frames_of_a_video(clip: Callable[[int], Path], tmp_path: Path) -> N
     assert [file.stat().st_mtime_ns for file in files] == before  # nothing is decoded again
     assert len(list(extract_frames(tmp_path / "clip.mp4", tmp_path / "all").glob("*.jpg"))) == 8
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    with pytest.raises(OsmError, match="cannot be decoded as a video"):
+    with pytest.raises(OsmError, match="is not a video that can be decoded"):
         extract_frames(tmp_path / "bad.mp4", tmp_path / "bad")
