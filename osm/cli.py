@@ -65,7 +65,9 @@ COMMANDS = {
         "converts a dataset in COCO instance format to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli", parser="train_parser"),
-    "plan": Command("says what memory, time and disk space a run needs, before it is paid for", "osm.planning.plan_cli"),
+    "plan": Command(
+        "says what memory, time and disk space a run needs, before it is paid for", "osm.planning.plan_cli"
+    ),
     "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),
     "finetune": Command("adapts a trained model to your photos, in one command", "osm.finetune"),
     "export": Command(

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 def osm_parser() -> argparse.ArgumentParser:
     """Return a parser of the whole command `osm`, with all its commands as subparsers."""
-    # The table of commands names this module, so it is imported when it is needed.
+    # COMMANDS is imported here and not at the top of the file, because `osm.cli` is downstream of this module.
     from osm.cli import COMMANDS
 
     out = argparse.ArgumentParser(prog="osm")

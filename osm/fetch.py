@@ -79,7 +79,7 @@ def install(requirements: Path, force: bool = False) -> None:
     shown = shlex.join(command)
     if importlib.util.find_spec("pip") is None:
         raise OsmError(
-            f"{sys.executable} has no pip; install the packages of {requirements} another way, without "
+            f"{sys.executable} has no pip; install the packages listed in {requirements} by other means, without "
             "their dependencies"
         )
     logger.info(f"running {shown}")

@@ -1,8 +1,8 @@
 """Silences third-party library messages that users of this program cannot act on.
 
-The silenced output consists of short-lived progress bars and advice for the libraries' own maintainers. Library
-messages are silenced only inside this module's context managers, which respect the user's settings (logging levels,
-disabled progress bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`) and restore them on exit.
+The silenced output consists of short-lived progress bars and warnings that only the libraries' maintainers can act on.
+Library messages are silenced only inside this module's context managers, which respect the user's settings (logging
+levels, disabled progress bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`) and restore them on exit.
 """
 
 from __future__ import annotations

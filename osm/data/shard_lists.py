@@ -44,7 +44,7 @@ def expand_shards(pattern: str) -> list[str]:
     for part in _split_patterns(pattern):
         if not part:
             raise OsmError(
-                f"shards {_for_message(pattern)!r}: expected the locations of .tar files, but one of them is empty"
+                f"shards {_for_message(pattern)!r}: expected a list of .tar locations, but one entry is empty"
             )
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]

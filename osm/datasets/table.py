@@ -196,7 +196,7 @@ class DatasetTable(Mapping[str, Dataset]):
         return DatasetTable(tuple({**self._rows, row.name: row}.values()))
 
     def with_yaml(self, path: str | Path) -> DatasetTable:
-        """Return a copy of the table with the rows of a YAML file added.
+        """Return a copy of the table, extended by the rows of a YAML file.
 
         The YAML file has the structure `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}`, with the fields
         of `Dataset`. If a dataset is already in the table, the fields in the YAML file replace the fields of its row.

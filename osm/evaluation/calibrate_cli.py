@@ -61,7 +61,7 @@ def read_names(folders: Sequence[Path], tables: Sequence[str]) -> PredictedNames
     for folder, table in zip(folders, tables, strict=True):
         rows, present = dataset_table(None, table), sorted(set(list_predictions(folder)))
         if not present:
-            raise OsmError(f"--predictions {folder}: contains no files of generate_pred.py")
+            raise OsmError(f"--predictions {folder}: contains no prediction files of generate_pred.py")
         for name, parts in present:
             if name not in rows:
                 raise OsmError(f"--predictions {folder}: the dataset {name!r} is not in --datasets {table}")
@@ -177,7 +177,10 @@ def parser() -> argparse.ArgumentParser:
 def _calibrate(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if len(args.datasets) != len(args.predictions):
-        raise OsmError(f"{len(args.predictions)} --predictions, but {len(args.datasets)} --datasets; give one for each")
+        raise OsmError(
+            f"--predictions has {len(args.predictions)} values, but --datasets has {len(args.datasets)}; give one "
+            "--datasets value for each --predictions value"
+        )
     if args.plot is not None:
         check_plot(args.plot)
     if not 0 <= args.unsure <= 1:

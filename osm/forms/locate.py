@@ -1,4 +1,4 @@
-"""Finds the image files listed in a JSON file, even if the JSON file and the disk spell a file's name differently.
+"""Finds the image files listed in a JSON file, even if a file's name in the JSON file differs from its name on disk.
 
 An exact match always has priority. If there is no exact match, the name in the JSON file and the name on disk may
 differ in slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. Such

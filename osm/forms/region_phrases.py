@@ -147,7 +147,7 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message, or an empty string if a prediction's phrases are those of its category id.
+        """Return an error message if a prediction's phrases differ from those of its category id, else an empty string.
 
         Category ids of phrases are assigned per JSON file, so the same id may stand for different phrases in different
         files.

@@ -87,8 +87,8 @@ def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: i
 
     The file is a `.npy` array or an image. Images are rotated upright according to their EXIF orientation. White pixels
     are inside the mask, black pixels are outside, and gray levels are thresholded at half brightness. If the image
-    contains a single color on black, the pixels of that color are inside the mask. If the alpha channel is not
-    constant, it is used as the mask. A palette is interpreted by its colors.
+    contains a single color on a black background, the pixels of that color are inside the mask. If the alpha channel is
+    not constant, it is used as the mask. A palette is interpreted by its colors.
 
     Args:
         path: the path of the mask file.

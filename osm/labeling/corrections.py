@@ -98,7 +98,10 @@ def _entry(row: Any, where: str) -> tuple[tuple[str, int], Correction]:
         raise OsmError(f"{where} {shown(row)} is not an object")
     file_name, shape, predicted = row.get("file_name"), whole(row.get("shape")), row.get("predicted", "")
     if not isinstance(file_name, str) or shape is None or shape < 0 or not isinstance(predicted, str):
-        raise OsmError(f"{where} {shown(row)}: expected file_name, shape (from 0) and predicted")
+        raise OsmError(
+            f"{where} {shown(row)}: expected the fields file_name (text), shape (a zero-based index) and predicted "
+            "(text)"
+        )
     name = row.get("name")
     if name is not None:
         if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST or not name.isprintable():

@@ -172,7 +172,9 @@ def _facts(images: Iterable[LabeledImage], wanted: set[str]) -> Counter[str]:
 
 
 def grown_names(file: Path, names: Iterable[str]) -> dict[str, int]:
-    """Append new names to a file with one name per line, and return the ids of all names: their lines, from 1.
+    """Append new names to a file with one name per line, and return the id of every name.
+
+    The id of a name is the number of its line, starting at 1.
 
     Names that are in the file keep their ids, even if they are no longer used.
     """

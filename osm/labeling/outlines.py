@@ -72,7 +72,8 @@ def _listed(points: np.ndarray) -> Points:
 def _following(starts: np.ndarray, ends: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Return the next edge of each edge. The edges are sorted by their starts.
 
-    Two edges start at a corner in which two pixels of the mask meet. The outline then stays with its own pixel.
+    Where two mask pixels touch only at a corner, two edges start there. The outline continues along the edge of the
+    pixel that it has been following.
     """
     found = np.searchsorted(starts, ends)
     other = np.minimum(found + 1, len(starts) - 1)

@@ -123,7 +123,7 @@ def _chosen(journal: LabelJournal, limit: int, everything: bool) -> tuple[list[R
 
 
 def _cards(found: list[ReviewItem]) -> Iterator[dict[str, Any]]:
-    """Yield what the template shows of each object. An image is opened once for all of its objects."""
+    """Yield the values that the page shows for each object. An image is opened once for all of its objects."""
     places: dict[int, list[int]] = {}
     for k, item in enumerate(found):
         places.setdefault(item.image.number, []).append(k)

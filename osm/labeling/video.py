@@ -66,7 +66,9 @@ def extract_frames(video: Path, folder: Path, wanted: Collection[int] | None = N
                         frame.to_image().save(file, "JPEG", quality=_QUALITY)
                     found += 1
     except (av.FFmpegError, IndexError) as error:
-        raise OsmError(f"images {video}: is not a video that can be decoded ({getattr(error, 'strerror', None) or error})") from None
+        raise OsmError(
+            f"images {video}: is not a video that can be decoded ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if not found:
         raise OsmError(f"images {video}: has none of the frames that the tracks belong to")
     write_atomically(done, [json.dumps(made), "\n"])

@@ -1,8 +1,8 @@
 """Builds a model without weights on the meta device, to learn its sizes and costs before anything is downloaded.
 
-A tower or an LLM that is defined by a library (timm, open_clip, transformers) is built from its architecture alone. The
-architecture of an LLM or an InstructBLIP is read from the `config.json` of a folder, if the weights are on this machine,
-or else from `known_models.json`, which holds the configs of common models.
+A tower or an LLM that a library defines (timm, open_clip, transformers) is built from its architecture alone. The
+architecture of an LLM or an InstructBLIP is read from the `config.json` next to its weights, if they are on this
+machine, or else from `known_models.json`, which holds the configs of common models.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def blank_llm(config: LlmConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(settings)
     except (ValueError, TypeError) as error:
         raise OsmError(
-            f"model.llm.name {config.name!r}: transformers cannot build a causal LM of model_type {shown(kind)} ({error})"
+            f"model.llm.name {config.name!r}: transformers cannot build a causal LM of model_type {shown(kind)} "
+            f"({error})"
         ) from None
 
 
@@ -95,7 +96,7 @@ def architecture(name: str, field: str) -> dict[str, Any]:
         )
     document = read_json(file, field)[0]
     if not isinstance(document, dict):
-        raise OsmError(f"{field}: {file} is not a config of a model (a JSON object), but {shown(document)}")
+        raise OsmError(f"{field}: expected {file} to contain a model config (a JSON object), found {shown(document)}")
     return document
 
 

@@ -403,7 +403,9 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
             new = f"{top[part]}.{rest[0]}"
         renamed[new] = value
     if set(renamed) != set(keys):
-        raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entry names do not match the model's")
+        raise OsmError(
+            f"weights for {name}: {len(set(renamed) ^ set(keys))} tensor names do not match those of the model"
+        )
     return renamed
 
 

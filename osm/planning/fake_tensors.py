@@ -7,6 +7,7 @@ fake tensors: the same operators in the same order as a real run, in seconds and
 from __future__ import annotations
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,10 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ALLOCATORS = ("empty", "empty_strided")
+_COLLECT_EVERY = 300
+"""Operators between two garbage collections. Recomputed fake tensors are in reference cycles, real ones are not."""
 
 
 class DeviceMode(FakeTensorMode):
-    """Computes with fake tensors for what would be on the device, and with real tensors for what the host knows.
+    """Uses fake tensors in place of device tensors, and real tensors for values that the host needs.
 
     Masks, token ids and indices are real tensors, because the model's control flow depends on their values. An operator
     whose inputs are all real computes real values. As soon as a real tensor meets a fake one, it counts as a tensor of
@@ -79,7 +82,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._born: dict[int, int] = {}
-        self._count = self._count_at_peak = 0
+        self._count = self._count_at_peak = self._operators = 0
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that were made outside of this mode, such as the parameters of a model."""
@@ -116,14 +119,20 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self._operators += 1
+        if self._operators % _COLLECT_EVERY == 0:
+            gc.collect()
         for tensor in tree_leaves(out):
             if isinstance(tensor, FakeTensor):
                 self._add(tensor)
         return out
 
     @contextlib.contextmanager
-    def following_resizes(self) -> Iterator[None]:
-        """Inside the context, follow storages that are resized in place, as FSDP does to free gathered parameters."""
+    def watching(self) -> Iterator[None]:
+        """Inside the context, follow storages that are resized in place, as FSDP does to free gathered parameters.
+
+        Objects that exist before are excluded from garbage collections, which are then fast.
+        """
         resize: Callable[..., Any] = torch.UntypedStorage.resize_
 
         def resized(storage: torch.UntypedStorage, size: int) -> Any:
@@ -133,8 +142,12 @@ class LiveBytes(TorchDispatchMode):
                 self._change(change)
             return found
 
-        with patch.object(torch.UntypedStorage, "resize_", resized):
-            yield
+        gc.freeze()
+        try:
+            with patch.object(torch.UntypedStorage, "resize_", resized):
+                yield
+        finally:
+            gc.unfreeze()
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError, run_command
+from osm.planning.gpus import GPUS, gpu_of
 from osm.quiet import quiet_command, quiet_libraries
 from osm.startup import quick_loading
 from osm.terminal import console_command, echo, message_logger
@@ -18,8 +19,9 @@ logger = message_logger(__name__)
 
 _GROUP = "plan"
 _PLAN_FLAGS = (
-    "config_name gpus nodes gpu gpu_memory mfu hours sample_ms sample_kb masks batch modes no_search json"
-).split()
+    *("config_name", "gpus", "nodes", "gpu", "gpu_memory", "mfu", "hours", "sample_ms", "sample_kb"),
+    *("masks", "batch", "modes", "no_search", "json"),
+)
 _ASSUMED = {"coco": {"batch_size": 8, "train_num_samples": 100_000}}
 """The training mix of a plan whose flags and config name no dataset."""
 
@@ -38,11 +40,16 @@ def parser(table: DatasetTable | None = None) -> argparse.ArgumentParser:
     for flag, kind, default, text in (
         ("gpus", int, 1, "GPUs of each node, with one process each"),
         ("nodes", int, 1, "number of nodes"),
-        ("gpu", str, "A100", "the kind of GPU: A100, H100, H200, L40S, L4, A10, RTX4090, RTX3090 or V100"),
+        ("gpu", str, "A100", f"the kind of GPU: {', '.join(GPUS)}"),
         ("gpu_memory", float, None, "memory of a GPU in GiB, if it differs from that of --gpu"),
         ("mfu", float, 0.35, "the share of the peak FLOP/s that is assumed to be reached"),
         ("hours", float, None, "hours of a known run: also print the MFU that they imply"),
-        ("sample_ms", float, 10.0, "CPU milliseconds of a loader worker for a sample (benchmarks/loader.py measures it)"),
+        (
+            "sample_ms",
+            float,
+            10.0,
+            "CPU milliseconds of a loader worker for a sample (benchmarks/loader.py measures it)",
+        ),
         ("sample_kb", float, 200.0, "kilobytes of an image and its annotations in shards that are not on this machine"),
         ("masks", int, 10, "masks of an image, for the plan of naming"),
         ("batch", int, 1, "images that are named together (--batch of generate_pred.py)"),
@@ -70,8 +77,6 @@ def _lines(argv: Sequence[str] | None) -> list[str]:
     args = vars(parser(table).parse_args(argv))
     asked = {name: args.pop(name, None) for name in _PLAN_FLAGS}
     _check_config(args, asked["config_name"])
-    from osm.planning.gpus import gpu_of
-
     gpu = gpu_of(asked["gpu"], asked["gpu_memory"], args.get("peak_tflops", 0.0))
     if asked["hours"] is not None and not asked["hours"] > 0:
         raise OsmError(f"--hours {asked['hours']:g} must be greater than 0")

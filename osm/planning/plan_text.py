@@ -13,7 +13,7 @@ _GIB = 2**30
 
 def training_lines(plan: TrainingPlan, hours: float | None = None) -> list[str]:
     """Return the lines of a training plan. With `hours`, also the MFU that such a run would have reached."""
-    cluster, cost, run = plan.cluster, plan.cost, plan.run
+    cluster, run = plan.cluster, plan.run
     gpu = cluster.gpu
     where = f"{cluster.gpus} x {gpu.name}" + (f" on each of {cluster.nodes} nodes" if cluster.nodes > 1 else "")
     lines = [

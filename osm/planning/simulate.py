@@ -1,7 +1,7 @@
 """Simulates a training step and the naming of masks with fake tensors, and returns FLOPs and memory.
 
-The code that runs is the code of a real run: `TrainTask`, `parallelize`, the optimizer, and the LLM's prefix and decoding
-steps. With FSDP, the processes talk through torch's fake process group, whose collectives do nothing.
+The code that runs is the code of a real run: `TrainTask`, `parallelize`, the optimizer, and the LLM's prefix and
+decoding steps. With FSDP, the processes talk through torch's fake process group, whose collectives do nothing.
 
 Shapes: N images, R rows (masks), S input size, T text tokens.
 """
@@ -136,7 +136,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
     with contextlib.ExitStack() as stack:
         if asked.gpu:
             stack.enter_context(gpu_kernels())
-        stack.enter_context(live.following_resizes())
+        stack.enter_context(live.watching())
         world = stack.enter_context(_fake_world(asked)) if sharded else None
         with mode:
             forward = parallel.parallelize(task, world, True, asked.fsdp, asked.shard_size, {}) if world else task
@@ -326,7 +326,7 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
     # No parameter requires a gradient, so nothing is kept for a backward pass. Gradients are nevertheless enabled,
     # because without them the bridge would choose its method for CPUs, which depends on the values of masks.
     with contextlib.ExitStack() as stack:
-        for context in (gpu_kernels() if gpu else contextlib.nullcontext(), mode, live, counter):
+        for context in (live.watching(), gpu_kernels() if gpu else contextlib.nullcontext(), mode, live, counter):
             stack.enter_context(context)
         tokens_NLC = model.encode_image(Pixels().pixel_values(batch.canvas))
         tower_flops = counter.get_total_flops()

@@ -268,7 +268,7 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
 
 
 def _shard_bytes(pattern: str, sample_kb: float) -> tuple[int, bool]:
-    """Return the bytes of a dataset's shards, and whether they were measured rather than estimated from their number."""
+    """Return the bytes of a dataset's shards, and whether they were measured (or else estimated from their number)."""
     shards = expand_shards(pattern)
     found = [Path(shard) for shard in shards if not is_remote(shard) and Path(shard).is_file()]
     if found:

@@ -249,7 +249,7 @@ class Recognizer:
         combine: str = "",
         vocabulary: Iterable[str | LabelClass] | None = None,
     ) -> list[Recognition]:
-        """Find one name for an object that several images or several masks show.
+        """Find one name for an object that is shown in several images or covered by several masks.
 
         Args:
             views: (image, mask) pairs; see `name_batch` for images, and `osm.recognition.regions` for masks. Views that

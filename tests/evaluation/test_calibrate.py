@@ -166,14 +166,20 @@ def test_the_command_refuses_what_it_cannot_use(
     good = ["--predictions", str(yaml.parent / "predictions"), "--datasets", str(yaml)]
     for arguments, message in (
         ([str(tmp_path / "nothing"), *good], "nothing: not a model folder, because it has no config.json"),
-        ([str(checkpoint), *good, *good[:2]], "2 --predictions, but 1 --datasets; give one for each"),
+        (
+            [str(checkpoint), *good, *good[:2]],
+            "--predictions has 2 values, but --datasets has 1; give one --datasets value for each",
+        ),
         ([str(checkpoint), *good, "--plot", "plot.pdf"], "--plot plot.pdf: expected a name that ends in .png or .svg"),
         (
             [str(checkpoint), *good, "--check"],
             "--check: " + str(checkpoint / "config.json") + " has no calibration; run",
         ),
         ([str(checkpoint), *good, "--unsure", "2"], "--unsure 2.0 is not between 0 and 1"),
-        ([str(checkpoint), "--predictions", str(tmp_path), *good[2:]], "contains no files of generate_pred.py"),
+        (
+            [str(checkpoint), "--predictions", str(tmp_path), *good[2:]],
+            "contains no prediction files of generate_pred.py",
+        ),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_segments_of_a_folder(photos: Path, checkpoint: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--to", "sam"], "--to sam: SA-1B and SAM's automatic masks has no field for a name"),
+        (["--to", "sam"], "--to sam: the format (SA-1B and SAM's automatic masks) has no field for a name"),
         (["--to", "yolos"], "did you mean 'yolo'"),
         (["--unsure", "keeps"], "--unsure 'keeps' is not one of keep, drop, review; did you mean 'keep'?"),
         (["--min_prob", "2"], "--min_prob 2.0 must be from 0 to 1"),

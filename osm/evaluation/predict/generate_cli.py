@@ -108,7 +108,7 @@ def _part(args: argparse.Namespace) -> tuple[int, int]:
         return args.part, args.parts
     if args.part is not None or args.parts is not None:
         words = ["auto" if word is None else str(word) for word in (args.part, args.parts)]
-        raise OsmError(f"arguments i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
+        raise OsmError(f"arguments `i` and `n` are '{' '.join(words)}': expected two numbers, or 'auto auto'")
     part, parts = _environment("RANK"), _environment("WORLD_SIZE")
     check_part(part, parts)
     return part, parts
@@ -119,8 +119,8 @@ def _environment(name: str) -> int:
     if not text.isascii() or not text.isdigit():
         found = repr(text) if text else "not set"
         raise OsmError(
-            f"arguments i n 'auto auto': the environment variable {name} is {found}; start the command with torchrun, "
-            "or pass two numbers"
+            f"arguments `i` and `n` are 'auto': the environment variable {name} is {found}; start the command with "
+            "torchrun, or pass two numbers"
         )
     return int(text)
 

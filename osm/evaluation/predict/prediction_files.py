@@ -22,7 +22,7 @@ _PREDICTIONS = re.compile(r"(?P<set>[a-z][a-z0-9_]*)_pred_(?P<part>\d+)_of_(?P<p
 
 
 def prediction_path(out_dir: Path, name: str, part: int, parts: int, kind: str = "pred") -> Path:
-    """Return the path of one part's prediction file. `kind` is `pred`, or `proposals` if proposal masks are named."""
+    """Return the path of one part's predictions. `kind` is `pred`, or `proposals` for the names of proposal masks."""
     return out_dir / f"{name}_{kind}_{part}_of_{parts}.json"
 
 

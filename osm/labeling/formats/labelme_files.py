@@ -191,7 +191,7 @@ def _rectangle(points: Any, size: Size, where: str, label: str) -> LabelShape:
 
 
 def _drawn(shape: Any, size: Size, where: str) -> np.ndarray:
-    """Draw one shape as a bool mask (H, W). Raises SampleError if it cannot be drawn."""
+    """Draw one shape as a bool mask (H, W). Raise SampleError if the shape cannot be drawn."""
     if not isinstance(shape, dict):
         raise SampleError("annotation_malformed", f"{where}: {shown(shape)} is not an object")
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")

@@ -101,7 +101,7 @@ class RowGroups:
         index = image_index_R.tolist()
         wrong = [image for image in index if not 0 <= image < images]
         if wrong:
-            raise OsmError(f"image_index contains the index {wrong[0]}, but there are {images} images")
+            raise OsmError(f"image_index contains {wrong[0]}, which is out of range for {images} images")
         rows_of: Counter[int] = Counter()
         slots = []
         for image in index:
