@@ -166,5 +166,7 @@ def test_every_shipped_yaml_parses(path: Path) -> None:
         return
     assert load_model_config(str(path)).input_size > 0
     if "training" in load_yaml(str(path)):
-        arguments = ["--config", str(path), "--coco_shards", "x.tar", "--batch_size_coco", "2"]
+        sets = load_yaml(str(path))["training"].get("sets", {})
+        arguments = ["--config", str(path), "--batch_size_coco", "2"]
+        arguments += [word for name in ("coco", *sets) for word in (f"--{name}_shards", "x.tar")]
         assert run_config.parse(arguments).training.used_sets["coco"].batch_size == 2

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="allowed names: one per line, separated by commas, or a JSON file with ids",
+        help="file of allowed names: one name per line, or names separated by commas, or JSON with ids",
     )
     out.add_argument("--way", help=METHOD_HELP)
     add_ranking(out)
@@ -163,12 +163,27 @@ _SAME_NAMES = (
 )
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _told(summary: LabelSummary, out: Path, speed: float) -> list[str]:
     rate = f" ({speed:.2g} images/s)" if speed else ""
-    lines = [f"{summary.images} images, {summary.masks} masks named{rate}: {out}"]
-    lines += [f"  {count} masks left out: {reason}" for reason, count in sorted(summary.left_out.items())]
-    if summary.corrected or summary.stale:
-        lines.append(f"  {summary.corrected} corrections applied, {summary.stale} belong to other predictions")
+    lines = [f"{_count(summary.images, 'image')}, {_count(summary.masks, 'mask')} named{rate}: {out}"]
+    if summary.unsure:
+        lines.append(f"  {summary.unsure} of the names are probably wrong; osm review {out} shows them first")
+    lines += [f"  {_count(count, 'mask')} left out: {reason}" for reason, count in sorted(summary.left_out.items())]
+    if summary.kept_in_same:
+        lines.append(f"  same keeps them with their old names: {_count(summary.kept_in_same, 'mask')}")
+    if summary.corrected:
+        lines.append(f"  {_count(summary.corrected, 'correction')} applied")
+    if summary.stale:
+        lines.append(
+            f"  {_count(summary.stale, 'correction')} not applied, because there is no such object with the predicted "
+            f"name; the first is for {summary.stale_example}"
+        )
+    if summary.older:
+        lines.append(f"  not written by this run, so with the names of an earlier one: {', '.join(summary.older)}")
     for name, losses in summary.losses.items():
         lines += [f"  {name} cannot hold: {count} {reason}" for reason, count in sorted(losses.items())]
     return lines + [f"  not labeled: {path}: {reason}" for path, reason in summary.failed.items()]

@@ -16,7 +16,7 @@ from typing import Any
 
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
-from osm.files import write_atomically
+from osm.files import read_json, write_atomically
 from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 
@@ -65,6 +65,11 @@ class LabelJournal:
         found = cls.__new__(cls)
         found.folder = out / FOLDER
         return found
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the run that the record belongs to."""
+        document: dict[str, Any] = read_json(self.folder / "settings.json", "settings")[0]
+        return document
 
     def append(self, record: Record, process: int) -> None:
         """Add a finished image to the file of a process, and sync the file to disk."""

@@ -42,7 +42,11 @@ class LabelSummary:
         failed: the reason for each image that could not be labeled.
         losses: for each format, what it could not hold, by reason.
         corrected: number of objects that a person has confirmed, renamed or removed.
-        stale: number of corrections that belong to other predictions, and have no effect.
+        stale: number of corrections without an object that has the predicted name. They have no effect.
+        stale_example: the image and the position of the first of them.
+        unsure: number of the written names that are probably wrong.
+        older: files of an earlier run in formats that this run does not write.
+        kept_in_same: number of objects that `same` keeps as they were, although they are left out.
     """
 
     images: int = 0
@@ -52,6 +56,10 @@ class LabelSummary:
     losses: dict[str, Counter[str]] = field(default_factory=dict)
     corrected: int = 0
     stale: int = 0
+    stale_example: str = ""
+    unsure: int = 0
+    older: list[str] = field(default_factory=list)
+    kept_in_same: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,10 @@ def write_labels(journal: LabelJournal, rules: KeepRules, out: Path, target: Lab
     kept = journal.folder / "kept.jsonl"
     write_atomically(kept, _kept_lines(journal, rules, corrections, summary, names))
     summary.corrected = len(corrections.applied_to)
-    summary.stale = len(corrections.entries) - summary.corrected
+    stale = [key for key in corrections.entries if key not in corrections.applied_to]
+    summary.stale = len(stale)
+    summary.stale_example = f"{stale[0][0]}, shape {stale[0][1]}" if stale else ""
+    summary.older = _older_outputs(out, target)
     images = _KeptImages(kept)
     lacking = {held for one in target.formats for held in _LOST if not getattr(one.holds, held)}
     facts = _facts(images, lacking)
@@ -115,6 +126,7 @@ def write_labels(journal: LabelJournal, rules: KeepRules, out: Path, target: Lab
     if target.reader is not None and target.source is not None:
         (out / SAME).mkdir(exist_ok=True)
         target.reader.fill(target.source, labels, out / SAME)
+        summary.kept_in_same = sum(summary.left_out.values())
     if rules.unsure == "review":
         write_atomically(out / "review.jsonl", _review_lines(journal, rules, corrections))
     return summary
@@ -135,10 +147,20 @@ def _kept_lines(
         image, lost = rules.kept(image_of(record), corrections)
         summary.images += 1
         summary.masks += len(image.shapes)
+        summary.unsure += sum(shape.unsure for shape in image.shapes)
         summary.left_out.update(record["lost"])
         summary.left_out.update(lost)
         names.update(dict.fromkeys(shape.name for shape in image.shapes))
         yield json.dumps(image_record(image, {}), separators=(",", ":")) + "\n"
+
+
+def _older_outputs(out: Path, target: LabelTarget) -> list[str]:
+    """Return the outputs in the folder that this run does not write, so that they keep the names of an earlier run."""
+    from osm.labeling.formats import FORMATS
+
+    written = {one.output for one in target.formats} | ({SAME} if target.reader is not None else set())
+    known = [one.output for name in FORMATS.names() if (one := FORMATS.get(name)).writes]
+    return [name for name in dict.fromkeys([*known, SAME]) if name and name not in written and (out / name).exists()]
 
 
 def _losses(one: type[LabelFormat], facts: Mapping[str, int]) -> Counter[str]:

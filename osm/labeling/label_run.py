@@ -77,7 +77,7 @@ def label_images(options: LabelOptions, found: LabelInput | None = None) -> tupl
     done = journal.places(failed=False)
     left = [task for task in found.tasks if task.number not in done]
     if done:
-        logger.info(f"{len(done)} of {len(found.tasks)} images are labeled already")
+        logger.info(f"{len(done)} of {len(found.tasks)} images have been labeled before, and are not named again")
     started = time.monotonic()
     if left and options.tracks:
         from osm.labeling.track_labeler import label_tracks

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="allowed names: one per line, separated by commas, or a JSON file",
+        help="file of allowed names: one name per line, or names separated by commas, or JSON",
     )
     out.add_argument("--way", help=METHOD_HELP)
     add_ranking(out)

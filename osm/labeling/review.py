@@ -80,7 +80,8 @@ def review_page(out: Path, limit: int = 1000, everything: bool = False) -> tuple
     if not found:
         raise OsmError(f"{out}: nothing is left to review{'' if everything else '; --all also shows what is decided'}")
     items = list(_cards(found))
-    names = sorted({item.shape.name for item in found if item.shape.name} | set(_names(out)))
+    listed = [one if isinstance(one, str) else one[1] for one in journal.settings().get("vocabulary", [])]
+    names = sorted({item.shape.name for item in found if item.shape.name} | set(_names(out)) | set(listed))
     settings = json.dumps({"key": f"osm-review-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}"})
     page = (
         page_environment(FunctionLoader(_part))

@@ -57,9 +57,10 @@ def to_fake(module: nn.Module, mode: DeviceMode) -> None:
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     """Replace each parameter and buffer of a module by `make(tensor)`. Tied weights stay tied."""
-    replaced: dict[int, Tensor] = {}
+    replaced: dict[int, Any] = {}
     for part in module.modules():
-        for table in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for table in tables:
             for name, old in table.items():
                 if old is not None and id(old) not in replaced:
                     new = make(old)

@@ -90,11 +90,13 @@ def _lines(argv: Sequence[str] | None) -> list[str]:
     run = resolve(_with_datasets(args, table), table)
     with quiet_libraries():
         training = plan_training(run, cluster, search=not asked["no_search"])
-        naming = plan_naming(run.model, gpu, cluster.mfu, asked["batch"], asked["masks"], asked["modes"])
+        numbers = (asked["batch"], asked["masks"], asked["modes"])
+        naming = plan_naming(run.model, gpu, cluster.mfu, *numbers) if training.request.gpu else None
     if asked["json"]:
-        document = {"training": training_record(training, asked["hours"]), "naming": naming_record(naming)}
+        document = {"training": training_record(training, asked["hours"])}
+        document |= {} if naming is None else {"naming": naming_record(naming)}
         return json.dumps(document, indent=1).split("\n")
-    return [*training_lines(training, asked["hours"]), "", *naming_lines(naming)]
+    return [*training_lines(training, asked["hours"]), *(["", *naming_lines(naming)] if naming else [])]
 
 
 def _check_config(args: dict[str, Any], name: str | None) -> None:

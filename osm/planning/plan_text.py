@@ -12,25 +12,26 @@ _GIB = 2**30
 
 
 def training_lines(plan: TrainingPlan, hours: float | None = None) -> list[str]:
-    """Return the lines of a training plan. With `hours`, also the MFU that such a run would have reached."""
-    cluster, run = plan.cluster, plan.run
-    gpu = cluster.gpu
-    where = f"{cluster.gpus} x {gpu.name}" + (f" on each of {cluster.nodes} nodes" if cluster.nodes > 1 else "")
+    """Return the lines of a training plan. With `hours`, also the MFU that such a run would have reached.
+
+    A plan for a CPU has no times, because the peak throughput of CPUs is not known.
+    """
+    cluster, gpu = plan.cluster, plan.cluster.gpu
+    where = f"{cluster.gpus} x {gpu.name} ({gpu.gib:g} GiB, {gpu.tflops:g} TFLOP/s, {gpu.gb_per_s:g} GB/s)"
+    nodes = f" on each of {cluster.nodes} nodes" if cluster.nodes > 1 else ""
+    on_gpu = plan.request.gpu
     lines = [
-        f"training on {where} ({gpu.gib:g} GiB, {gpu.tflops:g} TFLOP/s, {gpu.gb_per_s:g} GB/s)",
+        f"training on {where}{nodes}" if on_gpu else "training on a CPU",
         "",
         *_table("model", _model_rows(plan)),
         "",
-        *_table(f"memory of a GPU at its peak: {_batch_words(plan)}", _memory_rows(plan)),
-        _verdict(plan),
-        *_tried_lines(plan),
-        "",
-        *_table("time", _time_rows(plan, hours)),
-        "",
-        *_table("data and disk", _disk_rows(plan)),
+        *_table(f"memory of a process at its peak: {_batch_words(plan)}", _memory_rows(plan)),
     ]
-    if run.model.llm.quantization:
-        lines += ["", f"model.llm.quantization {run.model.llm.quantization} is not counted: the LLM will take less"]
+    if on_gpu:
+        lines += [_verdict(plan), *_tried_lines(plan), "", *_table("time", _time_rows(plan, hours))]
+    lines += ["", *_table("data and disk", _disk_rows(plan))]
+    if quantization := plan.run.model.llm.quantization:
+        lines += ["", f"model.llm.quantization {quantization} is not counted: the LLM takes less memory"]
     return lines
 
 
@@ -53,7 +54,8 @@ def _model_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
 def _batch_words(plan: TrainingPlan) -> str:
     asked = plan.request
     masks = "1 mask" if asked.masks == 1 else f"{asked.masks} masks"
-    layout = f"FSDP ({asked.fsdp})" if asked.fsdp and asked.processes > 1 else "a replica on each GPU"
+    sharded = asked.fsdp and asked.processes > 1
+    layout = f"FSDP ({asked.fsdp})" if sharded else "a replica in each process"
     more = ", gradient checkpointing" if asked.checkpointing else ""
     return f"{asked.images} images with {masks} each, {asked.precision}, {layout}{more}"
 
@@ -67,9 +69,10 @@ def _memory_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
         ("optimizer", memory.optimizer),
         ("activations", memory.activations),
         ("peak", memory.total),
-        ("usable", plan.cluster.gpu.usable),
     ]
-    return [(name, f"{value / _GIB:.1f} GiB") for name, value in rows]
+    if plan.request.gpu:
+        rows.append(("usable", plan.cluster.gpu.usable))
+    return [(name, f"{value / _GIB:.2f} GiB") for name, value in rows]
 
 
 def _verdict(plan: TrainingPlan) -> str:
@@ -90,16 +93,20 @@ def _tried_lines(plan: TrainingPlan) -> list[str]:
 
 
 def _time_rows(plan: TrainingPlan, hours: float | None) -> list[tuple[str, str]]:
-    images, flops = plan.request.images, plan.cost.flops
-    each = ", ".join(f"{name} {value / images / 1e12:.2f}" for name, value in flops.items())
+    images, mfu = plan.request.images, plan.cluster.mfu
+    each = ", ".join(f"{name} {_flops(value / images)}" for name, value in plan.cost.flops.items())
     rows = [
-        ("an image", f"{plan.flops / images / 1e12:.2f} TFLOP ({each})"),
-        ("weights read", f"{plan.bytes_read / 1e9:.0f} GB per micro-batch, at least"),
+        ("an image", f"{_flops(plan.flops / images)} ({each})"),
+        *(
+            (f"windows of {window}", f"{_flops(value)} in the tower (--sliding_window_size {window})")
+            for window, value in sorted(plan.other_windows.items())
+        ),
+        ("weights read", f"{plan.bytes_read / 1e9:.1f} GB per micro-batch, at least"),
         (
             "a micro-batch",
-            f"{plan.floor_seconds:.2f} s at the GPU's peak, {plan.seconds:.2f} s at {plan.cluster.mfu:.0%} of it",
+            f"{_seconds(plan.floor_seconds)} at the GPU's peak, {_seconds(plan.seconds)} at {mfu:.0%} of it",
         ),
-        ("the whole run", f"{plan.steps} optimizer steps, {plan.hours:.1f} hours at {plan.cluster.mfu:.0%} MFU"),
+        ("the whole run", f"{plan.steps} optimizer steps, {plan.hours:.1f} hours at {mfu:.0%} MFU"),
     ]
     if hours is not None:
         rows.append((f"{hours:g} hours", f"would be an MFU of {plan.implied_mfu(hours):.1%}"))
@@ -112,8 +119,9 @@ def _disk_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
     estimated = [name for name in plan.shard_bytes if name not in plan.shards_measured]
     how = f"; {', '.join(estimated)} estimated at {cluster.sample_kb:g} KB an image" if estimated else ", measured"
     checkpoints = plan.checkpoints * plan.checkpoint_bytes
+    loaders = ("loaders", f"{plan.images_per_second:.0f} images/s, {plan.loader_cores} CPU cores on each node")
     return [
-        ("loaders", f"{plan.images_per_second:.0f} images/s, {plan.loader_cores} CPU cores on each node"),
+        *([loaders] if plan.request.gpu else []),
         ("shards", f"{total / 1e9:.0f} GB{how}"),
         (
             "checkpoints",
@@ -127,13 +135,14 @@ def _disk_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
 def naming_lines(plan: NamingPlan) -> list[str]:
     """Return the lines of a plan for naming masks."""
     cost, gpu = plan.cost, plan.gpu
+    fits = "it fits" if plan.fits else "it does not fit"
     words = f"{plan.images} images" if plan.images > 1 else "1 image"
     rows = [
         ("weights", f"{cost.weights / _GIB:.1f} GiB"),
-        ("peak", f"{cost.peak / _GIB:.1f} GiB of {gpu.usable / _GIB:.1f} usable: {'fits' if plan.fits else 'no'}"),
-        ("an image", f"{cost.tower_flops / 1e12:.2f} TFLOP in the tower, once"),
-        ("a name", f"{cost.row_flops / 1e12:.3f} TFLOP in the bridge and the LLM"),
-        ("floor", f"{plan.floor_seconds * 1000:.0f} ms for a batch at the GPU's peak"),
+        ("peak", f"{cost.peak / _GIB:.1f} GiB of {gpu.usable / _GIB:.1f} usable: {fits}"),
+        ("an image", f"{_flops(cost.tower_flops)} in the tower, once"),
+        ("a name", f"{_flops(cost.row_flops)} in the bridge and the LLM"),
+        ("floor", f"{_seconds(plan.floor_seconds)} for a batch at the GPU's peak"),
         ("names", f"{plan.names_per_second:.1f} per second and GPU at {plan.mfu:.0%} MFU"),
     ]
     title = f"naming on one {gpu.name}: {words} in a batch, {plan.masks} masks each, {plan.modes} modes"
@@ -143,6 +152,14 @@ def naming_lines(plan: NamingPlan) -> list[str]:
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max(len(name) for name, _ in rows)
     return [title, *(f"  {name:<{width}}  {value}" for name, value in rows)]
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e12:.2f} TFLOP" if count >= 1e10 else f"{count / 1e9:.2f} GFLOP"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.2g} ms"
 
 
 def _millions(count: int) -> str:
@@ -172,6 +189,7 @@ def training_record(plan: TrainingPlan, hours: float | None = None) -> dict[str,
             for tried in plan.tried
         ],
         "flops": cost.flops,
+        "other_windows": {str(window): value for window, value in plan.other_windows.items()},
         "floor_seconds": plan.floor_seconds,
         "mfu": plan.cluster.mfu,
         "seconds": plan.seconds,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from osm.data.batch import Batch
 from osm.data.processor import MAX_TEXT_TOKENS, Text
+from osm.errors import OsmError
 from osm.models.blank import blank_model
 from osm.models.bridges.bridge import Instruction
 from osm.models.llm_forward import read_prefix, read_tokens
 from osm.models.masks import context_mask
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
+from osm.models.random_values import WithoutRandomValues
+from osm.models.towers import TOWERS
+from osm.models.windows import SlidingWindows
 from osm.planning.fake_tensors import DeviceMode, LiveBytes, bytes_of, gpu_kernels, local_part, to_fake
 from osm.training import parallel
 from osm.training.distributed import World
@@ -126,7 +130,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
     model = blank_model(asked.model)
     hold_frozen(model, asked.precision, torch.device("cuda" if asked.gpu else "cpu"))
     to_fake(model, mode)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.tower, model.bridge, model.llm)]
+    tower, bridge, llm = (sum(p.numel() for p in part.parameters()) for part in (model.tower, model.bridge, model.llm))
     task = TrainTask(model.train(), Pixels())  # type: ignore[arg-type]
     trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
     if asked.checkpointing:
@@ -144,7 +148,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
         batch = training_batch(model, mode, asked.images, asked.masks, asked.cached_tokens)
         with mode, live:
             memory = _run_step(task, forward, batch, asked, live, flops)
-    return StepCost(memory, flops.of_part, *sizes, trained)
+    return StepCost(memory, flops.of_part, tower, bridge, llm, trained)
 
 
 def _run_step(
@@ -280,6 +284,33 @@ def _fake_world(asked: StepRequest) -> Iterator[World]:
         yield World(0, asked.processes, torch.device("cpu"), asked.processes_per_node)
     finally:
         dist.destroy_process_group()
+
+
+def window_flops(config: ModelConfig) -> dict[int, int]:
+    """Return the tower's FLOPs for an image with other windows than the config's: the whole image, and 224 pixels.
+
+    Large windows cost more, because attention is quadratic in the number of tokens, but every token sees the whole
+    image. Windows that the tower does not support are left out.
+
+    Returns:
+        side of the windows in pixels -> FLOPs.
+    """
+    found = {}
+    for window in {config.input_size, 224} - {config.sliding_window_size}:
+        if config.base_model_name or window > config.input_size:
+            continue
+        try:
+            tower = TOWERS.get(config.tower.kind)
+            with torch.device("meta"), WithoutRandomValues():
+                built = tower.blank(config.tower, window)
+                count = SlidingWindows(config.input_size, window, window, built.patch).count
+                with FlopCounterMode(display=False) as counter, torch.no_grad(), gpu_kernels():
+                    built.eval()(torch.empty(1, 3, window, window))
+            replace(config, sliding_window_size=window, sliding_window_stride=window)  # raises if other settings do not allow such windows
+        except OsmError:
+            continue
+        found[window] = count * counter.get_total_flops()
+    return found
 
 
 # -- naming ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from osm.data.shard_lists import expand_shards
 from osm.errors import OsmError
 from osm.planning.gpus import Gpu
-from osm.planning.simulate import StepCost, StepRequest, simulate_step
+from osm.planning.simulate import StepCost, StepRequest, simulate_step, window_flops
 from osm.storage.locations import is_remote
 from osm.training.run_config import Run
 from osm.training.trainer import equal_batches
@@ -98,6 +98,7 @@ class TrainingPlan:
         steps: optimizer steps of the whole run.
         shard_bytes: bytes of the shards, by dataset.
         shards_measured: the datasets whose shards are on this machine, so that their sizes are measured.
+        other_windows: the tower's FLOPs for an image with other windows, by their side in pixels.
     """
 
     run: Run
@@ -109,6 +110,7 @@ class TrainingPlan:
     steps: int
     shard_bytes: dict[str, int]
     shards_measured: tuple[str, ...]
+    other_windows: dict[int, int]
 
     @property
     def fits(self) -> bool:
@@ -225,6 +227,7 @@ def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPl
         steps=math.ceil(batches / config.gradient_accumulation_steps) * config.num_epochs,
         shard_bytes={name: size for name, (size, _) in sizes.items()},
         shards_measured=tuple(name for name, (_, measured) in sizes.items() if measured),
+        other_windows=window_flops(run.model),
     )
 
 

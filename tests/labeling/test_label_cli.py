@@ -71,9 +71,9 @@ def test_every_mask_gets_a_name_and_what_has_none_is_counted(
     assert main(command(photos, labeled, checkpoint, "--to", "coco,yolo,csv,labelme")) == 1
     said = capsys.readouterr().out
     assert f"{COUNT - 1} images, {named} masks named" in said
-    left_out = sum(int(line.split()[0]) for line in said.splitlines() if "masks left out" in line)
+    left_out = sum(int(line.split()[0]) for line in said.splitlines() if " left out: " in line)
     assert named + left_out == 3 * (COUNT - 1) + 2
-    assert "1 masks left out: annotation_without_mask" in said
+    assert "1 mask left out: annotation_without_mask" in said
     assert "not labeled: " in said and "3.png" in said
     assert f"yolo cannot hold: {named} probabilities" in said
     names = (labeled / "names.txt").read_text().splitlines()

@@ -139,6 +139,9 @@ def test_the_table_of_the_documentation() -> None:
         holds = FORMATS.get(name).holds
         expected = [holds.holes, holds.parts, holds.overlaps, holds.scores, holds.ids, holds.parents]
         assert cells == [holds.masks and one for one in expected], name
+    written = {row[0].strip("`"): row[3].split(",")[0].strip("`/") for row in rows if len(row) == 10}
+    for name, place in written.items():
+        assert place == (FORMATS.get(name).output if FORMATS.get(name).writes else "no"), name
 
 
 # Other programs read the files.

@@ -244,7 +244,7 @@ def test_corrections_of_the_same_predictions_apply(tmp_path: Path) -> None:
     ("row", "said"),
     [
         (3, r"corrections\[0\] 3 is not an object"),
-        ({"file_name": "a", "shape": -1, "name": "x"}, "expected file_name, shape"),
+        ({"file_name": "a", "shape": -1, "name": "x"}, "expected the fields file_name \\(text\\), shape"),
         ({"file_name": "a", "shape": 0, "predicted": "", "name": " "}, "is not a name of at most 200 characters"),
         ({"file_name": "a", "shape": 0, "predicted": "", "name": "a\u0000"}, "is not a name of at most 200 characters"),
     ],

@@ -52,15 +52,18 @@ def test_names_are_accepted_retyped_and_removed_with_the_keyboard(
     predicted = page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.predicted)")
     page.keyboard.press("Enter")  # accepts the first
     page.keyboard.press("Delete")  # removes the second
-    page.keyboard.type("tea")  # retypes the third
-    page.keyboard.type(" cup")
+    page.keyboard.type("urea")  # retypes the third; no letter is a command
+    page.keyboard.press("Enter")
+    page.keyboard.press("Backspace")  # the third is undecided again
+    page.keyboard.type("eel cup")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    page.keyboard.press("u")  # the fourth is undecided again
+    page.keyboard.press("Control+z")  # the fourth is undecided again
     assert page.inner_text("#progress") == "3 of 5 decided, not saved yet"
     page.on("dialog", lambda dialog: dialog.accept())  # it warns before the page is left
     page.reload()
     assert page.inner_text("#progress") == "3 of 5 decided, not saved yet"  # nothing is lost
+    assert page.evaluate("document.activeElement.id") == "card-3"  # the first that is undecided
     page.check("#open")
     assert page.locator(".card:visible").count() == 2
     with page.expect_download() as download:
@@ -71,18 +74,18 @@ def test_names_are_accepted_retyped_and_removed_with_the_keyboard(
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
     assert not faults and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
     rows = json.loads(file.read_text())["corrections"]
-    assert [row["name"] for row in rows] == [predicted[0], None, "tea cup"]
+    assert [row["name"] for row in rows] == [predicted[0], None, "eel cup"]
     assert all(row["file_name"] == NAME for row in rows)
     # The corrections change what is written, and the page shows the rest.
     capsys.readouterr()
     assert label([*command, "--corrections", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "3 corrections applied, 0 belong to other predictions" in said
-    assert "1 masks left out: removed by a person" in said
+    assert "3 corrections applied\n" in said
+    assert "1 mask left out: removed by a person" in said
     document = json.loads((out / "labels.json").read_text())
     names = {row["id"]: row["name"] for row in document["categories"]}
     found = {row["source_id"]: (names[row["category_id"]], row["score"]) for row in document["annotations"]}
-    assert len(found) == 4 and found[rows[2]["shape"]] == ("tea cup", 1.0) and rows[1]["shape"] not in found
+    assert len(found) == 4 and found[rows[2]["shape"]] == ("eel cup", 1.0) and rows[1]["shape"] not in found
     assert review([str(out)]) == 0
     assert "2 of 2 objects" in capsys.readouterr().out
     assert review([str(out), "--all", "--limit", "4"]) == 0

@@ -121,7 +121,7 @@ def test_a_frame_that_cannot_be_read_is_left_out(
     Image.new("1", (9, 9), 1).save(tmp_path / "objects" / "1" / "00001.png")  # a mask of another size
     assert main([*command, "--min_area", "205"]) == 1
     said = capsys.readouterr().out
-    assert "not labeled: " in said and "00002.jpg" in said and "1 masks left out: mask_size" in said
+    assert "not labeled: " in said and "00002.jpg" in said and "1 mask left out: mask_size" in said
     assert "3 masks left out: below min_area" in said  # the second object in the frames that are left
     document = json.loads((tmp_path / "out" / "labels.json").read_text())
     assert len(document["images"]) == FRAMES - 1 and len(document["annotations"]) == FRAMES - 2

@@ -51,6 +51,8 @@ def recognized(path: Path, alone: bool = False) -> type[LabelFormat]:
     if len(found) == 1:
         return found[0]
     if not found:
+        if path.suffix.lower() == ".zip":
+            raise OsmError(f"--masks {path}: is a zip archive; unpack it, and name the file or folder with the masks")
         names = ", ".join(one.name for one in readers)
         raise OsmError(f"--masks {path}: its format is not recognized; name it with --from ({names})")
     raise OsmError(

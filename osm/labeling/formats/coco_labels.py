@@ -42,6 +42,7 @@ class CocoLabels(LabelFormat):
     """A COCO instances json (images, annotations, categories) with RLE masks."""
 
     name, title = "coco", "COCO instances"
+    output = "labels.json"
     holds = Holds(parents=True)
     fills = True
     polygons = False
@@ -139,6 +140,7 @@ class CocoPolygonLabels(CocoLabels):
     """A COCO instances json with polygons, for tools that do not read RLE masks."""
 
     name, title, polygons = "coco_polygons", "COCO instances with polygons", True
+    output = "labels_polygons.json"
     holds = Holds(holes=False, parents=True)
     reads = fills = False
 

@@ -40,6 +40,7 @@ class CsvLabels(LabelFormat):
     """A CSV table, whose column `rle` holds the counts of a compressed COCO RLE."""
 
     name, title = "csv", "CSV table"
+    output = "labels.csv"
     holds = Holds(parents=True)
     reads = False
 

@@ -35,6 +35,7 @@ class CvatXml(LabelFormat):
     """CVAT for images 1.1. Masks are written as `<mask>`, which holds every pixel, and boxes as `<box>`."""
 
     name, title = "cvat", "CVAT for images 1.1"
+    output = "cvat.xml"
     holds = Holds(scores=False, ids=False)
     fills = True
 

@@ -17,6 +17,7 @@ class ImageTags(LabelFormat):
     """One JSON line per image: its names, and all of them as the prompt of an open-vocabulary detector."""
 
     name, title = "tags", "names of each image"
+    output = "tags.jsonl"
     holds = Holds(masks=False)
     reads = False
 

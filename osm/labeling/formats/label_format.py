@@ -168,6 +168,7 @@ class LabelFormat:
         name: the name of the format on the command line.
         title: the name of the format in messages and documentation.
         holds: what the format can hold.
+        output: the file or folder that is written in the folder of the labels; an empty text if it is not known.
         reads, writes: whether the format can be read and written.
         fills: whether the names can be filled into the files that were read.
         needs: the optional package that writing the format needs, or an empty text.
@@ -177,6 +178,7 @@ class LabelFormat:
     name: ClassVar[str]
     title: ClassVar[str]
     holds: ClassVar[Holds] = Holds()
+    output: ClassVar[str] = ""
     reads: ClassVar[bool] = True
     writes: ClassVar[bool] = True
     fills: ClassVar[bool] = False

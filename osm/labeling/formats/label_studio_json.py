@@ -38,6 +38,7 @@ class LabelStudioJson(LabelFormat):
     """Label Studio. Masks are written as brush strokes, which hold every pixel, and boxes as rectangles."""
 
     name, title = "label_studio", "Label Studio"
+    output = "label_studio.json"
     holds = Holds(parents=True)
     fills = True
 

@@ -40,6 +40,7 @@ class LabelMeFiles(LabelFormat):
     """LabelMe. A mask with a hole or with several parts is written as a shape of the type `mask`, which holds both."""
 
     name, title = "labelme", "LabelMe"
+    output = "labelme"
     holds = Holds(scores=False, ids=False)
     fills = True
     version = "5.5.0"
@@ -144,6 +145,7 @@ class XAnyLabelingFiles(LabelMeFiles):
     """X-AnyLabeling. The parts of a mask are polygons with one `group_id`, and the shapes have scores."""
 
     name, title = "xanylabeling", "X-AnyLabeling"
+    output = "xanylabeling"
     reads = fills = False  # It is read as LabelMe, which it extends.
     holds = Holds(holes=False, ids=False)
     version = "3.0.0"

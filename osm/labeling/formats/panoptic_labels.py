@@ -36,6 +36,7 @@ class PanopticLabels(LabelFormat):
     """COCO panoptic. The PNGs are in the folder of the same name as the json, as in COCO's releases."""
 
     name, title = "coco_panoptic", "COCO panoptic"
+    output = "panoptic.json"
     holds = Holds(overlaps=False, ids=False)
     fills = True
 

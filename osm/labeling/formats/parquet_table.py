@@ -18,6 +18,7 @@ class ParquetTable(LabelFormat):
     """A Parquet table, written in groups of rows."""
 
     name, title = "parquet", "Parquet table"
+    output = "labels.parquet"
     holds = Holds(parents=True)
     reads = False
     needs = "pyarrow"

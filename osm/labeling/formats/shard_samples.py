@@ -33,6 +33,7 @@ class ShardSamples(LabelFormat):
     """WebDataset shards. Reading takes SA-1B's tar files too; writing makes shards that `osm train` takes."""
 
     name, title = "shards", "WebDataset shards"
+    output = "shards"
     holds = Holds(scores=False, ids=False)
 
     @classmethod

@@ -33,6 +33,7 @@ class YoloFiles(LabelFormat):
     """
 
     name, title = "yolo", "YOLO segmentation"
+    output = "yolo"
     holds = Holds(holes=False, parts=False, scores=False, ids=False)
     fills = True
 

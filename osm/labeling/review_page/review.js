@@ -127,7 +127,14 @@ document.getElementById("cards").addEventListener("click", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !cards.length) return;
+  if (!cards.length) return;
+  // Every letter begins a name, so undo needs a key that is no letter.
+  if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") {
+    event.preventDefault();
+    undo();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const card = event.target.closest && event.target.closest(".card");
   if (!card && event.target !== document.body) return;
   if (event.target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return;
@@ -139,8 +146,8 @@ document.addEventListener("keydown", (event) => {
     ArrowLeft: () => step(index, -1),
     ArrowDown: () => focus(index + columns()),
     ArrowUp: () => focus(index - columns()),
-    u: undo,
-    e: () => act("retype", index),
+    Backspace: undo,
+    F2: () => act("retype", index),
   };
   if (keys[event.key]) { event.preventDefault(); keys[event.key](); return; }
   if (event.key.length === 1 && /[\p{L}\p{N}]/u.test(event.key)) { event.preventDefault(); retype(index, event.key); }
@@ -171,4 +178,4 @@ window.addEventListener("beforeunload", (event) => { if (!saved) event.preventDe
 restore();
 cards.forEach((_, index) => show(index));
 progress();
-focus(0);
+focus(Math.max(0, cards.findIndex((_, index) => !decided.has(index))));
