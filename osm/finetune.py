@@ -232,10 +232,18 @@ def summary(options: FinetuneOptions, seconds: Mapping[str, float]) -> list[str]
         f"  before, mode any:           {_rate(before)}",
         f"  after, mode any:            {_rate(after)}   difference {_rate(difference)}",
         f"  after, mode {options.name + ':':<15} {100 * own['acc']:.1f} %",
+        f"  {_verdict(difference['interval'])}",
         f"minutes: {sum(seconds.values()) / 60:.1f} (" + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()) + ")",
         f"report:  {options.out / 'report' / 'report.html'}",
         f"use it:  osm name photo.jpg --auto --checkpoint {options.out / 'run' / 'final'} --mode {options.name}",
     ]
+
+
+def _verdict(interval: Sequence[float] | None) -> str:
+    """Say whether the interval of a difference of accuracies excludes zero."""
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "no difference is shown: its interval contains zero; more held-out photos give a narrower interval"
+    return "the model got better" if interval[0] > 0 else "the model got worse"
 
 
 def _rate(found: Mapping[str, Any]) -> str:

@@ -306,7 +306,9 @@ def window_flops(config: ModelConfig) -> dict[int, int]:
                 count = SlidingWindows(config.input_size, window, window, built.patch).count
                 with FlopCounterMode(display=False) as counter, torch.no_grad(), gpu_kernels():
                     built.eval()(torch.empty(1, 3, window, window))
-            replace(config, sliding_window_size=window, sliding_window_stride=window)  # raises if other settings do not allow such windows
+            replace(
+                config, sliding_window_size=window, sliding_window_stride=window
+            )  # raises if other settings do not allow such windows
         except OsmError:
             continue
         found[window] = count * counter.get_total_flops()

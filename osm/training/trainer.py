@@ -495,7 +495,10 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
             f"{config.sets[name].batch_size} = {count} batches"
             for name, count in counts.items()
         )
-        raise OsmError(f"all datasets must have the same number of batches per epoch, but they differ: {figures}")
+        raise OsmError(
+            f"all datasets must have the same number of batches per epoch, but they differ: {figures} (with "
+            "--batch_size_<dataset> 0, a dataset of the config is left out)"
+        )
     return next(iter(counts.values()))
 
 

@@ -111,7 +111,9 @@ def test_a_mode_or_mask_that_one_lacks(a: Path, tmp_path: Path, capsys: pytest.C
     document = compared(a, write_parts(tmp_path / "b", images), tmp_path, "--parts", "2,1")
     found = document["sets"]["coco"]
     assert "specific" not in found
-    assert "coco: mode coco: left out, no mask has a prediction of it in both" in found["notes"]
+    assert (
+        "coco: mode coco: not compared, because no mask has a prediction in this mode in both folders" in found["notes"]
+    )
     assert (found["agnostic"]["masks"], found["agnostic"]["predicted_in_a_alone"]) == (4, 2)
     assert not [key for key in found["agnostic"]["rates"] if "size" in key]  # B has no areas
     assert "left out: 2 masks with a prediction in A alone" in capsys.readouterr().out

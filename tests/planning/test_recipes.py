@@ -25,7 +25,9 @@ from osm.training.optimization import make_optimizer
 from osm.training.task import TrainTask
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path for tower in ("siglip2", "dinov3", "pe") for path in (ROOT / "configs").glob(f"osm_{tower}_*gb.yaml"))
+RECIPES = sorted(
+    path for tower in ("siglip2", "dinov3", "pe") for path in (ROOT / "configs").glob(f"osm_{tower}_*gb.yaml")
+)
 OPTIONS: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 2}
 
 

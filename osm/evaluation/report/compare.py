@@ -181,7 +181,7 @@ def compare_sets(
         if compared.masks:
             modes[name] = compared
         else:
-            notes.append(f"mode {mode}: left out, no mask has a prediction of it in both")
+            notes.append(f"mode {mode}: not compared, because no mask has a prediction in this mode in both folders")
     return SetComparison(a.row, a.image_count, modes, [f"{a.row.name}: {note}" for note in notes])
 
 
