@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plans the published training and the nine recipes with `osm plan`, and writes the tables of docs/recipes.md.
+"""Plans the published training and the nine recipes with `osm plan`, and writes the tables of the docs.
 
 python3 scripts/plan_tables.py            # plans everything (a few minutes), and writes the tables
 python3 scripts/plan_tables.py --tables   # writes the tables from the JSON files alone
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks" / "plan"
-PAGE = ROOT / "docs" / "recipes.md"
+RECIPES_PAGE, CHECK_PAGE = "docs/recipes.md", "docs/planning.md"
 SIX = {
     "coco": (8, 100_000),
     "lvis": (16, 200_000),
@@ -70,9 +70,22 @@ def plan(arguments: str) -> dict[str, Any]:
     }
 
 
-def tables(plans: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the lines of each table, by the name of its place on the page."""
-    return {"published": published_table(plans), "recipes": recipes_table(plans)}
+def stored_tables() -> dict[str, dict[str, list[str]]]:
+    """Return the lines of each table from the JSON files: page -> name of its place on the page -> lines."""
+    plans = json.loads((FIGURES / "plans.json").read_text(encoding="utf-8"))
+    check = json.loads((FIGURES / "cpu.json").read_text(encoding="utf-8"))
+    tables = {"published": published_table(plans), "recipes": recipes_table(plans)}
+    return {RECIPES_PAGE: tables, CHECK_PAGE: {"check": check_table(check)}}
+
+
+def check_table(found: dict[str, Any]) -> list[str]:
+    rows = ["| model and step | weights, GB | estimated, GB | measured, GB | error |", "|---|---|---|---|---|"]
+    for case in found["cases"]:
+        rows.append(
+            f"| `{case['case']}` | {case['weights_gb']:.2f} | {case['estimated_gb']:.2f} | {case['measured_gb']:.2f} | "
+            f"{case['error']:+.1%} |"
+        )
+    return rows
 
 
 def published_table(plans: dict[str, dict[str, Any]]) -> list[str]:
@@ -89,7 +102,7 @@ def published_table(plans: dict[str, dict[str, Any]]) -> list[str]:
         rows.append(
             f"| {title} | {machine} | {training['images']} | {gib(training['memory']['peak'])} | "
             f"{gib(training['memory']['usable'])} | {fits(training)} | {training['hours']:.0f} | "
-            f"{training['implied_mfu']:.0%} |"
+            f"{format(training['implied_mfu'], '.0%') if machine == '8 x 80 GB' else ''} |"
         )
     return rows
 
@@ -152,17 +165,16 @@ def main() -> int:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     out.add_argument("--tables", action="store_true", help="write the tables from the JSON file alone")
     args = out.parse_args()
-    file = FIGURES / "plans.json"
-    if args.tables:
-        plans = json.loads(file.read_text(encoding="utf-8"))
-    else:
+    if not args.tables:
         plans = {}
         for name, arguments in commands().items():
             plans[name] = plan(arguments)
             print(f"{name}: {plans[name]['seconds']} s", flush=True)
         FIGURES.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables(plans)), encoding="utf-8")
+        (FIGURES / "plans.json").write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
+    for page, lines in stored_tables().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(with_tables(text, lines), encoding="utf-8")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
 from osm.labeling import folder_cli, label_cli, name_cli, review_cli, sample_photos
 from osm.models.model_config import load_model_config
+from osm.planning import plan_cli
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
 from osm.serving import web
@@ -39,6 +41,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "finetune": finetune.parser,
     "sample": sample_photos.parser,
     "completion": completion.parser,
+    "plan": plan_cli.parser,
     "schema": schema_cli.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,
@@ -170,3 +173,17 @@ def test_every_shipped_yaml_parses(path: Path) -> None:
         arguments = ["--config", str(path), "--batch_size_coco", "2"]
         arguments += [word for name in ("coco", *sets) for word in (f"--{name}_shards", "x.tar")]
         assert run_config.parse(arguments).training.used_sets["coco"].batch_size == 2
+
+
+def test_the_tables_of_plans_are_those_of_the_files() -> None:
+    """`scripts/plan_tables.py` writes them."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import plan_tables
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    found = plan_tables.stored_tables()
+    assert {name for lines in found.values() for name in lines} == {"recipes", "published", "check"}
+    for page, lines in found.items():
+        text = (ROOT / page).read_text()
+        assert plan_tables.with_tables(text, lines) == text, f"{page}: run scripts/plan_tables.py --tables"

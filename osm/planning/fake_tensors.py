@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ALLOCATORS = ("empty", "empty_strided")
-_COLLECT_EVERY = 300
+_COLLECT_EVERY = 1000
 """Operators between two garbage collections. Recomputed fake tensors are in reference cycles, real ones are not."""
 
 

@@ -17,6 +17,8 @@ from osm.training.trainer import equal_batches
 
 IMAGES_PER_SHARD = 1000
 """The default of the converters' `--num_files_per_shard`."""
+_MARGIN = 1.3
+"""Changes whose guessed peak is more than this many times the usable memory are not simulated."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class TrainingPlan:
         cluster: the machines.
         request: the simulated step.
         cost: the cost of a micro-batch on one GPU.
-        tried: the changes that were simulated because the run does not fit. The last one fits, unless none does.
+        tried: the changes that were simulated because the run does not fit, without those that are clearly too little.
+            The last one fits, unless none does.
         micro_batches: micro-batches of each process in the whole run.
         steps: optimizer steps of the whole run.
         shard_bytes: bytes of the shards, by dataset.
@@ -212,6 +215,8 @@ def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPl
     tried: list[Tried] = []
     if search and request.gpu and cost.memory.total > cluster.gpu.usable:
         for change in changes(run, request, cost):
+            if _guess(change.request, request, cost) > _MARGIN * cluster.gpu.usable:
+                continue
             peak = simulate_step(change.request).memory.total
             tried.append(Tried(change, peak, peak <= cluster.gpu.usable))
             if tried[-1].fits:
@@ -229,6 +234,15 @@ def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPl
         shards_measured=tuple(name for name, (_, measured) in sizes.items() if measured),
         other_windows=window_flops(run.model),
     )
+
+
+def _guess(changed: StepRequest, asked: StepRequest, cost: StepCost) -> float:
+    """Return a rough peak of a changed step, to skip changes that are far from enough. A simulation takes seconds."""
+    memory, shards = cost.memory, changed.processes if changed.fsdp == "full" else 1
+    half = 0.5 if changed.precision != asked.precision else 1.0
+    weights = memory.frozen * half + memory.trained + memory.optimizer
+    recomputed = 0.5 if changed.checkpointing and not asked.checkpointing else 1.0
+    return weights / shards + memory.activations * half * recomputed * changed.images / asked.images
 
 
 def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
