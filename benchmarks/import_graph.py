@@ -31,7 +31,7 @@ ORDER = (
         "html_pages",
     ),
     *("storage", "io", "datasets", "config", "forms", "data", "prepare"),
-    *("models", "training", "recognition", "labeling", "evaluation", "planning", "synthetic", "serving"),
+    *("models", "training", "recognition", "sharing", "labeling", "evaluation", "planning", "synthetic", "serving"),
     *("listing", "fetch", "command_stages", "quickstart", "finetune", "cli", "completion", "__main__"),
 )
 

@@ -72,13 +72,13 @@ COMMANDS = {
     "finetune": Command("adapts a trained model to your photos, in one command", "osm.finetune"),
     "export": Command(
         "writes a trained model as a folder, or as a .pt in the published format",
-        "osm.training.export_cli",
+        "osm.sharing.export_cli",
         "export_main",
         "export_parser",
     ),
     "import": Command(
         "converts a published .pt to a folder with its config",
-        "osm.training.export_cli",
+        "osm.sharing.export_cli",
         "import_main",
         "import_parser",
     ),

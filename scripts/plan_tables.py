@@ -157,7 +157,7 @@ def with_tables(page: str, found: dict[str, list[str]]) -> str:
     for name, lines in found.items():
         begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
         before, rest = page.split(begin)
-        page = before + begin + "\n".join(lines) + end + rest.split(end)[1]
+        page = before + begin + "\n".join(lines) + end + rest.split(end.lstrip())[1]
     return page
 
 

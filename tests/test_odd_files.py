@@ -24,8 +24,8 @@ from osm.models.checkpoint import read_folder, read_published
 from osm.models.weights import load_safetensors, load_torch
 from osm.prepare.originals.panoptic_releases import _thing_ids
 from osm.recognition.vocabulary import read_names
+from osm.sharing.export_cli import export_main, import_main
 from osm.synthetic.collages import read_table
-from osm.training.export_cli import export_main, import_main
 from osm.training.tracking import read_log
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -78,7 +78,7 @@ class StepRequest:
 
 
 @dataclass(frozen=True)
-class Memory:
+class StepMemory:
     """Bytes of a process at the peak of a step, by part.
 
     Attributes:
@@ -112,7 +112,7 @@ class StepCost:
         trained_parameters: the parameters that are trained.
     """
 
-    memory: Memory
+    memory: StepMemory
     flops: dict[str, int]
     tower_parameters: int
     bridge_parameters: int
@@ -153,7 +153,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
 
 def _run_step(
     task: TrainTask, forward: nn.Module, batch: Batch, asked: StepRequest, live: LiveBytes, flops: _PartFlops
-) -> Memory:
+) -> StepMemory:
     """Run a step that is not the first one of its run, so that the optimizer's moments exist from the start."""
     weights = list(task.parameters())
     trained = [parameter for parameter in weights if parameter.requires_grad]
@@ -186,7 +186,7 @@ def _run_step(
         "optimizer": bytes_of(moments),
     }
     host = sum(part.nbytes for part in (batch.masks, *vars(batch.text).values()))  # real tensors, not in `live`
-    return Memory(**static, activations=live.peak - sum(static.values()) + host)
+    return StepMemory(**static, activations=live.peak - sum(static.values()) + host)
 
 
 class _PartFlops:

@@ -57,7 +57,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Change:
+class FlagChange:
     """A change of a run's flags that lowers the memory of a GPU, with its cost.
 
     Attributes:
@@ -81,7 +81,7 @@ class Tried:
         fits: whether the peak is at most the usable memory of the GPU.
     """
 
-    change: Change
+    change: FlagChange
     peak: int
     fits: bool
 
@@ -245,7 +245,7 @@ def _guess(changed: StepRequest, asked: StepRequest, cost: StepCost) -> float:
     return weights / shards + memory.activations * half * recomputed * changed.images / asked.images
 
 
-def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
+def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[FlagChange]:
     """Yield changes that lower the memory of a GPU, from the cheapest to the most expensive.
 
     Changes that the run's settings do not allow are left out.
@@ -253,7 +253,7 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
     config = run.training
     if asked.precision == "fp32":
         asked = replace(asked, precision="amp_bf16")
-        yield Change("--precision amp_bf16", asked, "faster; products are rounded to bfloat16")
+        yield FlagChange("--precision amp_bf16", asked, "faster; products are rounded to bfloat16")
     prefix = "" if config.precision != "fp32" else "--precision amp_bf16 "
     divisor = math.gcd(*(chosen.batch_size for chosen in config.used_sets.values()))
     smaller = asked
@@ -263,10 +263,10 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
         sizes = " ".join(f"--batch_size_{name} {used.batch_size // divisor}" for name, used in config.used_sets.items())
         steps = config.gradient_accumulation_steps * divisor
         smaller_flags = f"{prefix}{sizes} --gradient_accumulation_steps {steps}"
-        yield Change(smaller_flags, smaller, "the same optimizer steps from smaller micro-batches")
+        yield FlagChange(smaller_flags, smaller, "the same optimizer steps from smaller micro-batches")
     if not asked.checkpointing:
         share = (cost.flops["bridge"] + cost.flops["llm"]) / max(1, sum(cost.flops.values()))
-        yield Change(
+        yield FlagChange(
             f"{prefix}--gradient_checkpointing",
             replace(asked, checkpointing=True),
             f"about {share:.0%} more FLOPs, because the bridge and the LLM run twice",
@@ -276,12 +276,12 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[Change]:
     gathered = (cost.tower_parameters + 2 * cost.llm_parameters) * 2 / 1e9
     price = f"each GPU receives about {gathered:.0f} GB of weights per micro-batch"
     if not asked.fsdp:
-        yield Change(f"{prefix}--fsdp", replace(asked, fsdp="full"), price)
+        yield FlagChange(f"{prefix}--fsdp", replace(asked, fsdp="full"), price)
     if smaller is not asked:
-        yield Change(f"{smaller_flags} --fsdp", replace(smaller, fsdp="full"), price)
+        yield FlagChange(f"{smaller_flags} --fsdp", replace(smaller, fsdp="full"), price)
     if not asked.checkpointing:
         last = replace(smaller, fsdp="full", checkpointing=True)
-        yield Change(f"{smaller_flags} --fsdp --gradient_checkpointing".strip(), last, f"{price}, and more FLOPs")
+        yield FlagChange(f"{smaller_flags} --fsdp --gradient_checkpointing".strip(), last, f"{price}, and more FLOPs")
 
 
 def _shard_bytes(pattern: str, sample_kb: float) -> tuple[int, bool]:

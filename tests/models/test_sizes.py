@@ -25,7 +25,7 @@ from osm.models.osm import OmniScientModel
 from osm.models.sizes import machine_memory
 from osm.models.towers.timm_tower import TimmTowerConfig
 from osm.models.weights import check_finite
-from osm.training.export_cli import export_main, import_main
+from osm.sharing.export_cli import export_main, import_main
 
 EXTRA = 300 << 10  # KiB of memory that a refusal may take
 

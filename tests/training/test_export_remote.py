@@ -13,8 +13,8 @@ from osm.config import from_dict
 from osm.models import checkpoint
 from osm.models.factory import build
 from osm.models.model_config import ModelConfig
+from osm.sharing.export_cli import export_main
 from osm.training.export import export
-from osm.training.export_cli import export_main
 
 URL = "s3://bucket/model"
 

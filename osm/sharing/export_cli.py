@@ -8,7 +8,7 @@ from pathlib import Path
 
 from osm.command_parser import CommandParser
 from osm.config import add_settings
-from osm.errors import run_command
+from osm.errors import OsmError, run_command
 from osm.terminal import console_command, echo
 from osm.training.train_flags import MODEL_FLAGS, WIDTH_FLAGS, add_model_flags
 
@@ -29,6 +29,15 @@ def export_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--with_optimizer", action="store_true", help="also write the optimizer state and progress, to resume training"
     )
+    out.add_argument(
+        "--format",
+        choices=("osm", "hf"),
+        default="osm",
+        help="osm: files of this project; hf: a folder that also works with transformers' AutoModel, with a model card "
+        "[%(default)s]",
+    )
+    out.add_argument("--push_to_hub", metavar="OWNER/NAME", help="with --format hf: also upload the folder to the hub")
+    out.add_argument("--private", action="store_true", help="with --push_to_hub: create a private repository")
     out.add_argument("--half", action="store_true", help="write float16: half the size, values rounded to 11 bits")
     out.add_argument("--force", action="store_true", help="replace an older model at OUT")
     return out
@@ -56,9 +65,19 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     args = export_parser().parse_args(argv)
 
     def job() -> str:
+        if args.format == "osm" and (args.push_to_hub or args.private):
+            raise OsmError("--push_to_hub and --private need --format hf")
+        if args.private and not args.push_to_hub:
+            raise OsmError("--private has no effect without --push_to_hub")
         from osm.training.export import export
 
-        return export(args.source, args.out, args.with_optimizer, args.force, args.half)
+        if args.format == "osm":
+            return export(args.source, args.out, args.with_optimizer, args.force, args.half)
+        from osm.sharing.hf_export import export_hf
+
+        if args.with_optimizer:
+            raise OsmError("--with_optimizer cannot be combined with --format hf, which only holds a trained model")
+        return export_hf(args.source, args.out, args.force, args.half, args.push_to_hub, args.private)
 
     return _run(job)
 
