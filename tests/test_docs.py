@@ -25,9 +25,10 @@ from osm.planning import plan_cli
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
 from osm.serving import web
+from osm.sharing import export_cli
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
-from osm.training import export_cli, run_config, schema_cli
+from osm.training import run_config, schema_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -176,14 +177,14 @@ def test_every_shipped_yaml_parses(path: Path) -> None:
 
 
 def test_the_tables_of_plans_are_those_of_the_files() -> None:
-    """`scripts/plan_tables.py` writes them."""
-    sys.path.insert(0, str(ROOT / "scripts"))
+    """`benchmarks/plan_tables.py` writes them."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import plan_tables
     finally:
-        sys.path.remove(str(ROOT / "scripts"))
+        sys.path.remove(str(ROOT / "benchmarks"))
     found = plan_tables.stored_tables()
     assert {name for lines in found.values() for name in lines} == {"recipes", "published", "check"}
     for page, lines in found.items():
         text = (ROOT / page).read_text()
-        assert plan_tables.with_tables(text, lines) == text, f"{page}: run scripts/plan_tables.py --tables"
+        assert plan_tables.with_tables(text, lines) == text, f"{page}: run benchmarks/plan_tables.py --tables"

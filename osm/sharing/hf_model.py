@@ -30,7 +30,7 @@ from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
 
 PROCESSOR_FILE = "processor_config.json"
-QFORMER_TOKENIZER = "qformer_tokenizer"
+TOKENIZER, QFORMER_TOKENIZER = "tokenizer", "qformer_tokenizer"
 MODULE = "modeling_osm"
 """The name of the file in an exported folder that imports this module."""
 # What transformers passes on for its own use.
@@ -41,6 +41,7 @@ _PASSED_ON = {
     "adapter_kwargs",
     "_commit_hash",
     "_from_auto",
+    "revision",
     "key_mapping",
 }
 
@@ -82,8 +83,11 @@ class HfOsmModel(PreTrainedModel):
                 f"from_pretrained: {named} is not supported for this model; move the loaded model with `.to(...)`, "
                 "or use osm.load_recognizer, which has options for devices"
             )
-        model, processor, _ = load_model(pretrained_model_name_or_path)
-        config = options.get("config") or HfOsmConfig.from_pretrained(pretrained_model_name_or_path)
+        folder = _folder_of(
+            pretrained_model_name_or_path, ["config.json", "model.safetensors"], options.get("revision")
+        )
+        model, processor, _ = load_model(folder)
+        config = options.get("config") or HfOsmConfig.from_pretrained(folder)
         return cls(config, model, processor).eval()
 
     def forward(self, **inputs: Any) -> Tensor:
@@ -123,20 +127,14 @@ class HfOsmProcessor:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
         """Load the tokenizers and settings of a folder or a hub repository. The model is not loaded."""
-        place = Path(str(pretrained_model_name_or_path))
-        if not place.is_dir():
-            from huggingface_hub import snapshot_download
-
-            patterns = ["*.json", "*.txt", "*.model", f"{QFORMER_TOKENIZER}/*"]
-            place = Path(
-                snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub_options())
-            )
+        patterns = [PROCESSOR_FILE, f"{TOKENIZER}/*", f"{QFORMER_TOKENIZER}/*"]
+        place = _folder_of(pretrained_model_name_or_path, patterns, options.get("revision"))
         settings = read_json(place / PROCESSOR_FILE, "processor")[0]
         qformer = None
         if (place / QFORMER_TOKENIZER).is_dir():
             qformer = AutoTokenizer.from_pretrained(place / QFORMER_TOKENIZER)
         processor = Processor(
-            AutoTokenizer.from_pretrained(place),
+            AutoTokenizer.from_pretrained(place / TOKENIZER),
             qformer,
             settings["input_size"],
             settings["mean"],
@@ -193,9 +191,19 @@ class HfOsmProcessor:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
+def _folder_of(name: Any, patterns: Sequence[str], revision: str | None) -> Path:
+    """Return a local folder, or download files of a hub repository."""
+    folder = Path(str(name))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(patterns), **hub_options()))
+
+
 def save_processor(processor: Processor, context_enlarge_ratio: float, folder: Path) -> None:
     """Write the tokenizers and settings that `HfOsmProcessor.from_pretrained` reads."""
-    processor.tokenizer.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder / TOKENIZER)
     if processor.qformer_tokenizer is not None:
         processor.qformer_tokenizer.save_pretrained(folder / QFORMER_TOKENIZER)
     settings = {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plans the published training and the nine recipes with `osm plan`, and writes the tables of the docs.
 
-python3 scripts/plan_tables.py            # plans everything (a few minutes), and writes the tables
-python3 scripts/plan_tables.py --tables   # writes the tables from the JSON files alone
+python3 benchmarks/plan_tables.py            # plans everything (a few minutes), and writes the tables
+python3 benchmarks/plan_tables.py --tables   # writes the tables from the JSON files alone
 """
 
 from __future__ import annotations
