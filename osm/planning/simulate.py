@@ -146,6 +146,7 @@ def simulate_step(asked: StepRequest) -> StepCost:
             forward = parallel.parallelize(task, world, True, asked.fsdp, asked.shard_size, {}) if world else task
         live.add([*task.parameters(), *(buffer for buffer in task.buffers() if _is_fake(buffer))])
         batch = training_batch(model, mode, asked.images, asked.masks, asked.cached_tokens)
+        live.add(part for part in (batch.canvas, batch.tokens) if part is not None)
         with mode, live:
             memory = _run_step(task, forward, batch, asked, live, flops)
     return StepCost(memory, flops.of_part, tower, bridge, llm, trained)

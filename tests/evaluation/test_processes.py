@@ -60,11 +60,19 @@ def test_torchrun(root: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "variables", "message"),
     [
-        (("auto", "auto"), {}, "i n 'auto auto': the environment variable RANK is not set; start the command"),
+        (
+            ("auto", "auto"),
+            {},
+            "arguments `i` and `n` are 'auto': the environment variable RANK is not set; start the command",
+        ),
         (("auto", "auto"), {"RANK": "0", "WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two'"),
         (("auto", "auto"), {"RANK": "2", "WORLD_SIZE": "2"}, "part 2 of 2: parts are counted from 0"),
-        (("0", "auto"), {"RANK": "0", "WORLD_SIZE": "2"}, "i n '0 auto': expected two numbers, or 'auto auto'"),
-        (("auto", "2"), {}, "i n 'auto 2': expected two numbers"),
+        (
+            ("0", "auto"),
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "arguments `i` and `n` are '0 auto': expected two numbers, or 'auto auto'",
+        ),
+        (("auto", "2"), {}, "arguments `i` and `n` are 'auto 2': expected two numbers"),
     ],
 )
 def test_wrong_parts(

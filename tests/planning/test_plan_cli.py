@@ -53,20 +53,20 @@ def test_shards_on_this_machine_are_measured(capsys: pytest.CaptureFixture[str],
 
 def test_a_run_that_does_not_fit_gets_flags(capsys: pytest.CaptureFixture[str]) -> None:
     """The flags that are found are those of a run that fits."""
-    flags = ["--gpu_memory", "3", "--batch_size_coco", "8", "--train_num_samples_coco", "800", "--masks", "1"]
-    found = planned(capsys, "osm_small", *flags)["training"]
+    flags = ["--gpu_memory", "3", "--batch_size_coco", "256", "--train_num_samples_coco", "800", "--masks", "1"]
+    found = planned(capsys, "osm_nano", *flags)["training"]
     assert not found["fits"] and [tried["fits"] for tried in found["tried"]] == [False] * (len(found["tried"]) - 1) + [
         True
     ]
     assert found["tried"][0]["flags"] == "--precision amp_bf16"
     last = found["tried"][-1]
-    again = planned(capsys, "osm_small", *flags[:2], *flags[4:], *_with_size(last["flags"]), "--no_search")["training"]
+    again = planned(capsys, "osm_nano", *flags[:2], *flags[4:], *_with_size(last["flags"]), "--no_search")["training"]
     assert again["fits"] and again["memory"]["peak"] == pytest.approx(last["peak"], rel=0.01)
 
 
 def _with_size(flags: str) -> list[str]:
     words = flags.split()
-    return words if "--batch_size_coco" in words else [*words, "--batch_size_coco", "8"]
+    return words if "--batch_size_coco" in words else [*words, "--batch_size_coco", "256"]
 
 
 def test_a_plan_for_a_cpu_has_no_times(capsys: pytest.CaptureFixture[str]) -> None:

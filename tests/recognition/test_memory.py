@@ -34,9 +34,9 @@ for number in range(500):
     rles.append(coco_mask.encode(mask))
 recognizer = Recognizer(model, processor, max_new_tokens=4)
 recognizer.set_image(Image.new("RGB", (width, height)))
-few = recognizer.name(rles[:64], modes=["coco", "any"])
+few = recognizer.name(rles[:64], modes=["any"])
 before = peak()
-many = recognizer.name(rles, modes=["coco", "any"])
+many = recognizer.name(rles, modes=["any"])
 names = sum(bool(answer.token_probs) for answers in many for answer in answers)
 print(json.dumps({"before": before, "more": peak() - before, "names": names}))
 """
@@ -49,5 +49,5 @@ def test_500_masks_of_a_large_picture() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["names"] == 1000
+    assert found["names"] == 500
     assert found["more"] < 200, found  # the masks alone are 540 MB of pixels
