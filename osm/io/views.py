@@ -191,7 +191,10 @@ def _reach(end: int, factor: float) -> int:
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (or columns) listed in `indices`, each only once, and the position of each index among them."""
+    """Return the rows (or columns) that `indices` needs, without duplicates, and each index's position among them.
+
+    A few rows that are not in `indices` may be included.
+    """
     first, last = int(indices[0]), int(indices[-1])
     # If the image is not shrunk, few rows between the first and the last are missing from `indices`.
     if last - first < len(indices):

@@ -198,7 +198,7 @@ def is_list(place: str) -> bool:
 
 
 def is_shards(place: str) -> bool:
-    """Return whether a location is a pattern of WebDataset shards."""
+    """Return whether a location names WebDataset shards: one or more `.tar` paths or patterns."""
     return place.lower().endswith(".tar") or "::" in place
 
 

@@ -101,7 +101,7 @@ class HfOsmModel(PreTrainedModel):
         return self.model.generate(**inputs)
 
     def name(self, image: Any, masks: Sequence[Any] | None = None, **options: Any) -> list[list[Recognition]]:
-        """Name masks, boxes or points of an image.
+        """Name the masks, boxes or points in an image.
 
         Args:
             image: an image, or the path of one.

@@ -37,7 +37,7 @@ _MAX_MASK_BYTES = 64 << 20
 
 
 class LabelMeFiles(LabelFormat):
-    """LabelMe. A mask with a hole or with several parts is written as a shape of the type `mask`, which holds both."""
+    """LabelMe. A mask that has holes or several parts is written as a shape of the type `mask`, which supports both."""
 
     name, title = "labelme", "LabelMe"
     output = "labelme"

@@ -7,8 +7,8 @@ The gated blocks are not submodules of the LLM. Forward hooks run the gated bloc
 the hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is
 supported. Removing the hooks restores the original LLM.
 
-Shapes: R rows, K selected rows, N visual tokens, D visual token width, T text positions, B blocks, H heads,
-d attention width / H, W LLM width.
+Shapes: R = rows, K = selected rows, N = visual tokens, D = width of a visual token, T = text positions, B = blocks,
+H = heads, d = width of a head, W = LLM width.
 """
 
 from __future__ import annotations

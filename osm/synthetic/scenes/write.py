@@ -1,4 +1,4 @@
-"""The command `osm scenes`, which writes drawn scenes as datasets in COCO-panoptic format.
+"""The command `osm scenes`, which draws synthetic scenes and writes them as datasets in COCO panoptic format.
 
 Example: `osm scenes data --split train --sets scenes_fine --images 1000 --seed 1`.
 
