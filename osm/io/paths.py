@@ -1,4 +1,4 @@
-"""Build paths from untrusted file names in annotation files."""
+"""Build safe paths from the untrusted file names in annotation files."""
 
 from __future__ import annotations
 

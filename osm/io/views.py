@@ -80,7 +80,7 @@ class View:
         Pillow results may differ by more than two gray levels.
         """
         array = torch.from_numpy(picture)
-        # The image is flipped before it is resized, so the crop position is mirrored too.
+        # The image is flipped before it is resized and cropped, so the position of the crop has to be mirrored too.
         array = array.flip(1) if self.flip else array
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height

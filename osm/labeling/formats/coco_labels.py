@@ -203,9 +203,10 @@ class SamMasks(LabelFormat):
 
 
 class CocoResults(LabelFormat):
-    """A list of COCO results or proposals: `image_id`, and `segmentation` or `bbox`. They belong to no file names.
+    """A list of COCO results or proposals: `image_id`, and `segmentation` or `bbox`. Results have no file names.
 
-    The image of an `image_id` is the file whose name is the number, such as `000000000139.jpg`, or the name itself.
+    An `image_id` such as 139 refers to the image file with this number as its name, such as `000000000139.jpg`. An
+    `image_id` that is a text is the name of the file.
     """
 
     name, title = "coco_results", "COCO results"
