@@ -67,7 +67,7 @@ class LabelJournal:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the run that the record belongs to."""
+        """Return the settings of the run that made these labels."""
         document: dict[str, Any] = read_json(self.folder / "settings.json", "settings")[0]
         return document
 

@@ -38,7 +38,7 @@ class KeepRules:
     overlaps: str = "keep"
 
     def measured(self, shape: LabelShape) -> LabelShape:
-        """Return an object, which has no name and the reason instead if its mask is too small."""
+        """Return an object as it is, or without a name and with the reason if its mask is smaller than `min_area`."""
         small = shape.area < self.min_area
         return replace(shape, name="", prob=0.0, class_id=None, unsure=False, skipped=TOO_SMALL) if small else shape
 

@@ -17,7 +17,6 @@ from osm.training.train_flags import datasets_of, set_flags, train_parser
 
 logger = message_logger(__name__)
 
-_GROUP = "plan"
 _PLAN_FLAGS = (
     *("config_name", "gpus", "nodes", "gpu", "gpu_memory", "mfu", "hours", "sample_ms", "sample_kb"),
     *("masks", "batch", "modes", "no_search", "json"),
@@ -35,7 +34,7 @@ def parser(table: DatasetTable | None = None) -> argparse.ArgumentParser:
         "Says what a training run and the naming of masks need: memory by part, hours, loader cores and disk space. "
         "Nothing is downloaded, and no GPU is used. All flags of osm train are accepted."
     )
-    group = out.add_argument_group(_GROUP)
+    group = out.add_argument_group("plan")
     group.add_argument("config_name", nargs="?", metavar="CONFIG", help="a config of the project or a YAML file [osm]")
     for flag, kind, default, text in (
         ("gpus", int, 1, "GPUs of each node, with one process each"),
@@ -76,7 +75,7 @@ def _lines(argv: Sequence[str] | None) -> list[str]:
     table = datasets_of(argv)
     args = vars(parser(table).parse_args(argv))
     asked = {name: args.pop(name, None) for name in _PLAN_FLAGS}
-    _check_config(args, asked["config_name"])
+    _take_config(args, asked["config_name"])
     gpu = gpu_of(asked["gpu"], asked["gpu_memory"], args.get("peak_tflops", 0.0))
     if asked["hours"] is not None and not asked["hours"] > 0:
         raise OsmError(f"--hours {asked['hours']:g} must be greater than 0")
@@ -99,7 +98,7 @@ def _lines(argv: Sequence[str] | None) -> list[str]:
     return [*training_lines(training, asked["hours"]), *(["", *naming_lines(naming)] if naming else [])]
 
 
-def _check_config(args: dict[str, Any], name: str | None) -> None:
+def _take_config(args: dict[str, Any], name: str | None) -> None:
     """Move the positional CONFIG to the flag `--config`."""
     if name is None:
         return

@@ -37,12 +37,8 @@ def training_lines(plan: TrainingPlan, hours: float | None = None) -> list[str]:
 
 def _model_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
     model, cost = plan.run.model, plan.cost
-    side = model.input_size
-    windows = ((side - model.sliding_window_size - 1) // model.sliding_window_stride + 2) ** 2
-    if side == model.sliding_window_size:
-        windows = 1
     name = model.base_model_name or model.tower.name or model.tower.kind
-    count = "1 window" if windows == 1 else f"{windows} windows"
+    count = "1 window" if cost.windows == 1 else f"{cost.windows} windows"
     return [
         ("tower", f"{_millions(cost.tower_parameters)} frozen; {name}; {count} of {model.sliding_window_size} pixels"),
         ("bridge", f"{_millions(cost.bridge_parameters)}; {model.bridge.kind}"),
@@ -54,8 +50,7 @@ def _model_rows(plan: TrainingPlan) -> list[tuple[str, str]]:
 def _batch_words(plan: TrainingPlan) -> str:
     asked = plan.request
     masks = "1 mask" if asked.masks == 1 else f"{asked.masks} masks"
-    sharded = asked.fsdp and asked.processes > 1
-    layout = f"FSDP ({asked.fsdp})" if sharded else "a replica in each process"
+    layout = f"FSDP ({asked.fsdp})" if asked.sharded else "a replica in each process"
     more = ", gradient checkpointing" if asked.checkpointing else ""
     return f"{asked.images} images with {masks} each, {asked.precision}, {layout}{more}"
 

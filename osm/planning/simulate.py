@@ -76,6 +76,18 @@ class StepRequest:
     shard_size: int = 0
     gpu: bool = True
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is sharded by FSDP."""
+        return bool(self.fsdp) and self.processes > 1
+
+    @property
+    def shards(self) -> int:
+        """The number of processes that share one copy of the model."""
+        if not self.sharded:
+            return 1
+        return self.processes if self.fsdp == "full" else self.shard_size or self.processes_per_node
+
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -110,6 +122,7 @@ class StepCost:
         flops: FLOPs by part (`tower`, `bridge`, `llm`, `backward`). Recomputed activations are part of `backward`.
         tower_parameters, bridge_parameters, llm_parameters: parameters of the parts.
         trained_parameters: the parameters that are trained.
+        windows: the number of windows of an image.
     """
 
     memory: StepMemory
@@ -118,6 +131,7 @@ class StepCost:
     bridge_parameters: int
     llm_parameters: int
     trained_parameters: int
+    windows: int
 
 
 def simulate_step(asked: StepRequest) -> StepCost:
@@ -136,12 +150,11 @@ def simulate_step(asked: StepRequest) -> StepCost:
     if asked.checkpointing:
         parallel.enable_gradient_checkpointing(task)
     flops = _PartFlops(task)
-    sharded = bool(asked.fsdp) and asked.processes > 1
     with contextlib.ExitStack() as stack:
         if asked.gpu:
             stack.enter_context(gpu_kernels())
         stack.enter_context(live.watching())
-        world = stack.enter_context(_fake_world(asked)) if sharded else None
+        world = stack.enter_context(_fake_world(asked)) if asked.sharded else None
         with mode:
             forward = parallel.parallelize(task, world, True, asked.fsdp, asked.shard_size, {}) if world else task
         live.add([*task.parameters(), *(buffer for buffer in task.buffers() if _is_fake(buffer))])
@@ -149,13 +162,13 @@ def simulate_step(asked: StepRequest) -> StepCost:
         live.add(part for part in (batch.canvas, batch.tokens) if part is not None)
         with mode, live:
             memory = _run_step(task, forward, batch, asked, live, flops)
-    return StepCost(memory, flops.of_part, tower, bridge, llm, trained)
+    return StepCost(memory, flops.of_part, tower, bridge, llm, trained, model.windows.count)
 
 
 def _run_step(
     task: TrainTask, forward: nn.Module, batch: Batch, asked: StepRequest, live: LiveBytes, flops: _PartFlops
 ) -> StepMemory:
-    """Run a step that is not the first one of its run, so that the optimizer's moments exist from the start."""
+    """Run the second step of a run. AdamW's moments exist from its start, which they do not in the first step."""
     weights = list(task.parameters())
     trained = [parameter for parameter in weights if parameter.requires_grad]
     optimizer = make_optimizer(task, 1e-4, 0.05)
@@ -164,14 +177,13 @@ def _run_step(
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    sharded = bool(asked.fsdp) and asked.processes > 1
     # Accumulated gradients exist in the next micro-batch. DDP's buckets, which hold the gradients, always exist.
-    if sharded or (asked.processes == 1 and not asked.accumulates):
+    if asked.sharded or (asked.processes == 1 and not asked.accumulates):
         optimizer.zero_grad()
     moments = [value for state in optimizer.state.values() for value in state.values() if _is_fake(value)]
     live.restart()
     # Without an exchange, FSDP accumulates whole gradients, so the last micro-batch needs more memory than the first.
-    for last in (False, True) if sharded and asked.accumulates else (True,):
+    for last in (False, True) if asked.sharded and asked.accumulates else (True,):
         with parallel.exchanges_gradients(forward, last), flops if last else contextlib.nullcontext():
             with autocast(asked.precision, torch.device("cpu")):
                 losses_R, _ = forward(batch)
@@ -269,7 +281,7 @@ def _text(rows: int, length: int) -> Text:
 
 
 class Pixels:
-    """The part of a `Processor` that a training task uses, which does not need a tokenizer."""
+    """Stands in for a `Processor` in a training task, which only normalizes images. No tokenizer is needed."""
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
         return canvas.contiguous().float() / 255
@@ -357,8 +369,8 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
     text = batch.text
     assert batch.canvas is not None
     live.add([batch.canvas])
-    # No parameter requires a gradient, so nothing is kept for a backward pass. Gradients are nevertheless enabled,
-    # because without them the bridge would choose its method for CPUs, which depends on the values of masks.
+    # No parameter requires a gradient, so nothing is kept for a backward pass. Autograd nevertheless stays enabled,
+    # because with it disabled, the bridge would use its sparse attention for CPUs instead of the dense one for GPUs.
     with contextlib.ExitStack() as stack:
         for context in (live.watching(), gpu_kernels() if gpu else contextlib.nullcontext(), mode, live, counter):
             stack.enter_context(context)

@@ -181,7 +181,7 @@ class TrainingPlan:
     def host_bytes(self) -> int:
         """Bytes of a node's memory while the weights are read, in float32: by every process, or with FSDP by one."""
         one = 4 * (self.cost.tower_parameters + self.cost.bridge_parameters + self.cost.llm_parameters)
-        return one if self.request.fsdp and self.cluster.processes > 1 else one * self.cluster.gpus
+        return one if self.request.sharded else one * self.cluster.gpus
 
 
 def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPlan:
@@ -194,8 +194,6 @@ def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPl
         OsmError: the model cannot be built without weights, or the settings of the run do not fit together.
     """
     config = run.training
-    if config.gradient_accumulation_steps < 1:
-        raise OsmError(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} must be 1 or more")
     batches = equal_batches(config, config.emulate_world_size or cluster.processes)
     request = StepRequest(
         run.model,
@@ -238,7 +236,7 @@ def plan_training(run: Run, cluster: Cluster, search: bool = True) -> TrainingPl
 
 def _guess(changed: StepRequest, asked: StepRequest, cost: StepCost) -> float:
     """Return a rough peak of a changed step, to skip changes that are far from enough. A simulation takes seconds."""
-    memory, shards = cost.memory, changed.processes if changed.fsdp == "full" else 1
+    memory, shards = cost.memory, changed.shards / asked.shards
     half = 0.5 if changed.precision != asked.precision else 1.0
     weights = memory.frozen * half + memory.trained + memory.optimizer
     recomputed = 0.5 if changed.checkpointing and not asked.checkpointing else 1.0
@@ -251,23 +249,23 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[FlagChange
     Changes that the run's settings do not allow are left out.
     """
     config = run.training
+    flags: list[str] = []
     if asked.precision == "fp32":
-        asked = replace(asked, precision="amp_bf16")
-        yield FlagChange("--precision amp_bf16", asked, "faster; products are rounded to bfloat16")
-    prefix = "" if config.precision != "fp32" else "--precision amp_bf16 "
+        asked, flags = replace(asked, precision="amp_bf16"), ["--precision amp_bf16"]
+        yield FlagChange(flags[0], asked, "faster; products are rounded to bfloat16")
     divisor = math.gcd(*(chosen.batch_size for chosen in config.used_sets.values()))
-    smaller = asked
-    smaller_flags = prefix
+    smaller, smaller_flags = asked, flags
     if divisor > 1 and not config.emulate_world_size:
         smaller = replace(asked, images=asked.images // divisor, accumulates=True)
-        sizes = " ".join(f"--batch_size_{name} {used.batch_size // divisor}" for name, used in config.used_sets.items())
+        sizes = [f"--batch_size_{name} {used.batch_size // divisor}" for name, used in config.used_sets.items()]
         steps = config.gradient_accumulation_steps * divisor
-        smaller_flags = f"{prefix}{sizes} --gradient_accumulation_steps {steps}"
-        yield FlagChange(smaller_flags, smaller, "the same optimizer steps from smaller micro-batches")
-    if not asked.checkpointing:
+        smaller_flags = [*flags, *sizes, f"--gradient_accumulation_steps {steps}"]
+        yield FlagChange(" ".join(smaller_flags), smaller, "the same optimizer steps from smaller micro-batches")
+    recomputing = [] if asked.checkpointing else ["--gradient_checkpointing"]
+    if recomputing:
         share = (cost.flops["bridge"] + cost.flops["llm"]) / max(1, sum(cost.flops.values()))
         yield FlagChange(
-            f"{prefix}--gradient_checkpointing",
+            " ".join([*flags, *recomputing]),
             replace(asked, checkpointing=True),
             f"about {share:.0%} more FLOPs, because the bridge and the LLM run twice",
         )
@@ -275,13 +273,14 @@ def changes(run: Run, asked: StepRequest, cost: StepCost) -> Iterator[FlagChange
         return
     gathered = (cost.tower_parameters + 2 * cost.llm_parameters) * 2 / 1e9
     price = f"each GPU receives about {gathered:.0f} GB of weights per micro-batch"
-    if not asked.fsdp:
-        yield FlagChange(f"{prefix}--fsdp", replace(asked, fsdp="full"), price)
-    if smaller is not asked:
-        yield FlagChange(f"{smaller_flags} --fsdp", replace(smaller, fsdp="full"), price)
-    if not asked.checkpointing:
-        last = replace(smaller, fsdp="full", checkpointing=True)
-        yield FlagChange(f"{smaller_flags} --fsdp --gradient_checkpointing".strip(), last, f"{price}, and more FLOPs")
+    sharding = [] if asked.fsdp else ["--fsdp"]
+    if sharding:
+        yield FlagChange(" ".join([*flags, *sharding]), replace(asked, fsdp="full"), price)
+        if smaller is not asked:
+            yield FlagChange(" ".join([*smaller_flags, *sharding]), replace(smaller, fsdp="full"), price)
+    if recomputing and (sharding or smaller is not asked):
+        last = replace(smaller, fsdp=asked.fsdp or "full", checkpointing=True)
+        yield FlagChange(" ".join([*smaller_flags, *sharding, *recomputing]), last, f"{price}, and more FLOPs")
 
 
 def _shard_bytes(pattern: str, sample_kb: float) -> tuple[int, bool]:
