@@ -242,6 +242,33 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
         )
 
 
+def model_folder(
+    name: str | Path, files: Sequence[str] = ("config.json", "model.safetensors"), revision: str | None = None
+) -> Path:
+    """Return the local folder of a trained model, which is downloaded if it is a URL or in a hub repository.
+
+    Args:
+        name: the folder, its URL, the hub id, or the name of a model of this package.
+        files: the names or patterns of the files that are downloaded from a hub repository.
+        revision: a branch, tag or commit of a hub repository; None = its newest.
+
+    Raises:
+        OsmError: the folder or repository does not exist.
+    """
+    name = checkpoint.localized(name, "checkpoint")
+    folder = shipped_model(name) or Path(name)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
+            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")
+        try:
+            folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=list(files), **hub_options()))
+        except (OSError, ValueError) as error:
+            raise OsmError(
+                f"checkpoint {str(name)!r}: no such folder, and it cannot be loaded from the hub ({error})"
+            ) from None
+    return folder
+
+
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
     """Load a model from a local folder or a hub repository in the format of `save_pretrained`.
 
@@ -256,18 +283,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
         OsmError: the folder or repository does not exist, or the frozen parts differ from the frozen parts that the
             bridge was trained with.
     """
-    name = checkpoint.localized(name, "checkpoint")
-    folder = shipped_model(name) or Path(name)
-    if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
-            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")
-        try:
-            files = ["config.json", "model.safetensors"]
-            folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
-        except (OSError, ValueError) as error:
-            raise OsmError(
-                f"checkpoint {str(name)!r}: no such folder, and it cannot be loaded from the hub ({error})"
-            ) from None
+    folder = model_folder(name)
     document, state = checkpoint.read_folder(folder)
     config = checkpoint.model_config(document, f"{folder}/config.json")
     check_checkpoint(config, state, f"{folder}/model.safetensors")

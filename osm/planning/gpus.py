@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from osm.errors import OsmError, not_one_of
+from osm.training.gpu_peaks import PEAK_TFLOPS
 
 _GIB = 2**30
 _CONTEXT = 1.5 * _GIB
@@ -38,15 +39,15 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 312, 2039, 80),
-        Gpu("H100", 989, 3350, 80),
-        Gpu("H200", 989, 4800, 141),
-        Gpu("L40S", 362, 864, 48),
-        Gpu("L4", 121, 300, 24),
-        Gpu("A10", 125, 600, 24),
-        Gpu("RTX4090", 165, 1008, 24),
-        Gpu("RTX3090", 71, 936, 24),
-        Gpu("V100", 125, 900, 32),
+        Gpu("A100", PEAK_TFLOPS["A100"], 2039, 80),
+        Gpu("H100", PEAK_TFLOPS["H100 80GB HBM3"], 3350, 80),
+        Gpu("H200", PEAK_TFLOPS["H200"], 4800, 141),
+        Gpu("L40S", PEAK_TFLOPS["L40S"], 864, 48),
+        Gpu("L4", PEAK_TFLOPS["L4"], 300, 24),
+        Gpu("A10", PEAK_TFLOPS["A10"], 600, 24),
+        Gpu("RTX4090", PEAK_TFLOPS["RTX 4090"], 1008, 24),
+        Gpu("RTX3090", PEAK_TFLOPS["RTX 3090"], 936, 24),
+        Gpu("V100", PEAK_TFLOPS["V100"], 900, 32),
     )
 }
 

@@ -211,8 +211,8 @@ def read_vocabulary(path: str | Path) -> list[str | LabelClass]:
     """Read a vocabulary from a file with one name per line, comma-separated names, or JSON.
 
     A class may have several spellings and an id: every line is `cup, mug -> 47`. Blank lines and lines that begin with
-    # are skipped; see `read_name_list` for other list formats. The JSON may be a list of names, an object that maps ids
-    to names (or to lists of spellings) or names to ids, or an object with `categories`. If the file does not have one
+    # are skipped; see `read_name_list` for other list formats. The JSON may be a list of names, or an object. An object
+    has `categories`, maps ids to names (or to lists of spellings), or maps names to ids. If the file does not have one
     name per line, the detected format is reported on standard error.
 
     Returns:

@@ -24,7 +24,6 @@ from osm.sharing.hf_model import HfOsmConfig, HfOsmModel, HfOsmProcessor
 
 __all__ = ["HfOsmConfig", "HfOsmModel", "HfOsmProcessor"]
 '''
-_COPIED = ("LICENSE",)
 
 
 def export_hf(
@@ -77,9 +76,8 @@ def complete_folder(folder: Path, source: Path) -> None:
         "auto_map": {"AutoConfig": f"{MODULE}.HfOsmConfig", "AutoModel": f"{MODULE}.HfOsmModel"},
     }
     save_processor(processor, model.config.context_enlarge_ratio, folder)
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    if (source / "LICENSE").is_file():
+        shutil.copyfile(source / "LICENSE", folder / "LICENSE")
     card = source / "MODEL_CARD.md"
     own = card.read_text(encoding="utf-8") if card.is_file() else ""
     write_atomically(folder / "README.md", [model_card(model, document, own)])

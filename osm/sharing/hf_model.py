@@ -8,7 +8,7 @@ folder. They are loaded as by `osm.load_model`, and checked against the hashes i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,15 +22,15 @@ from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError, shown
 from osm.files import read_json, write_atomically
 from osm.io.any_mask import as_mask
-from osm.models.factory import load_model
+from osm.models.factory import load_model, model_folder
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
-from osm.models.weights import hub_options
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
 
 PROCESSOR_FILE = "processor_config.json"
 TOKENIZER, QFORMER_TOKENIZER = "tokenizer", "qformer_tokenizer"
+_SETTINGS = {"input_size", "mean", "std", "has_prefix", "context_enlarge_ratio"}
 MODULE = "modeling_osm"
 """The name of the file in an exported folder that imports this module."""
 # What transformers passes on for its own use.
@@ -76,16 +76,8 @@ class HfOsmModel(PreTrainedModel):
         Raises:
             OsmError: an option of transformers is not supported; or see `osm.load_model`.
         """
-        unknown = sorted(name for name, value in options.items() if name not in _PASSED_ON and value is not None)
-        if args or unknown:
-            named = unknown[0] if unknown else shown(args[0])
-            raise OsmError(
-                f"from_pretrained: {named} is not supported for this model; move the loaded model with `.to(...)`, "
-                "or use osm.load_recognizer, which has options for devices"
-            )
-        folder = _folder_of(
-            pretrained_model_name_or_path, ["config.json", "model.safetensors"], options.get("revision")
-        )
+        _check_options(args, options)
+        folder = model_folder(pretrained_model_name_or_path, revision=options.get("revision"))
         model, processor, _ = load_model(folder)
         config = options.get("config") or HfOsmConfig.from_pretrained(folder)
         return cls(config, model, processor).eval()
@@ -126,10 +118,18 @@ class HfOsmProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
-        """Load the tokenizers and settings of a folder or a hub repository. The model is not loaded."""
+        """Load the tokenizers and settings of a folder or a hub repository. The model is not loaded.
+
+        Raises:
+            OsmError: an option of transformers is not supported, or a file is missing or incomplete.
+        """
         patterns = [PROCESSOR_FILE, f"{TOKENIZER}/*", f"{QFORMER_TOKENIZER}/*"]
-        place = _folder_of(pretrained_model_name_or_path, patterns, options.get("revision"))
+        _check_options((), options)
+        place = model_folder(pretrained_model_name_or_path, patterns, options.get("revision"))
         settings = read_json(place / PROCESSOR_FILE, "processor")[0]
+        lacking = sorted(_SETTINGS - set(settings if isinstance(settings, dict) else ()))
+        if lacking:
+            raise OsmError(f"{place / PROCESSOR_FILE}: lacks {lacking[0]}; osm export --format hf writes this file")
         qformer = None
         if (place / QFORMER_TOKENIZER).is_dir():
             qformer = AutoTokenizer.from_pretrained(place / QFORMER_TOKENIZER)
@@ -191,14 +191,15 @@ class HfOsmProcessor:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _folder_of(name: Any, patterns: Sequence[str], revision: str | None) -> Path:
-    """Return a local folder, or download files of a hub repository."""
-    folder = Path(str(name))
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(patterns), **hub_options()))
+def _check_options(args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Raise OsmError for an option of `from_pretrained` that would have no effect."""
+    unknown = sorted(name for name, value in options.items() if name not in _PASSED_ON and value is not None)
+    if args or unknown:
+        named = unknown[0] if unknown else shown(args[0])
+        raise OsmError(
+            f"from_pretrained: {named} is not supported for this model; move the loaded model with `.to(...)`, "
+            "or use osm.load_recognizer, which has options for devices"
+        )
 
 
 def save_processor(processor: Processor, context_enlarge_ratio: float, folder: Path) -> None:

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from osm.models.losses import reduce_losses
 from osm.training.distributed import World
+from osm.training.gpu_peaks import PEAK_TFLOPS
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
-
-# Device name -> peak bf16 and fp16 TFLOP/s without sparsity, from vendor data sheets.
-PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
-PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from osm.planning.gpus import GPUS, gpu_of
 from osm.planning.plan_cli import main
+from osm.planning.simulate import StepCost, StepMemory, StepRequest
+from osm.planning.training_plan import changes
+from osm.training.run_config import parse
 
 NANO = ["osm_nano", "--gpus", "2", "--no_search"]
 
@@ -121,3 +125,16 @@ def test_memory_and_peak_can_be_given() -> None:
     gpu = gpu_of("A100", 40, 300)
     assert (gpu.gib, gpu.tflops, gpu.gb_per_s) == (40, 300, GPUS["A100"].gb_per_s)
     assert 35 * 2**30 < gpu.usable < 40 * 2**30
+
+
+def test_a_sharded_run_keeps_its_strategy() -> None:
+    """No change turns hybrid sharding into full sharding, and none is tried twice."""
+    flags = ["--fsdp", "--fsdp_sharding_strategy", "hybrid", "--batch_size_coco", "4", "--coco_shards", "x.tar"]
+    run = parse(["--config", "osm_nano", *flags])
+    asked = StepRequest(run.model, 4, fsdp="hybrid", processes=8, processes_per_node=4)
+    assert asked.shards == 4 and replace(asked, fsdp="full").shards == 8 and replace(asked, processes=1).shards == 1
+    cost = StepCost(StepMemory(1, 1, 1, 1, 1), dict.fromkeys(("tower", "bridge", "llm", "backward"), 1), 1, 1, 1, 1, 4)
+    found = list(changes(run, asked, cost))
+    assert {change.request.fsdp for change in found} == {"hybrid"}
+    assert len(found) == 4 and all(found[k].request != found[j].request for k in range(4) for j in range(k))
+    assert not any("--fsdp" in change.flags or "  " in change.flags for change in found)

@@ -150,12 +150,21 @@ def test_mistakes(trained: Path, exported: Path, tmp_path: Path, capsys: pytest.
     assert "--force" in capsys.readouterr().err
 
 
-def test_options_that_would_be_ignored_are_refused(exported: Path) -> None:
+def test_options_that_would_be_ignored_are_refused(exported: Path, tmp_path: Path) -> None:
     from osm.errors import OsmError
     from osm.sharing.hf_model import HfOsmModel, HfOsmProcessor
 
     with pytest.raises(OsmError, match="from_pretrained: device_map is not supported"):
         HfOsmModel.from_pretrained(exported, device_map="auto")
+    with pytest.raises(OsmError, match="from_pretrained: use_fast is not supported"):
+        HfOsmProcessor.from_pretrained(exported, use_fast=False)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "processor_config.json").write_text("{}")
+    with pytest.raises(OsmError, match="processor_config.json: lacks context_enlarge_ratio"):
+        HfOsmProcessor.from_pretrained(broken)
+    with pytest.raises(OsmError, match="no such folder"):
+        HfOsmProcessor.from_pretrained(tmp_path / "none")
     processor = HfOsmProcessor.from_pretrained(exported)
     photo = Image.new("RGB", (30, 20))
     with pytest.raises(OsmError, match="there are 1 images, but 2 lists of masks"):
