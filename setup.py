@@ -9,6 +9,7 @@ setup(
         "osm": ["weights/**", "py.typed"],
         "osm.datasets": ["labels/*"],
         "osm.models": ["known_models.json"],
+        "osm.serving": ["page_files/*"],
         "osm.labeling": ["photos/*", "review_page/*"],
         "osm.evaluation.report": ["templates/*"],
         "osm.configs": ["*.yaml"],

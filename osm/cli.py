@@ -89,7 +89,10 @@ COMMANDS = {
     ),
     "label": Command("names masks from annotation tools, and writes the names for them", "osm.labeling.label_cli"),
     "review": Command("writes a page for checking the names of osm label", "osm.labeling.review_cli"),
-    "demo": Command("serves a page that names what is clicked in an image", "osm.serving.web"),
+    "demo": Command(
+        "serves a page that names what is clicked in an image", "osm.serving.serve_cli", "demo_main", "demo_parser"
+    ),
+    "serve": Command("serves models over HTTP, for programs and annotation tools", "osm.serving.serve_cli"),
     "generate": Command(
         "names the masks of validation sets (test/generate_pred.py)",
         "osm.evaluation.predict.generate_cli",

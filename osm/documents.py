@@ -1,4 +1,4 @@
-"""Parses JSON and YAML safely: limits the nesting depth and the length of numbers, and rejects YAML aliases.
+"""Parses JSON, YAML and XML safely: limits the nesting depth and the length of numbers, and rejects YAML aliases.
 
 Without limits on nesting depth and number length, a small untrusted file could exhaust the memory or the stack, or take
 a very long time to parse. `osm.files` reads JSON and YAML files with the parsers in this module. No other module in the
@@ -8,7 +8,9 @@ project parses YAML.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import yaml
@@ -120,3 +122,17 @@ def _depth(document: Any) -> int:
         depth += 1
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     return depth
+
+
+def parse_xml(text: str) -> ElementTree.Element:
+    """Parse XML without a document type declaration, whose entities could expand to any size.
+
+    Raises:
+        ValueError: the text is not XML, or has a document type declaration.
+    """
+    if re.search(r"<!(DOCTYPE|ENTITY)", text):
+        raise ValueError("has a document type declaration")
+    try:
+        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not valid XML ({error})") from None

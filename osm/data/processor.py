@@ -19,7 +19,7 @@ from torch import Tensor
 
 from osm.errors import OsmError, SampleError
 from osm.io.images import to_rgb
-from osm.io.resizing import fitted_size, nearest_rows
+from osm.io.resizing import fitted_size, nearest_rows, taken
 
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
@@ -162,7 +162,7 @@ class Processor:
         new_width, new_height = fitted_size(width, height, self.input_size)
         rows, columns = nearest_rows(height, new_height), nearest_rows(width, new_width)
         canvas = np.zeros((len(masks), 1, self.input_size, self.input_size), bool)
-        canvas[:, 0, :new_height, :new_width] = masks[:, rows[:, None], columns[None]]
+        canvas[:, 0, :new_height, :new_width] = taken(masks, rows, columns)
         return torch.from_numpy(canvas)
 
     def pixel_values(self, canvas: Tensor) -> Tensor:

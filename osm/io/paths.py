@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from osm.errors import OsmError, shown
 from osm.storage.locations import is_path
+from osm.terminal import printable
 
 IMAGE_NAMES = ("file_name", "coco_url", "cityscapes")
 """The rules by which the file name of an image is found.
@@ -17,6 +19,7 @@ no `file_name`. With `coco_url`, it is the last folder and file name in the fiel
 `file_name`. With `cityscapes`, it is derived from the file name of the panoptic PNG.
 """
 _FRAME = "_gtFine_panoptic.png"
+_NAME_BYTES = 120
 
 
 def check_local(path: str, where: str) -> None:
@@ -89,3 +92,13 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     if frame == mask_name or "_" not in frame:
         raise OsmError(f"{where}: the PNG name {shown(mask_name)} does not have the format CITY_SEQUENCE_FRAME{_FRAME}")
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"
+
+
+def safe_file_name(name: str) -> str:
+    """Convert an untrusted file name to a name that is safe to use on disk and in messages."""
+    plain = re.sub(r'[\\/:*?"<>|]', "", printable(name.replace("\\", "/").rsplit("/", 1)[-1])).strip(". ")
+    stem, dot, suffix = plain.rpartition(".")
+    stem, suffix = (stem, suffix) if dot and len(suffix) < 10 else (plain, "")
+    while len(stem.encode()) > _NAME_BYTES:
+        stem = stem[:-1]
+    return (f"{stem}.{suffix}" if suffix else stem) or "image"

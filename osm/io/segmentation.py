@@ -124,6 +124,13 @@ def rle_box(rle: Mapping[str, Any]) -> list[float]:
     return [float(value) for value in coco_mask.toBbox(dict(rle))]
 
 
+def rle_area(rle: Mapping[str, Any]) -> int:
+    """Return the area of a compressed RLE in pixels."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(dict(rle)))
+
+
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
     """Draw a mask (H, W) from alternating runs of 0 and 1 in column-major order.
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from osm.datasets.labels import LabelClass
-from osm.io.resizing import fitted_size, nearest_rows
+from osm.io.resizing import fitted_size, nearest_rows, taken
 from osm.io.segmentation import encode_rle
 from osm.recognition.answers import Recognition
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
@@ -136,4 +136,4 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if mask.shape == size[::-1]:
         return mask
     rows, columns = nearest_rows(mask.shape[0], size[1]), nearest_rows(mask.shape[1], size[0])
-    return mask[rows[:, None], columns[None]]
+    return taken(mask, rows, columns)

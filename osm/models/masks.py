@@ -43,18 +43,22 @@ def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
     return (rows_RS[:, None, :, None] & columns_RS[:, None, None, :]).to(mask_R1SS.dtype)
 
 
-def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
+def bounding_boxes(mask_R1SS: Tensor, what: str = "mask") -> Tensor:
     """Return each mask's bounding box (top, left, bottom, right) in pixels, ends inclusive, as an int64 tensor (R, 4).
 
     The boxes are on the masks' device. The host synchronizes with the device once, regardless of the number of masks.
+
+    Args:
+        mask_R1SS: nonzero inside the mask.
+        what: what the masks are called in the error message.
 
     Raises:
         SampleError: a mask is empty (`empty_mask`).
     """
     inside_RSS = _inside(mask_R1SS)[:, 0]
-    sides = [_first_and_last(visible_RS) for visible_RS in (_any_of_row(inside_RSS), inside_RSS.any(1))]
+    sides = [_first_and_last(visible_RS) for visible_RS in (_any(inside_RSS, -1), _any(inside_RSS, 1))]
     (top_R, bottom_R, present_R), (left_R, right_R, _) = sides
-    _check_present(present_R, "mask")
+    _check_present(present_R, what)
     return torch.stack([top_R, left_R, bottom_R, right_R], 1)
 
 
@@ -91,11 +95,9 @@ def _inside(mask_R1SS: Tensor) -> Tensor:
     return mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
 
 
-def _any_of_row(inside: Tensor) -> Tensor:
-    """Compute `any` over the last axis, first in groups of 8, because one long reduction is slow on CPUs."""
-    if inside.shape[-1] % 8 == 0:
-        inside = inside.unflatten(-1, (-1, 8)).any(-1)
-    return inside.any(-1)
+def _any(inside: Tensor, dim: int) -> Tensor:
+    """Compute `any` of a bool tensor over an axis, as the maximum of bytes. `Tensor.any` is 30 times slower on CPUs."""
+    return inside.view(torch.uint8).amax(dim) != 0
 
 
 def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
@@ -108,7 +110,8 @@ def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
     inside_R1SS = _inside(mask_R1SS)
     if method == "nearest":
         return inside_R1SS[..., ::patch, ::patch].flatten(1).clone()  # callers change the result in place
-    return inside_R1SS.unflatten(-1, (-1, patch)).any(-1).unflatten(-2, (-1, patch)).any(-2).flatten(1)
+    rows_R1GS = _any(inside_R1SS.unflatten(-2, (-1, patch)), -2)
+    return _any(rows_R1GS.unflatten(-1, (-1, patch)), -1).flatten(1)
 
 
 @dataclass
@@ -170,7 +173,7 @@ class VisibleKeys(MaskFeatures):
 def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
     """Raise SampleError (`empty_mask`) if a mask or a context mask is empty."""
     for what, pixels_R1SS in (("mask", mask_R1SS), ("context mask", context_R1SS)):
-        _check_present(_any_of_row(_inside(pixels_R1SS).flatten(1)), what)
+        _check_present(_any(_inside(pixels_R1SS).flatten(1), -1), what)
 
 
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:

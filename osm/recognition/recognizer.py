@@ -241,6 +241,48 @@ class Recognizer:
         return found
 
     @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image | np.ndarray | str | Path]) -> list[EncodedImage]:
+        """Encode images for `name_encoded`. An encoded image does not hold the pixels.
+
+        Raises:
+            OsmError: an argument is not an image, or cannot be read.
+        """
+        found = []
+        for start in range(0, len(images), self.images_at_once):
+            part = self.encoder.encode([opened_image(image) for image in images[start : start + self.images_at_once]])
+            # The states of a batch are views of one tensor, which would stay in memory as long as any of them.
+            found += [image.copied() for image in part] if len(part) > 1 else part
+        return found
+
+    @torch.inference_mode()
+    def name_encoded(
+        self,
+        images: Sequence[EncodedImage],
+        regions: Sequence[Sequence[Region]],
+        *,
+        modes: Sequence[str] = ("any",),
+        top_k: int = 1,
+        vocabulary: Iterable[str | LabelClass] | None = None,
+        method: str = "constrained",
+        ranking: Ranking | None = None,
+        none_below: float = 0.0,
+    ) -> list[list[list[Recognition]]]:
+        """Name regions of images that `encode_images` has encoded. A batch may contain regions of different images.
+
+        Args:
+            images: the encoded images.
+            regions: for each image, its regions. Several elements may belong to equal images.
+            modes: see `name`, as for all arguments that are not listed here.
+
+        Returns:
+            for each image, what `name` would return.
+        """
+        if len(images) != len(regions):
+            raise OsmError(f"{len(images)} images, but regions for {len(regions)}")
+        request = self._request(modes, top_k, vocabulary, method, ranking, none_below)
+        return self._name(list(images), [list(of_image) for of_image in regions], list(modes), request)
+
+    @torch.inference_mode()
     def name_views(
         self,
         views: Sequence[tuple[Image.Image | np.ndarray | str | Path, Any]] | EncodedViews,

@@ -1,4 +1,4 @@
-"""ASGI middleware in front of gradio, which checks the origin, type and size of every request to the demo page.
+"""ASGI middleware that checks every request before its body is parsed: who sends it, how large it is and how fast.
 
 Any website that the user visits can send requests to a server on this machine. A malicious site can also read the
 responses if its host name is made to resolve to this machine (DNS rebinding). To block requests from other websites,
@@ -8,17 +8,21 @@ the middleware checks the host names in the Host and Origin headers.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import hmac
 import ipaddress
 import json
+import math
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from osm.documents import parse_json
-from osm.serving.page_files import Uploads, UploadsFull
-from osm.terminal import message_logger
+from osm.terminal import message_logger, printable
 
 logger = message_logger(__name__)
 
@@ -29,32 +33,45 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-JOIN, UPLOAD, PAINT = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
-# The demo page sends POST requests only to these endpoints, so POST requests to any other endpoint are blocked.
-_POSTS = (JOIN, UPLOAD, PAINT, "/gradio_api/reset", "/gradio_api/cancel")
-_JSON_BYTES = 1 << 20
-_FORM_BYTES = 1 << 16  # maximum size of a form without its file
-_MAX_FILES = 8
-_SECONDS_WITHOUT_DATA = 30
-_MAX_LAYERS = 4
-_MAX_CONCURRENT_UPLOADS = 16
+PUBLIC_PATHS = ("/", "/health", "/ready", "/openapi.json")
+"""The paths that need no API key; neither do the files of the page."""
+PAGE_FILES = "/page/"
+_MAX_CLIENTS = 10_000  # how many clients the rate limit remembers
+_METHODS = ("GET", "HEAD", "POST")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
 
 
 class RequestRefused(Exception):
-    """Raised to reject a request with an HTTP error status and a sentence that gives the reason."""
+    """Raised to reject a request with an HTTP error status and a sentence that gives the reason.
 
-    def __init__(self, status: int, sentence: str) -> None:
+    Attributes:
+        status: the HTTP status.
+        code: a word for programs.
+        retry_after: after how many seconds the client may try again; 0 if that would not help.
+    """
+
+    def __init__(self, status: int, code: str, sentence: str, retry_after: int = 0) -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+
+def error_document(code: str, sentence: str, parameter: str | None = None, details: Any = None) -> dict[str, Any]:
+    """Return the JSON object of an error, which holds what clients of OpenAI's and X-AnyLabeling's protocol read."""
+    error = {"code": code, "message": sentence, "type": code, "param": parameter, "details": details}
+    return {"success": False, "error": error}
 
 
 class HostNames:
-    """The host names allowed in the Host header of requests to the page.
+    """The host names allowed in the Host header of requests.
 
     The port in a Host header is ignored, because a tunnel or container may change it.
 
     Args:
-        host: the address on which the page listens.
+        host: the address on which the server listens.
         more: additional allowed host names.
     """
 
@@ -68,227 +85,254 @@ class HostNames:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # A public page may be accessed by IP address, because a DNS rebinding attack always uses a host name.
+        # A public server may be accessed by IP address, because a DNS rebinding attack always uses a host name.
         return not self.is_local and _is_address(name)
 
 
-class Guard:
-    """ASGI middleware that checks each request before passing it on to gradio's application.
+@dataclass(frozen=True)
+class GuardLimits:
+    """The limits that the guard enforces.
 
-    The middleware stores uploads itself, because gradio would store uploads with identical content as one file shared
-    by several visitors.
-
-    Args:
-        app: gradio's application.
-        names: allowed host names.
-        inputs: for each function that the page can call, by function number, its number of input values.
-        uploads: storage for uploads.
-        file_bytes: maximum size of an upload in bytes.
+    Attributes:
+        max_body: maximum size of a request body in bytes, on paths that take images.
+        max_bodies: maximum size of all bodies that are in memory together.
+        max_requests: maximum number of requests in progress, including those that wait for a model.
+        requests_per_minute: maximum number of POST requests per minute of each client address. 0: no limit.
+        seconds_without_data: a request whose body does not arrive for this long is ended.
+        body_seconds: a request whose body has not arrived completely after this time is ended.
     """
 
-    def __init__(self, app: App, names: HostNames, inputs: dict[int, int], uploads: Uploads, file_bytes: int) -> None:
-        self.app, self.names, self.inputs = app, names, inputs
-        self.uploads, self.file_bytes = uploads, file_bytes
-        self._uploading = 0
+    max_body: int = 32 << 20
+    max_bodies: int = 512 << 20
+    max_requests: int = 1024
+    requests_per_minute: int = 0
+    seconds_without_data: float = 15.0
+    body_seconds: float = 120.0
+
+
+class RateLimit:
+    """A token bucket for each client. A client that was idle may send a minute's requests at once.
+
+    Args:
+        per_minute: number of requests per minute. 0: no limit.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
+
+    def check(self, client: str, now: float) -> None:
+        """Count a request. Raises RequestRefused if the client has sent too many."""
+        if not self.per_minute:
+            return
+        tokens, before = self._buckets.pop(client, (float(self.per_minute), now))
+        tokens = min(self.per_minute, tokens + (now - before) * self.per_minute / 60)
+        allowed = tokens >= 1
+        self._buckets[client] = (tokens - allowed, now)
+        while len(self._buckets) > _MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            wait = math.ceil((1 - tokens) * 60 / self.per_minute)
+            sentence = f"more than {self.per_minute} requests per minute; try again in {wait} seconds"
+            raise RequestRefused(429, "rate_limit_exceeded", sentence, wait)
+
+
+class Guard:
+    """ASGI middleware that checks each request, reads its body, and passes it on.
+
+    Args:
+        app: the application.
+        names: allowed host names.
+        limits: sizes and times.
+        api_key: the key that requests must present. Empty: no key is needed.
+        origins: further origins whose pages may call the server, such as `https://tool.example.org`.
+        on_refusal: is called with the code of each refusal.
+        on_response: is called with the route's path, the status and the seconds of each request.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        names: HostNames,
+        limits: GuardLimits | None = None,
+        api_key: str = "",
+        origins: Collection[str] = (),
+        on_refusal: Callable[[str], None] = lambda code: None,
+        on_response: Callable[[Scope, int, float], None] = lambda scope, status, seconds: None,
+    ) -> None:
+        self.app, self.names, self.limits = app, names, limits or GuardLimits()
+        self._key = api_key.encode()
+        self._origins = {_origin_parts(origin) for origin in origins}
+        self._rate = RateLimit(self.limits.requests_per_minute)
+        self._on_refusal, self._on_response = on_refusal, on_response
+        self._body_bytes = self._requests = 0
+        self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # the page uses no websocket
-            await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        else:
-            try:
-                await self._answer(scope, receive, send)
-            except RequestRefused as refusal:
-                await _respond(send, refusal.status, f"{refusal}\n".encode(), "text/plain; charset=utf-8")
+            return
+        if scope["type"] != "http":  # there is no websocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        started, status = time.monotonic(), 500
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name for name, _ in message.get("headers", [])}
+                more = [header for header in _HEADERS if header[0] not in own]
+                message = {**message, "headers": [*message.get("headers", []), *more]}
+            await send(message)
+
+        self._requests += 1
+        try:
+            await self._answer(scope, receive, with_headers)
+        except RequestRefused as refusal:
+            self._on_refusal(refusal.code)
+            await respond(with_headers, refusal)
+        finally:
+            self._requests -= 1
+            self._on_response(scope, status, time.monotonic() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_caller(scope)
-        method, path = scope["method"], scope["path"].rstrip("/")
-        if method == "POST":
-            if path not in _POSTS:
-                raise RequestRefused(404, f"the page has no endpoint {path[:80]!r}")
-            length = _content_length(scope)
-            max_bytes = self.file_bytes + _FORM_BYTES if path in (UPLOAD, PAINT) else _JSON_BYTES
-            if length > max_bytes:
-                raise RequestRefused(
-                    413, f"the request body of {length} bytes exceeds the maximum allowed size of {max_bytes} bytes"
-                )
-            if path == UPLOAD:
-                await self._upload(scope, receive, send)
-                return
-            body = await _body(receive, max_bytes)
-            if path == PAINT:
-                await _check_painting(scope, body)
-            else:
-                self._check_json(path, body)
-            receive = _replayed(body, receive)
-        elif method not in ("GET", "HEAD"):
-            raise RequestRefused(405, f"method {method[:20]} is not allowed")
-        await self._pass_on(scope, receive, send)
+        allowed = self._check_caller(scope)
+        method, path = scope["method"], scope["path"]
+        if method == "OPTIONS" and allowed:
+            await _preflight(scope, send)
+            return
+        if method not in _METHODS:
+            raise RequestRefused(405, "method_not_allowed", f"method {method[:20]} is not allowed")
+        if not (path in PUBLIC_PATHS or path.startswith(PAGE_FILES)):
+            self._check_key(scope)
+        if allowed:
+            send = _for_origin(send, _values(scope, b"origin")[0])
+        if method != "POST":
+            await self.app(scope, _empty(receive), send)
+            return
+        if self._requests > self.limits.max_requests:
+            raise RequestRefused(503, "overloaded", "too many requests are in progress; try again later", 1)
+        client = (scope.get("client") or ("",))[0]
+        self._rate.check(client, time.monotonic())
+        most = self.limits.max_body
+        length = _content_length(scope)
+        if length is not None and length > most:
+            raise too_large(length, most)
+        count = [0]
+        try:
+            body = await self._body(receive, most, count)
+            await self.app(scope, _replayed(body, receive), send)
+        finally:
+            self._body_bytes -= count[0]
 
-    def _check_caller(self, scope: Scope) -> None:
+    def _check_caller(self, scope: Scope) -> bool:
+        """Check the Host and Origin headers. Return whether the origin is another one that a flag allows."""
         hosts = _values(scope, b"host")
         host = _name(f"//{hosts[0]}") if len(hosts) == 1 else None
         if host is None or host not in self.names:
-            raise RequestRefused(
-                403,
-                f"Host {', '.join(hosts)[:80]!r} is not an allowed host name; use --allow_host NAME to allow it",
-            )
+            sentence = f"Host {', '.join(hosts)[:80]!r} is not an allowed host name; use --allow_host NAME to allow it"
+            raise RequestRefused(403, "host_not_allowed", sentence)
+        foreign = False
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)
-            if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
-                raise RequestRefused(403, f"Origin {origin[:80]!r} does not match this page's host {hosts[0]!r}")
+            if parts is not None and parts in self._origins:
+                foreign = True
+            elif parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
+                sentence = f"Origin {origin[:80]!r} does not match this server's host {hosts[0]!r}"
+                raise RequestRefused(403, "origin_not_allowed", sentence)
+        return foreign
 
-    def _check_json(self, path: str, body: bytes) -> None:
-        """Raise RequestRefused unless a JSON call refers to a page function and has the right number of values."""
-        try:
-            call = parse_json(body)
-        except ValueError:
-            raise RequestRefused(400, "the call is not JSON") from None
-        if not isinstance(call, dict):
-            raise RequestRefused(422, "the call is not a JSON object")
-        if path != JOIN:
+    def _check_key(self, scope: Scope) -> None:
+        if not self._key:
             return
-        number, values = call.get("fn_index"), call.get("data")
-        if type(number) is not int or number not in self.inputs:
-            raise RequestRefused(422, f"fn_index {str(number)[:40]} does not refer to a function of the page")
-        if not isinstance(values, list) or len(values) != self.inputs[number]:
-            raise RequestRefused(422, f"the data for function {number} must be a list of {self.inputs[number]} values")
-        if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
-            raise RequestRefused(422, "session_hash must be a string of 1 to 64 characters")
-        event = call.get("event_data")
-        if event is not None and not isinstance(event, dict):
-            raise RequestRefused(422, "event_data must be an object or null")
+        # All given keys are compared, so that the time does not depend on which of them is right.
+        matches = [hmac.compare_digest(key, self._key) for key in _keys(scope)]
+        if not any(matches):
+            sentence = "an API key is needed: send it as 'Authorization: Bearer KEY', 'X-API-Key: KEY' or 'Token: KEY'"
+            raise RequestRefused(401, "invalid_api_key", sentence)
 
-    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Store each file in an upload form in its own folder, and respond with the file paths, as gradio does."""
-        if self._uploading >= _MAX_CONCURRENT_UPLOADS:
-            raise RequestRefused(503, "too many simultaneous uploads; try again later")
-        self._uploading += 1
-        try:
-            with self.uploads.arriving() as count:
-                form = await _form(scope, _counted(receive, self.uploads, count))
-                try:
-                    paths = [await self._store(file) for file in form.getlist("files")]
-                finally:
-                    await form.close()
-        except UploadsFull as full:
-            raise RequestRefused(507, f"{full}; try again in a minute") from None
-        finally:
-            self._uploading -= 1
-        await _respond(send, 200, json.dumps([str(path) for path in paths]).encode(), "application/json")
-
-    async def _store(self, file: Any) -> Path:
-        if isinstance(file, str):
-            raise RequestRefused(422, "the form's 'files' field contains text instead of a file")
-        if (file.size or 0) > self.file_bytes:
-            raise RequestRefused(413, f"File size exceeded maximum allowed size of {self.file_bytes} bytes.")
-        path = self.uploads.new_path(file.filename or "")
-        with path.open("xb") as stored:
-            while data := await file.read(1 << 20):
-                stored.write(data)
-        return path
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on to gradio. If gradio fails, log one line and respond with status 400.
-
-        Gradio responds to a malformed request with status 500 or raises an exception.
-        """
-        started = failed = False
-
-        async def relay(message: Message) -> None:
-            nonlocal started, failed
-            if message["type"] == "http.response.start":
-                failed = message["status"] == 500
-                started = not failed
-            if not failed:
-                await send(message)
-
-        reason = "an error"
-        try:
-            await self.app(scope, receive, relay)
-        except Exception as error:
-            if started:  # part of the response was already sent, so it can only be ended
-                logger.warning(f"{scope['method']} {scope['path']}: broken off ({error!r:.200})")
-                await send({"type": "http.response.body", "body": b""})
-                return
-            failed, reason = True, repr(error)
-        if failed:
-            logger.warning(f"{scope['method']} {scope['path']}: malformed call ({reason[:200]})")
-            raise RequestRefused(400, "the call is malformed")
-
-
-async def _check_painting(scope: Scope, body: bytes) -> None:
-    """Validate an uploaded painting. The layer number is bounded, because gradio allocates a list of that length."""
-    form = await _form(scope, _replayed(body, None))
-    await form.close()
-    index = str(form.get("index") or "0")
-    if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
-        raise RequestRefused(422, f"layer index {index[:40]!r} must be an integer from 0 to {_MAX_LAYERS - 1}")
-    if form.get("type") not in ("layer", "background", "composite"):
-        raise RequestRefused(422, "the form field 'type' must be layer, background or composite")
-    if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
-        raise RequestRefused(422, "the form does not describe a painted mask")
-
-
-async def _form(scope: Scope, receive: Receive) -> Any:
-    """Parse a multipart form with starlette, which stores the files in the form as unnamed temporary files."""
-    from starlette.datastructures import Headers
-    from starlette.formparsers import MultiPartException, MultiPartParser
-
-    headers = Headers(scope=scope)
-    if not headers.get("content-type", "").startswith("multipart/form-data"):
-        raise RequestRefused(400, "the request body is not multipart/form-data")
-
-    async def stream() -> Any:
+    async def _body(self, receive: Receive, most: int, count: list[int]) -> bytes:
+        limits = self.limits
+        deadline = time.monotonic() + limits.body_seconds
+        parts: list[bytes] = []
         while True:
-            message = await receive()
+            wait = min(limits.seconds_without_data, deadline - time.monotonic())
+            try:
+                message = await asyncio.wait_for(receive(), max(wait, 0.001))
+            except TimeoutError:
+                raise RequestRefused(408, "timeout", "the request body did not arrive in time") from None
             if message["type"] == "http.disconnect":
-                raise RequestRefused(400, "the connection ended early")
-            yield message.get("body", b"")
+                raise RequestRefused(400, "disconnected", "the connection ended early")
+            part = message.get("body", b"")
+            if count[0] + len(part) > most:
+                raise too_large(count[0] + len(part), most)
+            if self._body_bytes + len(part) > limits.max_bodies:
+                raise RequestRefused(503, "overloaded", "too many uploads are in progress; try again later", 1)
+            count[0] += len(part)
+            self._body_bytes += len(part)
+            parts.append(part)
             if not message.get("more_body"):
-                return
-
-    try:
-        return await MultiPartParser(headers, stream(), max_files=_MAX_FILES, max_fields=_MAX_FILES * 2).parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise RequestRefused(400, f"the form cannot be read ({str(error)[:80]})") from None
+                return b"".join(parts)
 
 
-def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
-    """Wrap an ASGI `receive` callable to count received bytes, because uploads in progress count toward the limit."""
-
-    async def counted() -> Message:
-        message = await _in_time(receive)
-        uploads.take(count, len(message.get("body", b"")))
-        return message
-
-    return counted
+def too_large(size: int, most: int) -> RequestRefused:
+    """Return the refusal of a request body of `size` bytes or more."""
+    sentence = f"the request body has {size} bytes or more, but the maximum is {most} bytes (--max_body_mb)"
+    return RequestRefused(413, "request_too_large", sentence)
 
 
-async def _body(receive: Receive, max_bytes: int) -> bytes:
-    parts, size = [], 0
-    while True:
-        message = await _in_time(receive)
-        if message["type"] == "http.disconnect":
-            raise RequestRefused(400, "the connection ended early")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > max_bytes:
-            raise RequestRefused(413, f"more than {max_bytes} bytes")
-        if not message.get("more_body"):
-            return b"".join(parts)
+async def respond(send: Send, refusal: RequestRefused) -> None:
+    """Send the response for a refusal."""
+    body = json.dumps(error_document(refusal.code, str(refusal))).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers.append((b"connection", b"close"))  # because the request body may not have been read completely
+    if refusal.retry_after:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
-async def _in_time(receive: Receive) -> Message:
-    try:
-        return await asyncio.wait_for(receive(), _SECONDS_WITHOUT_DATA)
-    except TimeoutError:
-        raise RequestRefused(408, f"nothing arrived for {_SECONDS_WITHOUT_DATA} seconds") from None
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    """Log one line for a request: the client, the method, the path without its query, the status and the time."""
+    client = (scope.get("client") or ("-",))[0]
+    path = printable(scope["path"][:120])
+    logger.info(f"{client} {scope['method'][:10]} {path} {status} {seconds * 1000:.0f} ms")
 
 
-def _replayed(body: bytes, receive: Receive | None) -> Receive:
+async def _preflight(scope: Scope, send: Send) -> None:
+    """Answer the request that a browser sends before a request from another allowed origin."""
+    headers = [
+        (b"access-control-allow-origin", _values(scope, b"origin")[0].encode("latin-1")),
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"authorization, content-type, token, x-api-key"),
+        (b"access-control-max-age", b"600"),
+        (b"vary", b"origin"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _for_origin(send: Send, origin: str) -> Send:
+    """Wrap `send` to allow pages of another origin to read the response."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            more = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+            message = {**message, "headers": [*message.get("headers", []), *more]}
+        await send(message)
+
+    return sent
+
+
+def _empty(receive: Receive) -> Receive:
+    """Return an ASGI `receive` callable for a request whose body is ignored."""
+    return _replayed(b"", receive)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
     """Return an ASGI `receive` callable that first returns the body that was already read, and then calls `receive`."""
     replayed = False
 
@@ -297,28 +341,36 @@ def _replayed(body: bytes, receive: Receive | None) -> Receive:
         if not replayed:
             replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
-        return await receive() if receive is not None else {"type": "http.disconnect"}
+        return await receive()
 
     return replay
 
 
-async def _respond(send: Send, status: int, body: bytes, kind: str) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(b"x-content-type-options", b"nosniff")]
-    if status >= 400:
-        headers += [(b"connection", b"close")]  # because the request body may not have been read completely
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _keys(scope: Scope) -> list[bytes]:
+    """Return the keys that a request presents in any of the supported headers."""
+    found = [value.encode() for name in (b"x-api-key", b"token") for value in _values(scope, name)]
+    for value in _values(scope, b"authorization"):
+        kind, _, rest = value.partition(" ")
+        if kind.lower() in ("bearer", "token"):
+            found.append(rest.strip().encode())
+        elif kind.lower() == "basic":  # Label Studio sends a user and a password
+            try:
+                found.append(base64.b64decode(rest, validate=True).partition(b":")[2])
+            except (ValueError, binascii.Error):
+                continue
+    return found
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1").strip() for key, value in scope["headers"] if key.lower() == name]
 
 
-def _content_length(scope: Scope) -> int:
+def _content_length(scope: Scope) -> int | None:
     lengths = _values(scope, b"content-length")
-    if len(lengths) != 1 or not lengths[0].isdigit() or len(lengths[0]) > 15:
-        raise RequestRefused(411, "Content-Length is needed")
+    if not lengths:  # a chunked body is counted while it arrives
+        return None
+    if len(lengths) != 1 or not (lengths[0].isascii() and lengths[0].isdigit()) or len(lengths[0]) > 15:
+        raise RequestRefused(400, "bad_request", "Content-Length is not a number")
     return int(lengths[0])
 
 

@@ -17,7 +17,7 @@ from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.labeling.naming import NamingRequest
 from osm.recognition.draw import draw_names
-from osm.serving import markup
+from osm.serving import notebook_html
 from osm.serving.engine import DemoPicture, Engine, NamedRegion
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Explorer:
         return self.figure
 
     def _repr_html_(self) -> str:
-        return markup.history(self.history)
+        return notebook_html.history(self.history)
 
     def _keep(self, found: NamedRegion) -> NamedRegion:
         self.history.append(found)
@@ -186,12 +186,17 @@ def _draw_bars(axes: Any, named: NamedRegion) -> None:
     top = named.answer.top
     maybe = "unsure: maybe " if named.answer.unsure else ""
     axes.set_title(
-        f"{maybe}{named.answer.text or 'no name'}  {markup.likely_share(named.answer)}", fontsize=12, loc="left"
+        f"{maybe}{named.answer.text or 'no name'}  {notebook_html.likely_share(named.answer)}", fontsize=12, loc="left"
     )
     axes.barh(range(len(top)), [other.prob or other.cosine or 0.0 for other in top], color=_ORANGE)
     for place, other in enumerate(top):
         axes.text(
-            0.01, place, f"{other.text}  {markup.candidate_value(other)}", va="center", fontsize=9, parse_math=False
+            0.01,
+            place,
+            f"{other.text}  {notebook_html.candidate_value(other)}",
+            va="center",
+            fontsize=9,
+            parse_math=False,
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(4.5, -0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from osm.documents import parse_xml
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text, write_atomically
 from osm.io.segmentation import draw_segmentation
@@ -46,12 +46,10 @@ class CvatXml(LabelFormat):
     @classmethod
     def _read(cls, path: Path) -> ElementTree.Element:
         text = read_text(path, "--masks", _MAX_XML_BYTES)
-        if re.search(r"<!(DOCTYPE|ENTITY)", text):  # entities can expand to any size
-            raise OsmError(f"--masks {path}: has a document type declaration, which CVAT does not write")
         try:
-            root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
-        except ElementTree.ParseError as error:
-            raise OsmError(f"--masks {path}: not valid XML ({error})") from None
+            root = parse_xml(text)
+        except ValueError as error:
+            raise OsmError(f"--masks {path}: {error}") from None
         if root.tag != "annotations":
             raise OsmError(f"--masks {path}: its root is <{root.tag}>, but CVAT's is <annotations>")
         return root

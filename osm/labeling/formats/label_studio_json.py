@@ -120,7 +120,7 @@ def _result(shape: LabelShape, image: int, k: int, size: Size) -> dict[str, Any]
     kind = "brushlabels" if shape.box is None else "rectanglelabels"
     value: dict[str, Any]
     if shape.box is None:
-        value = {"format": "rle", "rle": _encoded(shape.mask)}
+        value = {"format": "rle", "rle": brush_rle(shape.mask)}
     else:
         numbers = np.array(shape.box).reshape(2, 2) / size * 100
         value = dict(zip(("x", "y", "width", "height"), map(float, numbers.ravel()), strict=True)) | {"rotation": 0}
@@ -166,7 +166,7 @@ def _id(row: Mapping[str, Any]) -> str | None:
 # is not 0.
 
 
-def _encoded(mask: np.ndarray) -> list[int]:
+def brush_rle(mask: np.ndarray) -> list[int]:
     """Encode a mask (H, W) as Label Studio's RLE, whose elements are bytes."""
     flat = mask.ravel()
     changes = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1

