@@ -5,7 +5,12 @@
 what no segmenter at all gives: a disc around the click (2 % of the longer side), the whole box and the ellipse in it;
 and OpenCV's GrabCut of the box. Masks are compared at the picture's own size. Prints one JSON document.
 
+`recall`: the share of the masks that one of the N best-scored segments meets with an IoU of at least 0.5.
+`duplicates`: the share of all segments whose IoU with a better-scored one is over 0.7. `segmented and encoded`: the time
+for all segments and for the recognizer's encoding of the same picture. The intervals are 95 %, over images.
+
     python3 benchmarks/segmenters.py CHECKPOINT --datasets sets.yaml [--set coco] [--segmenter embedded] [--images N]
+    python3 benchmarks/segmenters.py CHECKPOINT --folder DATA/coco_panoptic/val
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="the recognizer, whose tower `embedded` sees with")
-    parser.add_argument("--datasets", required=True, help="YAML of the sets, with their val files")
+    parser.add_argument("--datasets", help="YAML of the sets, with their val files")
+    parser.add_argument("--folder", type=Path, help="instead: a folder with images/, panoptic/ and panoptic.json")
     parser.add_argument("--set", default="coco")
     parser.add_argument("--segmenter", default="auto")
     parser.add_argument("--sam_checkpoint")
@@ -39,7 +45,7 @@ def main() -> int:
 
     try:
         recognizer = osm.load_recognizer(args.checkpoint)
-        row = DatasetTable().with_yaml(args.datasets)[args.set]
+        row = from_folder(args.folder) if args.folder else DatasetTable().with_yaml(args.datasets)[args.set]
         results = measured(row, recognizer, args)
     except osm.OsmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,6 +60,16 @@ def main() -> int:
     return 0
 
 
+def from_folder(folder: Path) -> Any:
+    """A row for a folder in COCO panoptic format."""
+    from dataclasses import replace
+
+    from osm.datasets.table import DatasetTable
+
+    files = {"image_dir": str(folder / "images"), "mask_dir": str(folder / "panoptic")}
+    return replace(DatasetTable()["coco"], json_file=str(folder / "panoptic.json"), **files)
+
+
 def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one set."""
     from osm.forms import split_of
@@ -64,6 +80,8 @@ def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, A
     segmenter = load_segmenter(args.segmenter, args.sam_checkpoint, recognizer, **options)
     split = split_of(row)
     ious: dict[str, list[float]] = defaultdict(list)
+    images: list[int] = []  # the image of each mask
+    duplicates: list[float] = []
     seconds: dict[str, list[float]] = defaultdict(list)
     count = min(len(split), args.images or len(split))
     for index in range(count):
@@ -71,9 +89,17 @@ def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, A
         image = item.image()
         found, took = timed(lambda image=image: (segmenter.set_image(image), segmenter.everything())[1])
         seconds["everything"].append(took)
+        again = image.copy()  # nothing about it is cached
+        recognizer.set_image(image.resize((8, 8)))
+        _, took = timed(
+            lambda again=again: (segmenter.set_image(again), segmenter.everything(), recognizer.set_image(again))
+        )
+        seconds["segmented and encoded"].append(took)
+        duplicates.append(duplicate_share(found))
         for k in range(len(item.annotations)):
             mask = item.mask(k)
             if mask.any():
+                images.append(index)
                 one_mask(segmenter, found, mask, limits, ious, seconds)
                 plain_ways(np.asarray(image), mask, ious, seconds)
         print(f"{index + 1} of {count} images", file=sys.stderr)
@@ -81,9 +107,33 @@ def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, A
         "segmenter": segmenter.name,
         "images": count,
         "masks": len(ious["point"]),
-        "mean_iou": {name: round(float(np.mean(values)), 4) for name, values in ious.items()},
+        "mean_iou": {name: with_interval(values, images) for name, values in ious.items()},
+        "recall_at_0.5": {
+            name.removeprefix("everything, "): with_interval([value >= 0.5 for value in values], images)
+            for name, values in ious.items()
+            if name.startswith("everything")
+        },
+        "duplicates": round(float(np.mean(duplicates)), 4),
         "median_seconds": {name: round(float(np.median(values)), 4) for name, values in seconds.items()},
     }
+
+
+def with_interval(values: list, images: list[int]) -> dict[str, float]:
+    """The mean, and its 95 % interval over images by bootstrap."""
+    numbers, of = np.array(values, float), np.array(images)
+    sums = np.array([[numbers[of == k].sum(), (of == k).sum()] for k in np.unique(of)])
+    drawn = np.random.default_rng(0).integers(0, len(sums), (2000, len(sums)))
+    means = sums[drawn].sum(1)
+    low, high = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
+    return {"mean": round(float(numbers.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def duplicate_share(found: list) -> float:
+    """The share of the segments whose IoU with a better-scored segment is over 0.7."""
+    best = np.stack([s.mask.ravel()[::7] for s in sorted(found, key=lambda s: -s.score)]).astype(np.float32)
+    common, areas = best @ best.T, best.sum(1)
+    ious = common / np.maximum(areas[:, None] + areas[None] - common, 1)
+    return float((np.tril(ious, -1).max(1) > 0.7).mean())
 
 
 def one_mask(segmenter: Any, found: list, mask: np.ndarray, limits: list[int], ious: dict, seconds: dict) -> None:

@@ -68,10 +68,17 @@ class ImageEncoder:
     Args:
         windows_at_once: windows per tower batch, which may contain windows of several images. The number is halved when
             memory runs out.
+
+    Attributes:
+        keeps_tokens: whether the tower's tokens of the last image are kept, so that a segmenter that uses the tower and
+            the recognizer run it only once.
     """
+
+    keeps_tokens = False
 
     def __init__(self, model: OmniScientModel, processor: Processor, windows_at_once: int = 64) -> None:
         self.model, self.processor, self.windows_at_once = model, processor, windows_at_once
+        self._last: tuple[Tensor, Tensor] | None = None  # the canvas and the tokens of the last image
         self._padding: tuple[Tensor, Tensor] | None = None  # class token and patches of a padding-only window
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
@@ -95,6 +102,9 @@ class ImageEncoder:
 
     def _encode_together(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         model = self.model
+        if len(images) == 1 and self.keeps_tokens:
+            state = model.bridge.image_state(model.add_positions(self.image_tokens(images[0])))
+            return [EncodedImage(images[0].size, state)]
         canvas_N3SS = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
         sizes = [image.size for image in images]
         tokens_NLC = model.add_positions(self.tower_tokens(self.processor.pixel_values(canvas_N3SS), sizes))
@@ -103,6 +113,19 @@ class ImageEncoder:
             EncodedImage(size, [part and tuple(x[i : i + 1] for x in part) for part in state])
             for i, size in enumerate(sizes)
         ]
+
+    def image_tokens(self, image: Image.Image) -> Tensor:
+        """Return the tower's tokens (1, L, C) of an RGB image. With `keeps_tokens`, those of the last image are kept.
+
+        Images are the same if their pixels are equal after they are resized and padded.
+        """
+        canvas_3SS = self.processor.canvas(image)
+        if self._last is not None and torch.equal(self._last[0], canvas_3SS):
+            return self._last[1]
+        pixels_13SS = self.processor.pixel_values(canvas_3SS[None].to(self.model.device))
+        tokens_1LC = self.tower_tokens(pixels_13SS, [image.size])
+        self._last = (canvas_3SS, tokens_1LC) if self.keeps_tokens else None
+        return tokens_1LC
 
     def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Return the same tokens (N, L, C) as `OmniScientModel.tower_tokens`, but encode padding-only windows once.

@@ -1,8 +1,9 @@
 """A segmenter that has no weights of its own, but uses color and the features of the recognizer's vision tower.
 
 The image is split into superpixels with the Felzenszwalb-Huttenlocher method. Superpixels with similar tower tokens and
-similar colors are merged pairwise into a tree. The result consists of the segments that stay unmerged over the widest
-range of merge costs. The accuracy of this segmenter is reported in docs/demos.md.
+similar colors are merged pairwise into a tree, once for each of several weights of the colors. The result consists of
+the segments that stay unmerged over the widest range of merge costs, without near-duplicates. A click gets the segment
+of the most plausible scale. The parameters were chosen on other photos than those of the accuracies in docs/demos.md.
 
 Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
 outputs (g, g, C) tokens.
@@ -20,7 +21,7 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.io.images import to_rgb
-from osm.io.resizing import fitted_size, nearest_rows
+from osm.io.resizing import fitted_size, nearest_rows, taken
 from osm.recognition.segmenters.base import (
     ScoredMask,
     Segmenter,
@@ -30,6 +31,7 @@ from osm.recognition.segmenters.base import (
     checked_box,
     checked_points,
 )
+from osm.recognition.segmenters.candidates import gather_candidates
 from osm.recognition.segmenters.tree import merged, neighbours
 
 if TYPE_CHECKING:
@@ -38,8 +40,16 @@ if TYPE_CHECKING:
 WORKING_SIDE = 448
 # Parameters of the superpixel method, in pixels at the working resolution.
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
-_COLOUR = 0.7  # weight of the color features relative to the token features
+_COLOURS = (0.3, 0.7, 2.0)  # for each tree, the weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
+_MAX_IOU = 0.7  # of two segments of `everything` with a larger IoU, the less persistent one is left out
+# The score of a segment for a click is _PERSISTENCE * log(persistence) + _DEPTH * log(depth) - (log(area / _AREA) /
+# _SPREAD)^2 / 2. The area is a fraction of the image. The depth is the distance of the click from the segment's outline
+# relative to the largest distance inside the segment, because people click on the middle of a thing.
+_PERSISTENCE, _DEPTH, _AREA, _SPREAD = 0.3, 2.0, 0.003, 3.0
+_STRIDE = 3  # depths are computed on every third pixel
+# For a box, the segments whose own boxes are most like it vote on each superpixel, together with `_like_the_middle`.
+_VOTERS, _LEAST_BOX_IOU, _POWER, _MIDDLE_VOTES = 5, 0.6, 4, 2.0
 # A superpixel in a box is dropped if (similarity to the surroundings) - (similarity to the center) > _MARGIN.
 _MARGIN = 0.3
 
@@ -66,6 +76,7 @@ class EmbeddedSegmenter(Segmenter):
             raise OsmError("the embedded segmenter needs scikit-image: pip install scikit-image") from None
         self.recognizer, self.segments = recognizer, segments
         self._size: Size | None = None
+        recognizer.encoder.keeps_tokens = True  # so that the tower runs once for segmenting and naming an image
 
     @classmethod
     def load(
@@ -90,45 +101,55 @@ class EmbeddedSegmenter(Segmenter):
         colours = _standardised(_colours(np.asarray(small), self._labels, areas))
         lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
         self._directions = tokens / np.maximum(lengths, 1e-9)
-        self._tree = merged(np.concatenate([tokens, _COLOUR * colours], 1), areas, neighbours(self._labels))
-        rows, columns = nearest_rows(small.height, image.height), nearest_rows(small.width, image.width)
-        self._places = rows[:, None], columns[None]
+        touching = neighbours(self._labels)
+        trees = [merged(np.concatenate([tokens, weight * colours], 1), areas, touching) for weight in _COLOURS]
+        self._candidates = gather_candidates(trees, self._labels)
+        self._rows, self._columns = nearest_rows(small.height, image.height), nearest_rows(small.width, image.width)
         self._size = image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the most persistent segments of the merge tree, scored by persistence relative to the maximum."""
+        """Return the most persistent segments that are not near-duplicates, scored by persistence."""
         check_set(self._size)
-        tree = self._tree
-        lasting = np.where(tree.areas >= _LEAST_AREA * self._labels.size, tree.persistence, 0.0)
-        longest = max(lasting.max(), 1e-12)
-        chosen = [k for k in np.argsort(-lasting, kind="stable")[: self.segments] if lasting[k] > 0]
-        if not chosen:  # a uniform image is one segment
+        found = self._candidates.distinct(self.segments, _LEAST_AREA * self._labels.size, _MAX_IOU)
+        if not found:  # a uniform image is one segment
             return [ScoredMask(np.ones(self._shape, bool))]
-        return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
+        persistence = self._candidates.persistence
+        return by_area([self._segment(self._candidates.members[k], float(persistence[k])) for k in found])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the smallest segment of the merge tree that contains all inside points and no outside points.
+        """Return the most plausible segment that contains all inside points and no outside points.
 
-        If the merge tree has no such segment, return the union of the superpixels that contain the inside points.
+        If there is no such segment, return the union of the superpixels that contain the inside points.
         """
         size = check_set(self._size)
         places, marks = checked_points(size, points, inside)
-        at = [self._labels[self._places[0][int(y), 0], self._places[1][0, int(x)]] for x, y in places]
-        wanted = {int(label) for label, mark in zip(at, marks, strict=True) if mark}
-        others = {int(label) for label, mark in zip(at, marks, strict=True) if not mark} - wanted
-        k = self._tree.smallest_with(wanted)
-        members = self._tree.members[k] if k is not None else np.array(sorted(wanted))
-        if others & set(members.tolist()):
-            members = np.array(sorted(wanted))
+        cells = [(int(self._rows[int(y)]), int(self._columns[int(x)])) for x, y in places]
+        wanted = {int(self._labels[cell]) for cell, mark in zip(cells, marks, strict=True) if mark}
+        unwanted = {int(self._labels[cell]) for cell, mark in zip(cells, marks, strict=True) if not mark} - wanted
+        fitting = self._candidates.with_superpixels(sorted(wanted), sorted(unwanted))
+        if len(fitting):
+            clicks = [cell for cell, mark in zip(cells, marks, strict=True) if mark]
+            best = fitting[np.argmax(self._plausibility(fitting, clicks))]
+            return self._segment(self._candidates.members[best], 1.0)
+        members = np.zeros(len(self._directions), bool)
+        members[sorted(wanted)] = True
         return self._segment(members, 1.0)
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the box's superpixels except those that look much more like the surroundings than like the center."""
+        """Return the box's part of the segments that fill the box, and of what looks like the middle of the box."""
         left, top, right, bottom = checked_box(check_set(self._size), box)
         inside = np.zeros(self._shape, bool)
         inside[top:bottom, left:right] = True
-        kept = self._like_the_middle(left, top, right, bottom)
-        mask = inside if kept is None else kept[self._labels][self._places] & inside
+        scale_x, scale_y = self._labels.shape[1] / self._shape[1], self._labels.shape[0] / self._shape[0]
+        scaled = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+        likely = self._candidates.box_ious(scaled)
+        voters = np.argsort(-likely, kind="stable")[:_VOTERS]
+        voters = voters[likely[voters] > _LEAST_BOX_IOU]
+        weights = likely[voters] ** _POWER
+        middle = self._like_the_middle(*scaled)
+        votes = weights @ self._candidates.members[voters] + _MIDDLE_VOTES * (1.0 if middle is None else middle)
+        chosen = votes >= (weights.sum() + _MIDDLE_VOTES) / 2
+        mask = self._at_full_size(chosen) & inside
         # If the mask covers less than a fifth of the box, the method has failed, so the whole box is returned instead.
         return ScoredMask(mask if mask.sum() >= 0.2 * inside.sum() else inside)
 
@@ -136,19 +157,39 @@ class EmbeddedSegmenter(Segmenter):
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return self._places[0].shape[0], self._places[1].shape[1]
+        return len(self._rows), len(self._columns)
 
     def _segment(self, members: np.ndarray, score: float) -> ScoredMask:
-        chosen = np.zeros(len(self._directions), bool)
-        chosen[members] = True
-        return ScoredMask(chosen[self._labels][self._places], score)
+        return ScoredMask(self._at_full_size(members), score)
+
+    def _at_full_size(self, members: np.ndarray) -> np.ndarray:
+        """Return the mask (H, W) of superpixels, given as a bool array (n,), at the size of the image."""
+        return taken(members[self._labels], self._rows, self._columns)
+
+    def _plausibility(self, candidates: np.ndarray, clicks: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return how plausible it is that each candidate is what was clicked on at (row, column) of the label map."""
+        found = self._candidates
+        depths = np.array([[self._depth(int(k), click) for click in clicks] for k in candidates])
+        size = np.log(found.areas[candidates] / self._labels.size / _AREA) / _SPREAD
+        lasting = np.log(found.persistence[candidates] + 1e-4)
+        return _PERSISTENCE * lasting + _DEPTH * np.log(depths + 1e-3).mean(1) - size**2 / 2
+
+    def _depth(self, candidate: int, click: tuple[int, int]) -> float:
+        """Return the distance of a click from the outline of a candidate, relative to the largest distance inside."""
+        from scipy.ndimage import distance_transform_edt
+
+        left, top, right, bottom = self._candidates.boxes[candidate].astype(int)
+        part = self._candidates.members[candidate][self._labels[top:bottom:_STRIDE, left:right:_STRIDE]]
+        distances = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
+        row = min((click[0] - top) // _STRIDE, part.shape[0] - 1)
+        column = min((click[1] - left) // _STRIDE, part.shape[1] - 1)
+        return float(distances[row, column] / max(distances.max(), 1.0))
 
     @torch.inference_mode()
     def _tokens(self, image: Image.Image) -> np.ndarray:
         """Return the tower's patch tokens (g, g, C) for the padded image."""
         encoder, model = self.recognizer.encoder, self.recognizer.model
-        canvas = self.recognizer.processor.canvas(image)[None].to(model.device)
-        tokens = encoder.tower_tokens(self.recognizer.processor.pixel_values(canvas), [image.size])
+        tokens = encoder.image_tokens(image)
         patches = tokens[0, model.prefix_tokens :].float().cpu().numpy()
         return patches.reshape(model.windows.grid, model.windows.grid, -1)
 
@@ -169,11 +210,12 @@ class EmbeddedSegmenter(Segmenter):
                 weights += coo_matrix((parts, (self._labels.ravel(), cells)), (len(areas), side * side)).tocsr()
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
-    def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return a bool array (n,) of superpixels to keep, or None if the box or its surroundings contain none."""
+    def _like_the_middle(self, x0: float, y0: float, x1: float, y1: float) -> np.ndarray | None:
+        """Return a bool array (n,) of superpixels to keep, or None if the box or its surroundings contain none.
+
+        The superpixels in the box are kept except those that look much more like the surroundings than like the center.
+        """
         height, width = self._labels.shape
-        scale_x, scale_y = width / self._shape[1], height / self._shape[0]
-        x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
         ys, xs = np.arange(height) + 0.5, np.arange(width) + 0.5
         covered = ((ys >= y0) & (ys <= y1))[:, None] & ((xs >= x0) & (xs <= x1))[None]
         flat = self._labels.ravel()

@@ -25,11 +25,6 @@ class Tree:
     areas: np.ndarray
     persistence: np.ndarray
 
-    def smallest_with(self, regions: set[int]) -> int | None:
-        """Return the smallest tree node that contains all of the given regions, or None if there is no such node."""
-        having = [k for k, members in enumerate(self.members) if regions <= set(members.tolist())]
-        return min(having, key=lambda k: self.areas[k], default=None)
-
 
 def neighbours(labels: np.ndarray) -> list[set[int]]:
     """Return, for each region of an integer label map (H, W), the set of adjacent regions."""

@@ -122,7 +122,6 @@ def test_the_tree_merges_the_likest_first() -> None:
     tree = merged(features, np.ones(4), neighbours(labels))
     assert [sorted(members.tolist()) for members in tree.members[4:]] == [[0, 1], [2, 3], [0, 1, 2, 3]]
     assert tree.areas.tolist() == pytest.approx([1, 1, 1, 1, 2, 2, 4])
-    assert tree.smallest_with({2, 3}) == 5 and tree.smallest_with({0, 3}) == 6 and tree.smallest_with({9}) is None
     assert tree.persistence[4] > tree.persistence[5] > tree.persistence[3] > tree.persistence[0] > 0
 
 
