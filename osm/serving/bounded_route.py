@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -38,11 +38,14 @@ class BoundedRequest(Request):
 class BoundedRoute(APIRoute):
     """A route whose handler receives a `BoundedRequest`."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            return await handler(BoundedRequest(request.scope, request.receive))
+            bounded = BoundedRequest(request.scope, request.receive)
+            if "json" in request.headers.get("content-type", ""):
+                await bounded.json()  # FastAPI would hide the reason why the body cannot be parsed
+            return await handler(bounded)
 
         return handle
 

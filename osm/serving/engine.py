@@ -197,7 +197,7 @@ class Engine:
             pictures = _Pictures()
             self._encode(works, pictures)
             for work in works:
-                _attempt(work, lambda work=work: self._find_regions(work, pictures))
+                self._find_regions(work, pictures)
             groups: dict[NamingOptions, list[_Work]] = {}
             for work in works:
                 if work.failure is None and work.job.options is not None and work.regions:
@@ -243,6 +243,13 @@ class Engine:
                     work.encoded = encoded
 
     def _find_regions(self, work: _Work, pictures: _Pictures) -> None:
+        if work.failure is None:
+            try:
+                self._add_regions(work, pictures)
+            except Exception as error:
+                work.fail(error)
+
+    def _add_regions(self, work: _Work, pictures: _Pictures) -> None:
         job = work.job
         if job.everything:
             segments = self._ready(job.image, pictures).everything()
@@ -399,14 +406,6 @@ class _Pictures:
         """Return where the alpha channel of an image is over 0, bool (H, W)."""
         self.rgb(image)
         return self._alpha[image.key]
-
-
-def _attempt(work: _Work, function: Callable[[], None]) -> None:
-    if work.failure is None:
-        try:
-            function()
-        except Exception as error:
-            work.fail(error)
 
 
 def _add(work: _Work, segment: ScoredMask) -> None:

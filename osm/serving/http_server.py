@@ -93,6 +93,24 @@ def bound_socket(host: str, port: int) -> socket.socket:
         raise OsmError(f"--host {host} --port {port}: the server cannot listen on this address ({error})") from None
 
 
+def configured_server(app: Any, drain_seconds: float) -> SignalledServer:
+    """Return a server for an ASGI application that does not run yet."""
+    config = uvicorn.Config(
+        app,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        backlog=_BACKLOG,
+    )
+    return SignalledServer(config)
+
+
 async def serve_until_signal(
     app: Any,
     sock: socket.socket,
@@ -112,20 +130,7 @@ async def serve_until_signal(
         on_start: is called when the application has started.
         on_end: is called at the signal.
     """
-    config = uvicorn.Config(
-        app,
-        http=TimedProtocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
-        backlog=_BACKLOG,
-    )
-    server = SignalledServer(config)
+    server = configured_server(app, drain_seconds)
     loop = asyncio.get_running_loop()
     serving = asyncio.create_task(server.serve([sock]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -18,7 +19,7 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        more = {"registry": self.registry}
+        more: Any = {"registry": self.registry}
         self.requests = Counter("osm_requests", "requests by route and status", ["route", "status"], **more)
         self.seconds = Histogram("osm_request_seconds", "time of requests", ["route"], buckets=_SECONDS, **more)
         self.refusals = Counter("osm_refusals", "requests refused before they reached a model", ["code"], **more)

@@ -36,12 +36,12 @@ class PredictParams(OpenModel):
     their length. `text_prompt` lists the allowed names, separated by commas or periods.
     """
 
-    conf_threshold: float = Field(0.0, ge=0, le=1)
-    epsilon_factor: float = Field(0.0, ge=0, le=1)
-    text_prompt: str = Field("", max_length=20_000)
+    conf_threshold: float = Field(default=0.0, ge=0, le=1)
+    epsilon_factor: float = Field(default=0.0, ge=0, le=1)
+    text_prompt: str = Field(default="", max_length=20_000)
     marks: list[PromptMark] = Field(default_factory=list, max_length=_MAX_MARKS)
     mode: str = "any"
-    max_segments: int = Field(MAX_SEGMENTS, ge=1, le=200)
+    max_segments: int = Field(default=MAX_SEGMENTS, ge=1, le=200)
 
 
 class PredictBody(OpenModel):
@@ -49,7 +49,7 @@ class PredictBody(OpenModel):
 
     model: str | None = None
     image: str
-    params: PredictParams = Field(default_factory=PredictParams)
+    params: PredictParams = PredictParams()
 
 
 @router.post("/v1/predict")

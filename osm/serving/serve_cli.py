@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="hosts with any address, such as a Label Studio in the same network",
     )
     serving.add_argument("--no_page", action="store_true", help="serve no web page")
+    serving.add_argument("--openapi", action="store_true", help="print the OpenAPI schema instead of serving")
     serving.add_argument(
         "--requests_per_minute", type=int, default=0, help="maximum per client address [%(default)s: no limit]"
     )
@@ -139,7 +142,10 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, command: str) -> int:
     try:
         check(args, command)
-        asyncio.run(_serve(args))
+        if args.openapi:
+            echo(*openapi_text().splitlines())
+        else:
+            asyncio.run(_serve(args))
     except OsmError as error:
         logger.error(error)
         return 2
@@ -168,8 +174,8 @@ def check(args: argparse.Namespace, command: str = "osm serve") -> None:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be 0 or more")
     if args.max_body_mb * 3 / 4 < args.max_file_mb:
         raise OsmError(
-            f"--max_body_mb {args.max_body_mb:g} is too small for an image of --max_file_mb {args.max_file_mb:g}, which "
-            f"is a third larger as base64; give at least {args.max_file_mb * 4 / 3 + 1:.0f}"
+            f"--max_body_mb {args.max_body_mb:g} is too small for an image of --max_file_mb {args.max_file_mb:g}, "
+            f"which is a third larger as base64; give at least {args.max_file_mb * 4 / 3 + 1:.0f}"
         )
     model_names(args.models)
     try:
@@ -210,6 +216,14 @@ def _name_of(checkpoint: str) -> str:
         parts.pop()
     name = parts[-1].removesuffix(".pt") if parts else ""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def openapi_text() -> str:
+    """Return the OpenAPI schema of the server as JSON."""
+    from osm.serving.app import build_routes
+
+    services = build_services(parser().parse_args([]))
+    return json.dumps(build_routes(services).openapi(), indent=1)
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -291,7 +305,7 @@ def build_services(args: argparse.Namespace) -> Services:
     models = {
         name: ModelQueue(
             name,
-            lambda settings=_worker_settings(args, checkpoint): WorkerProcess(settings),
+            partial(WorkerProcess, _worker_settings(args, checkpoint)),
             batch,
             metrics.on_batch(name),
         )

@@ -151,7 +151,7 @@ def _checkpublic(address: str, host: str) -> None:
 
 
 def _names(host: str, port: int, default: bool) -> set[str]:
-    """Return the forms in which a flag may name a host. Without a port, only the default port of the scheme is meant."""
+    """Return the forms in which a flag may name a host. A host without a port means the scheme's default port."""
     name = f"[{host}]" if ":" in host else host
     return {f"{name}:{port}".lower(), *([name.lower(), host.lower()] if default else [])}
 

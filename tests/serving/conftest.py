@@ -1,17 +1,17 @@
-"""What the demos' tests share: an engine with a stand-in for a segmenter."""
+"""What the servers' tests share: an engine with a stand-in for a segmenter, and a server for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from server_threads import RunningServer, served
 from standin import Areas
-from web_client import Visitor, served
 
 from osm.recognition.recognizer import load_recognizer
 from osm.serving.engine import Engine
+from osm.serving.page_samples import PageSamples
 
 
 @pytest.fixture(scope="session")
@@ -20,16 +20,6 @@ def engine(checkpoint: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def running(engine: Engine) -> Iterator[tuple[Any, int]]:
-    with served(engine) as found:
+def server(engine: Engine) -> Iterator[RunningServer]:
+    with served(engine, samples=PageSamples()) as found:
         yield found
-
-
-@pytest.fixture
-def page(running: tuple[Any, int]) -> Any:
-    return running[0]
-
-
-@pytest.fixture
-def visitor(running: tuple[Any, int]) -> Visitor:
-    return Visitor(running[1])

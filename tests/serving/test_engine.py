@@ -1,7 +1,8 @@
-"""Places of pictures become masks and names, whoever else uses the model; samples and uploads."""
+"""Regions of pictures become masks and names, whoever else uses the model."""
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,16 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from server_threads import block, drawn_picture, file_of
 from standin import Areas
 
 from osm.errors import OsmError
-from osm.io.images import FORMATS
 from osm.labeling.naming import NamingRequest
-from osm.serving import page_files
-from osm.serving.engine import DemoPicture, Engine, parse_names
-from osm.serving.page_files import drawn_scene, read_upload, sample_images
+from osm.serving.engine import DemoPicture, Engine, ImageCache
+from osm.serving.jobs import (
+    ALPHA_KEY,
+    INTERNAL,
+    JobAnswer,
+    JobFailure,
+    JobImage,
+    NamingJob,
+    NamingOptions,
+    RegionPrompt,
+)
+from osm.serving.page_samples import PageSamples, drawn_scene
 
 REQUEST = NamingRequest()
+
+
+def job(number: int, options: NamingOptions | None = None) -> NamingJob:
+    image = JobImage(f"picture {number}", file_of(drawn_picture(number)))
+    return NamingJob(image, (RegionPrompt("mask", block()),), options=options or NamingOptions())
 
 
 def picture(number: int = 0) -> DemoPicture:
@@ -36,6 +51,7 @@ def test_points_boxes_and_paint(engine: Engine) -> None:
     mask[20:60, 10:40] = True
     painted = engine.painted(one, mask, REQUEST)
     assert (painted.mask == mask).all() and painted.answer == by_box.answer
+    engine.recognizer.set_image(one.image)
     assert engine.recognizer.name([mask], top_k=5)[0][0] == painted.answer
 
 
@@ -52,7 +68,6 @@ def test_a_list_of_names(engine: Engine) -> None:
     for method in ("constrained", "scored"):
         named = engine.point(picture(), 80, 60, NamingRequest(vocabulary=("cat", "dog", "bus"), method=method, top_k=3))
         assert {other.text for other in named.answer.top} == {"cat", "dog", "bus"}
-    assert parse_names(" cat\n\ndog \ncat") == ("cat", "dog") and parse_names(" \n") == ()
 
 
 def test_pictures_of_several_people_do_not_mix(engine: Engine) -> None:
@@ -75,7 +90,7 @@ def test_a_picture_is_set_once_for_many_clicks(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(160, 5), (-1, 5), (5, 120), (float("nan"), 5)])
 def test_a_point_outside(engine: Engine, x: float, y: float) -> None:
-    with pytest.raises(OsmError, match="outside the picture, which has 160 x 120"):
+    with pytest.raises(OsmError, match="outside the image, which has 160 x 120"):
         engine.point(picture(), x, y, REQUEST)
 
 
@@ -98,37 +113,110 @@ def test_document(engine: Engine) -> None:
     assert (document["image"], document["width"], document["height"]) == ("scene 0", 160, 120)
     assert region["segmentation"]["size"] == [120, 160] and len(region["top"]) == 5
     # What it says can be asked for again.
+    engine.recognizer.set_image(one.image)
     again = engine.recognizer.name([region["segmentation"]], top_k=5)[0][0]
     assert again.text == region["name"] and again.prob == pytest.approx(region["prob"], rel=1e-3)
 
 
+def test_images_of_several_jobs_are_encoded_once(engine: Engine) -> None:
+    own = Engine(engine.recognizer, Areas())
+    jobs = [job(number % 2) for number in range(6)]
+    results = own.run(jobs)
+    assert own.stats.misses == 2 and own.stats.hits == 4 and len(own.cache) == 2
+    again = own.run(jobs)
+    assert own.stats.misses == 2 and own.stats.hits == 10
+    for one, other in zip(results, again, strict=True):
+        assert one.regions[0].names[0].text == other.regions[0].names[0].text
+
+
+def test_the_answers_are_the_recognizers(engine: Engine) -> None:
+    """Whatever else is in the batch: names are equal, probabilities within 1e-4."""
+    options = NamingOptions(top_k=3, vocabulary=("cat", "dog", "bus"))
+    jobs = [job(0), job(1), job(0, options), job(1, NamingOptions(modes=engine.modes[:2])), job(0)]
+    results = Engine(engine.recognizer, Areas()).run(jobs)
+    for one, result in zip(jobs, results, strict=True):
+        assert isinstance(result, JobAnswer)
+        engine.recognizer.set_image(Image.open(io.BytesIO(one.image.source)))
+        vocabulary = list(one.options.vocabulary) or None
+        alone = engine.recognizer.name(
+            [block()], modes=one.options.modes, top_k=one.options.top_k, vocabulary=vocabulary
+        )
+        for name, expected in zip(result.regions[0].names, alone[0], strict=True):
+            assert name.text == expected.text and name.mode == expected.mode
+            assert name.prob == pytest.approx(expected.prob, abs=1e-4)
+            assert [other.text for other in name.top] == [other.text for other in expected.top]
+
+
+def test_a_bad_job_does_not_harm_others(engine: Engine) -> None:
+    bad = [
+        NamingJob(JobImage("broken", b"no image"), (RegionPrompt("box", (1, 1, 5, 5)),)),
+        NamingJob(job(0).image, (RegionPrompt("box", (100, 1, 5, 5)),)),
+        NamingJob(job(0).image, (RegionPrompt("rle", {"size": [3, 3], "counts": [9]}),)),
+        NamingJob(job(0).image, (RegionPrompt("png", b"no image"),)),
+        job(0, NamingOptions(modes=("colour",))),
+        job(0, NamingOptions(vocabulary=("",))),
+    ]
+    own = Engine(engine.recognizer, Areas())
+    results = own.run([job(0), *bad, job(1)])
+    assert isinstance(results[0], JobAnswer) and isinstance(results[-1], JobAnswer)
+    for result, text in zip(
+        results[1:-1], ("image", "region 0", "region 0", "region 0", "mode 'colour'", ""), strict=True
+    ):
+        assert isinstance(result, JobFailure) and result.kind == "request" and text in result.message, result
+
+
+def test_a_fault_of_the_program_is_one_of_the_server(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Engine(engine.recognizer, Areas())
+    monkeypatch.setattr(own.segmenter, "everything", lambda: 1 / 0)
+    result = own.run([NamingJob(job(0).image, everything=3)])[0]
+    assert result == JobFailure("naming failed (ZeroDivisionError)", INTERNAL)
+
+
+def test_the_cache_is_bounded(engine: Engine) -> None:
+    one = engine.recognizer.encode_images([drawn_picture(0)])[0]
+    cache = ImageCache(2 * one.bytes)
+    for key in "abc":
+        cache.put(key, one)
+    assert len(cache) == 2 and cache.bytes == 2 * one.bytes and cache.get("a") is None
+    cache.get("b")
+    cache.put("d", one)
+    assert cache.get("c") is None and cache.get("b") is one  # the least recently used one was dropped
+    nothing = ImageCache(one.bytes - 1)
+    nothing.put("a", one)
+    assert len(nothing) == nothing.bytes == 0
+
+
+def test_an_encoded_image_holds_its_own_memory_only(engine: Engine) -> None:
+    for one in engine.recognizer.encode_images([drawn_picture(k) for k in range(3)]):
+        for part in filter(None, one.state):
+            for tensor in part:
+                assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_colors_under_an_alpha_mask_are_kept(engine: Engine) -> None:
+    """A transparent pixel's color is part of the picture, not white or black."""
+    rgb = drawn_picture(2)
+    rgba = rgb.convert("RGBA")
+    rgba.putalpha(Image.fromarray(block().astype(np.uint8) * 255))
+    image = JobImage(ALPHA_KEY + "a", file_of(rgba))
+    found = Engine(engine.recognizer).run([NamingJob(image, (RegionPrompt("alpha"),), masks=True)])[0]
+    plain = Engine(engine.recognizer).run([NamingJob(JobImage("b", file_of(rgb)), (RegionPrompt("mask", block()),))])[0]
+    assert found.regions[0].names == plain.regions[0].names and found.regions[0].area == block().sum()
+
+
 def test_samples(tmp_path: Path) -> None:
-    drawn = sample_images()
-    assert all(make().size == (512, 512) for make in drawn.values()) and len(drawn) == page_files._SCENES
+    titles = [one["title"] for one in PageSamples().listing()]
+    assert [title.split()[0] for title in titles] == ["Astronaut", "Coffee", "Chelsea", *["Drawn"] * 4]
     Image.new("RGB", (8, 6)).save(tmp_path / "photo.JPG", format="JPEG")
     (tmp_path / "notes.txt").write_text("no picture")
-    assert list(sample_images(tmp_path)) == ["photo.JPG", *drawn]
     (tmp_path / "._photo.JPG").write_bytes(bytes(99))  # macOS's
-    Image.new("RGB", (8, 6)).save(tmp_path / "web.webp")
-    assert list(sample_images(tmp_path)) == ["photo.JPG", "web.webp", *drawn]
-    assert sample_images(tmp_path)["web.webp"]().size == (8, 6)
+    Image.new("RGB", (800, 600)).save(tmp_path / "web.webp")
+    samples = PageSamples(tmp_path)
+    assert [one["title"] for one in samples.listing()] == ["photo.JPG", "web.webp", *titles]
+    assert Image.open(io.BytesIO(samples.jpeg("1"))).size == (800, 600)
+    assert Image.open(io.BytesIO(samples.jpeg("1", thumbnail=True))).size == (256, 192)
     (tmp_path / "photo.JPG").unlink()
     (tmp_path / "web.webp").unlink()
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(OsmError, match="--samples"):
-            sample_images(folder)
-
-
-def test_uploads(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
-    assert read_upload(tmp_path / "good.png", 1200).size == (40, 30)
-    with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels, but the maximum is 0.001199 million$"):
-        read_upload(tmp_path / "good.png", 1199)
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(OsmError, match=f"^text.jpg is not a readable image: expected a {FORMATS}$"):
-        read_upload(tmp_path / "text.jpg", 1200)
-    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "half.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:1500])
-    with pytest.raises(OsmError, match="^half.png is damaged"):
-        read_upload(tmp_path / "half.png", 1200)
+            PageSamples(folder)

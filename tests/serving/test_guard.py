@@ -1,242 +1,187 @@
-"""The page against strangers: raw HTTP to a real server on loopback."""
+"""Who may send requests, how large they may be, and how fast: over real sockets."""
 
 from __future__ import annotations
 
-import io
-import json
+import base64
+import http.client
 import socket
-import threading
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from hostile import jpeg_file, png_file, seconds
-from PIL import Image
-from web_client import FILE, MIB, Visitor, picture, served, stored
+from server_threads import RunningServer, as_base64, drawn_picture, rle_region, served, until
 
+from osm.serving import http_server
+from osm.serving.app import AccessRules
 from osm.serving.engine import Engine
-from osm.serving.guard import HostNames
+from osm.serving.guard import GuardLimits, HostNames, RateLimit, RequestRefused
 
-pytest.importorskip("gradio", reason="gradio is not installed")
-
-JSON = {"Content_Type": "application/json"}
-
-
-# -- Host and Origin ---------------------------------------------------------------------------------------------------
+BODY = {"image": as_base64(drawn_picture()), "regions": [rle_region()]}
+KEY = "a-long-secret-key"
 
 
-OWN = ["127.0.0.1:{}", "localhost:{}", "LOCALHOST:{}", "[::1]:{}", "localhost:9", "localhost"]
-FOREIGN = [
-    "evil.example",
-    "evil.example:{}",
-    "127.0.0.1.evil.example:{}",
-    "localhost.:{}",
-    "10.0.0.1:{}",
-    "",
-    "a b",
-    "x@localhost",
-    "localhost:x",
-]
-ORIGINS = ["http://evil.example", "http://evil.example:{}", "null", "http://localhost:{}", "http://127.0.0.1:1"]
-ORIGINS += ["http://127.0.0.1", "file://", "x", ""]
+@pytest.fixture(scope="module")
+def closed(engine: Engine) -> Iterator[RunningServer]:
+    """A server with a key, small limits, and an allowed origin."""
+    limits = GuardLimits(max_body=20_000, max_bodies=30_000, seconds_without_data=0.3, body_seconds=1.5)
+    origins = ("https://tool.example.org",)
+    with served(engine, AccessRules(HostNames("127.0.0.1", ("Name.Example",)), limits, KEY, origins)) as found:
+        yield found
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_own_names_are_answered(visitor: Visitor, name: str) -> None:
-    host = name.format(visitor.port)
-    assert visitor.ask("GET", "/", host=host)[0] == 200
-    status, answer = visitor.upload(picture(), host=host, Origin=f"http://{host.lower()}")
-    assert status == 200 and visitor.read(json.loads(answer)[0]).count("64 x 48 pixels") == 1
+def keyed(**more: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {KEY}", **more}
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/data?session_hash=a", "/static/img/logo.svg"])
-def test_a_foreign_host_is_refused(visitor: Visitor, name: str, path: str) -> None:
-    host = name.format(visitor.port)
-    for headers in ({}, {"Origin": f"http://{host}"}):
-        status, found, body = visitor.ask("GET", path, host=host, **headers)
-        assert status == 403 and body.startswith(b"Host ") and b"--allow_host" in body
-        assert "access-control-allow-origin" not in found
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example", "a/b"])
+def test_foreign_hosts(server: RunningServer, host: str) -> None:
+    """A site whose name leads to this machine cannot read anything."""
+    for path, body in (("/", None), ("/v1/name", BODY), ("/health", None)):
+        assert "is not an allowed host name" in server.message(path, body, 403, headers={"Host": host})
 
 
-@pytest.mark.parametrize("origin", ORIGINS)
-def test_a_foreign_origin_is_refused_and_nothing_is_stored(page: Any, visitor: Visitor, origin: str) -> None:
-    origin = origin.format(visitor.port)
-    status, answer = visitor.upload(picture(), Origin=origin)
-    assert status == 403 and answer.startswith(b"Origin ") and not stored(page)
-    for method, path in (("GET", "/config"), ("OPTIONS", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
-        status, headers, _ = visitor.ask(method, path, b"{}", Origin=origin, Access_Control_Request_Method="POST")
-        assert status == 403 and "access-control-allow-origin" not in headers
+def test_known_hosts(closed: RunningServer) -> None:
+    for host in ("localhost", "LOCALHOST:9", "127.0.0.1:80", "[::1]:80", "name.example"):
+        assert closed.send("/health", headers={"Host": host})[0] == 200, host
+    names = HostNames("0.0.0.0")
+    assert "192.168.1.5" in names and "evil.example" not in names and socket.gethostname().lower() in names
+    assert "192.168.1.5" not in HostNames("127.0.0.1")
 
 
-def test_names_of_an_open_page() -> None:
-    names = HostNames("0.0.0.0", ("Photos.Example.org",))
-    for name in ("192.168.0.7", "fe80::1", "localhost", "photos.example.org", socket.gethostname().lower()):
-        assert name in names
-    assert "evil.example" not in names and "evil.example" not in HostNames("192.168.0.7")
-    assert "192.168.0.7" not in HostNames("127.0.0.1") and "proxy" in HostNames("127.0.0.1", ["proxy"])
+def test_foreign_origins(server: RunningServer) -> None:
+    own = f"http://127.0.0.1:{server.port}"
+    assert server.send("/v1/name", BODY, {"Origin": own})[0] == 200
+    for origin in ("http://evil.example", "null", f"https://127.0.0.1:{server.port}x", "http://127.0.0.1:1", "x"):
+        sentence = server.message("/v1/name", BODY, 403, headers={"Origin": origin})
+        assert "does not match this server's host" in sentence, origin
+    assert server.send("/v1/models", headers={"Origin": "http://evil.example"})[0] == 403
 
 
-def test_ipv6_and_further_names(engine: Engine) -> None:
-    try:
-        with socket.socket(socket.AF_INET6) as six:
-            six.bind(("::1", 0))
-    except OSError:
-        pytest.skip("no IPv6 here")
-    with served(engine, "::1", ("photos.example.org",)) as (_, port):
-        visitor = Visitor(port, "::1")
-        for host in (f"[::1]:{port}", f"localhost:{port}", "photos.example.org"):
-            assert visitor.ask("GET", "/config", host=host, Origin=f"http://{host}")[0] == 200
-        assert visitor.ask("GET", "/config", host="evil.example.org")[0] == 403
+def test_allowed_origins(closed: RunningServer) -> None:
+    origin = "https://tool.example.org"
+    status, _, headers = closed.send("/v1/models", headers=keyed(Origin=origin))
+    assert status == 200 and headers["access-control-allow-origin"] == origin
+    status, _, headers = closed.send("/v1/name", method="OPTIONS", headers={"Origin": origin})
+    assert status == 204 and "authorization" in headers["access-control-allow-headers"]
+    assert closed.send("/v1/name", method="OPTIONS", headers={"Origin": "https://other.example"})[0] == 403
 
 
-# -- Bombs and malformed calls -----------------------------------------------------------------------------------------
+def test_keys(closed: RunningServer) -> None:
+    basic = "Basic " + base64.b64encode(f"user:{KEY}".encode()).decode()
+    for headers in (keyed(), {"X-API-Key": KEY}, {"Token": KEY}, {"Authorization": basic}):
+        assert closed.send("/v1/models", headers=headers)[0] == 200, headers
+    for headers in ({}, {"X-API-Key": KEY[:-1]}, {"Token": ""}, {"Authorization": "Basic %%%"}, {"Token": "\xff"}):
+        message = closed.message("/v1/models", None, 401, headers=headers)
+        assert "an API key is needed" in message and KEY not in message
+    for path in ("/v1/name", "/v1/predict", "/predict", "/setup", "/v1/chat/completions", "/metrics", "/v1/export"):
+        assert closed.send(path, None if path == "/metrics" else BODY)[0] == 401, path
+    for path in ("/health", "/ready", "/openapi.json"):
+        assert closed.send(path)[0] == 200, path
 
 
-def test_bombs_are_refused_at_once(visitor: Visitor) -> None:
-    for data, said in (
-        (png_file(100_000, 100_000), "too large"),
-        (jpeg_file(990, 1000, scans=3000), "damaged"),
-        (png_file(1200, 1000), "1200 x 1000 pixels, but the maximum is 1 million"),
-    ):
-        with seconds(20):
-            assert said in visitor.show(data, "bomb.jpg")
+def test_large_bodies(closed: RunningServer) -> None:
+    """A body is refused by its stated length, and by its real one."""
+    assert "the maximum is 20000 bytes (--max_body_mb)" in closed.message(
+        "/v1/name", bytes(20_001), 413, headers=keyed()
+    )
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        raw.sendall(head(closed, "Content-Length: 2147483648"))  # 2 GB, of which nothing is sent
+        assert b"413" in raw.recv(4096)
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        raw.sendall(head(closed, "Transfer-Encoding: chunked"))
+        for _ in range(3):
+            raw.sendall(b"2000\r\n" + bytes(0x2000) + b"\r\n")
+        assert b"413" in raw.recv(4096)
+    assert closed.guard._body_bytes == 0
 
 
-def test_one_visitors_picture_does_not_hold_up_the_others(
-    running: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from osm.serving import page as page_module
-
-    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.read_upload
-
-    def slow(path: Path, max_pixels: int) -> Image.Image:
-        if path.name.startswith("slow"):
-            begun.release()
-            assert release.wait(60)
-        return whole(path, max_pixels)
-
-    monkeypatch.setattr(page_module, "read_upload", slow)
-    said: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: said.append(Visitor(running[1]).show(picture(), "slow.png"))) for _ in "12"
-    ]
-    for thread in threads:
-        thread.start()
-    assert begun.acquire(timeout=30) and begun.acquire(timeout=30)
-    try:
-        with seconds(30):
-            assert "a.png, 64 x 48" in Visitor(running[1]).show(picture())
-    finally:
-        release.set()
-        for thread in threads:
-            thread.join()
-    assert all("slow.png, 64 x 48" in one for one in said) and len(said) == 2
+@pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30])
+def test_bad_lengths(closed: RunningServer, length: str) -> None:
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        raw.sendall(head(closed, f"Content-Length: {length}"))
+        assert b" 400 " in raw.recv(4096).split(b"\r\n")[0]
 
 
-def test_malformed_calls_are_refused_without_a_traceback(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
-    upload = visitor.function("upload", "osm-upload")
-    good = {"fn_index": upload, "data": [None, None], "session_hash": "a"}
-    for call in (
-        b"", b"{", b"[]", b"5", b"[" * 100_000, b"\xff", {}, {**good, "fn_index": 999}, {**good, "fn_index": -1},
-        {**good, "fn_index": True}, {**good, "fn_index": "0"}, {**good, "fn_index": 10**300}, {**good, "data": []},
-        {**good, "data": None}, {**good, "data": {}}, {**good, "session_hash": 5}, {**good, "session_hash": "a" * 99},
-        {**good, "event_data": 5}, {**good, "trigger_id": "x"},
-    ):  # fmt: skip
-        status, answer = visitor.post("queue/join", call)
-        assert 400 <= status < 500, (call, status, answer)
-    for path in (
-        "run/predict",
-        "api/predict",
-        "call/upload",
-        "component_server",
-        "process_recording",
-        "vibe-edit",
-        "login",
-    ):
-        assert 400 <= visitor.post(path, {"fn_index": 999, "data": [1]})[0] < 500, path
-    for path in ("cancel", "reset"):
-        assert 400 <= visitor.post(path, {"fn_index": 999})[0] < 500
-    assert visitor.ask("DELETE", "/config")[0] == visitor.ask("OPTIONS", "/config")[0] == 405
-    assert visitor.ask("POST", "/gradio_api/queue/join", b"x" * (2 * MIB), **JSON)[0] == 413
-    assert "Traceback" not in capfd.readouterr().err
+def test_bodies_in_memory_are_bounded(closed: RunningServer) -> None:
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as one:
+        one.sendall(head(closed, "Content-Length: 19000") + bytes(18_000))
+        until(lambda: closed.guard._body_bytes >= 18_000)
+        assert "too many uploads" in closed.message("/v1/name", bytes(15_000), 503, headers=keyed())
+    until(lambda: closed.guard._body_bytes == 0)
 
 
-def test_junk_in_calls_is_told_without_a_traceback(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
-    upload, typed = visitor.function("upload", "osm-upload"), visitor.function("submit", "osm-typed")
-    click, press = visitor.function("select", "osm-view"), visitor.function("click", "osm-button")
-    sample, by = visitor.function("input", "osm-sample"), visitor.function("change", "osm-by")
-    assert "64 x 48" in visitor.show(picture())
-    request = ["any", "", "constrained"]
-    for number, values, more in (
-        (upload, [None, {"path": 5}], {}),
-        (upload, [None, 5], {}),
-        (upload, [None, {"path": "http://127.0.0.1:1/x.png", "meta": FILE}], {}),
-        (sample, [None, {"a": 1}], {}),
-        (sample, [None, "no such"], {}),
-        (by, [None, 7], {}),
-        (typed, [None, None, *request], {}),
-        (typed, [None, {}, *request], {}),
-        (typed, [None, "1, 1, inf, inf", *request], {}),
-        (typed, [None, "5 5", "no mode", "", "constrained"], {}),
-        (typed, [None, "5 5", "any", 5, "no way"], {}),
-        (click, [None, "Point", *request], {}),
-        (click, [None, "Point", *request], {"event_data": {}}),
-        (click, [None, "Point", *request], {"event_data": {"index": "xy", "value": None}}),
-        (click, [None, "Box", *request], {"event_data": {"index": [1e300, "inf"], "value": None}}),
-        (press, [None, "Paint", {"layers": 5}, *request], {}),
-        (press, [None, "Paint", {"id": "nobody's", "background": None, "layers": [], "composite": None}, *request], {}),
-    ):  # fmt: skip
-        done = visitor.call(number, values, **more)
-        shown = str(done["output"])
-        assert not done["success"] or "osm-error" in shown or number in (typed, by), (number, values, done)
-    err = capfd.readouterr().err
-    assert "Traceback" not in err, err
+def test_slow_bodies(closed: RunningServer) -> None:
+    """A client that stops sending is ended, and so is one that sends a byte now and then."""
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        raw.sendall(head(closed, "Content-Length: 100") + b"x")
+        assert b"408" in raw.recv(4096)
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        raw.sendall(head(closed, "Content-Length: 1000"))
+        raw.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - started < 10:
+            try:
+                answer = raw.recv(4096)
+            except TimeoutError:
+                raw.sendall(b"x")
+        assert b"408" in answer and time.monotonic() - started < 5
 
 
-def layer(visitor: Visitor, data: bytes, **fields: str) -> tuple[int, bytes]:
-    given = {
-        "type": "layer", "index": "0", "id": "p", "component_id": str(visitor.component("osm-painting")),
-        "session_hash": visitor.session, "fn_name": "accept_blobs", **fields,
-    }  # fmt: skip
-    return visitor.send("component_server", given, ("file", data))
+def test_slow_heads(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
+    with served(engine) as server:
+        for sent in (b"", b"GET / HTT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
+                raw.sendall(sent)
+                assert raw.recv(4096) == b"", sent  # closed
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        for _ in range(3):  # a kept connection has the time again for each head
+            kept.request("GET", "/health")
+            assert kept.getresponse().read()
+            time.sleep(0.15)
+        kept.sock.sendall(b"GET /health HT")
+        assert kept.sock.recv(4096) == b""
 
 
-def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
-    press = visitor.function("click", "osm-button")
-    request = ["any", "", "constrained"]
-    assert "64 x 48" in visitor.show(picture())
-    for fields in (
-        {"index": "1000000000"}, {"index": "-1"}, {"index": "x"}, {"type": "x"}, {"fn_name": "__init__"},
-        {"component_id": "x"}, {"component_id": "99999"},
-    ):  # fmt: skip
-        assert 400 <= layer(visitor, picture(), **fields)[0] < 500, fields
+def test_malformed_http(server: RunningServer) -> None:
+    for sent in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
+            raw.sendall(sent)
+            assert raw.recv(4096).split(b" ")[1] in (b"400", b"403")
+    assert server.send("/health")[0] == 200
 
-    def painted(data: bytes) -> str:
-        assert layer(visitor, data)[0] == 200
-        editor = {"id": "p", "background": None, "layers": [], "composite": None}
-        return str(visitor.call(press, [None, "Paint", editor, *request])["output"])
 
-    alpha = np.zeros((48, 64, 4), np.uint8)
-    alpha[10:30, 10:40, 3] = 255
-    stream = io.BytesIO()
-    Image.fromarray(alpha).save(stream, "PNG")
-    assert "painted" in painted(stream.getvalue())
-    # As the page itself sends them: files, which are read where they lie.
-    before = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
-    path = json.loads(visitor.upload(stream.getvalue(), "layer_0.png")[1])[0]
-    file = {"path": path, "orig_name": "layer_0.png", "mime_type": "", "meta": FILE}
-    editor = {"background": file, "layers": [file], "composite": file}
-    done = visitor.call(press, [None, "Paint", editor, *request])
-    assert "painted" in str(done["output"]), done
-    after = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
-    assert not [path for path in after - before if path.name == "layer_0.png"]
-    with seconds(30):
-        assert "painting has 1200 x 1000 pixels" in painted(png_file(1200, 1000))
-        assert (
-            "samples repeatedly" in painted(jpeg_file(990, 1000, scans=3000)[:0] or jpeg_file(990, 1000, scans=990))
-            or True
-        )
-        assert "not a readable JPEG" in painted(b"nothing")
-    assert "Traceback" not in capfd.readouterr().err
+def test_rate_limit(engine: Engine) -> None:
+    with served(engine, AccessRules(limits=GuardLimits(requests_per_minute=3))) as server:
+        statuses = [server.send("/v1/name", BODY) for _ in range(5)]
+        assert [status for status, _, _ in statuses] == [200, 200, 200, 429, 429]
+        assert 1 <= int(statuses[-1][2]["retry-after"]) <= 20
+        assert server.send("/health")[0] == 200  # only POST is counted
+        assert 'osm_refusals_total{code="rate_limit_exceeded"} 2.0' in server.send("/metrics")[1].decode()
+
+
+def test_the_bucket() -> None:
+    limit = RateLimit(60)
+    for _ in range(60):
+        limit.check("a", 0.0)
+    with pytest.raises(RequestRefused) as refused:
+        limit.check("a", 0.0)
+    assert refused.value.retry_after == 1
+    limit.check("b", 0.0)
+    limit.check("a", 1.0)  # one more after a second
+    with pytest.raises(RequestRefused):
+        limit.check("a", 1.0)
+
+
+def test_websockets_are_refused(server: RunningServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
+    connection.request("GET", "/v1/name", headers=headers)
+    assert connection.getresponse().status in (400, 404, 405)
+    connection.close()
+
+
+def head(server: RunningServer, *lines: str) -> bytes:
+    more = (f"Host: 127.0.0.1:{server.port}", f"X-API-Key: {KEY}", "Content-Type: application/json", *lines)
+    return ("POST /v1/name HTTP/1.1\r\n" + "\r\n".join(more) + "\r\n\r\n").encode()

@@ -14,7 +14,7 @@ from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest
 from osm.serving.engine import Engine
 from osm.serving.notebook import Explorer
-from osm.serving.page_files import drawn_scene
+from osm.serving.page_samples import drawn_scene
 
 NOTEBOOK = Path(__file__).parents[2] / "interactive_demo.ipynb"
 HERE = Path(__file__).parent
