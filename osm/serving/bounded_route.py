@@ -43,7 +43,7 @@ class BoundedRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             bounded = BoundedRequest(request.scope, request.receive)
-            if "json" in request.headers.get("content-type", ""):
+            if request.method == "POST" and "json" in request.headers.get("content-type", ""):
                 await bounded.json()  # FastAPI would hide the reason why the body cannot be parsed
             return await handler(bounded)
 

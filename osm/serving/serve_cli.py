@@ -180,7 +180,7 @@ def check(args: argparse.Namespace, command: str = "osm serve") -> None:
     model_names(args.models)
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
