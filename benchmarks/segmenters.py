@@ -6,8 +6,8 @@ what no segmenter at all gives: a disc around the click (2 % of the longer side)
 and OpenCV's GrabCut of the box. Masks are compared at the picture's own size. Prints one JSON document.
 
 `recall`: the share of the masks that one of the N best-scored segments meets with an IoU of at least 0.5.
-`duplicates`: the share of all segments whose IoU with a better-scored one is over 0.7. `segmented and encoded`: the time
-for all segments and for the recognizer's encoding of the same picture. The intervals are 95 %, over images.
+`duplicates`: the share of all segments whose IoU with a better-scored one is over 0.7. `segmented and encoded`: the
+time for all segments and for the recognizer's encoding of the same picture. The intervals are 95 %, over images.
 
     python3 benchmarks/segmenters.py CHECKPOINT --datasets sets.yaml [--set coco] [--segmenter embedded] [--images N]
     python3 benchmarks/segmenters.py CHECKPOINT --folder DATA/coco_panoptic/val

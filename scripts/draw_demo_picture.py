@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
-import tempfile
 from io import BytesIO
 from pathlib import Path
 
@@ -36,20 +36,17 @@ def main() -> int:
 
         args.picture = Path(data.__file__).parent / "coffee.png"
 
-    from osm.serving import web
-
-    web.import_gradio()
-    from osm.serving.engine import load_engine
-    from osm.serving.page import Limits, Page
-
-    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(args.picture, folder)
-        from osm.serving.page_files import sample_images
-
-        blocks = web.PageServer(Page(engine, sample_images(Path(folder)), Limits()), "127.0.0.1", PORT)
-        shot = photograph(args.picture.name, args.place, args.width, args.dark)
-    blocks.close()
+    command = [sys.executable, "-m", "osm", "demo", "--checkpoint", args.checkpoint, "--port", str(PORT)]
+    command += ["--segmenter", args.segmenter]
+    command += ["--sam_checkpoint", args.sam_checkpoint] if args.sam_checkpoint else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # the server has started
+        shot = photograph(args.picture, args.place, args.width, args.dark)
+    finally:
+        process.terminate()
+        process.wait()
 
     from PIL import Image
 
@@ -57,8 +54,8 @@ def main() -> int:
     return 0
 
 
-def photograph(title: str, place: str, width: int, dark: bool) -> bytes:
-    """A PNG of the page after a place of a sample picture was named."""
+def photograph(picture: Path, place: str, width: int, dark: bool) -> bytes:
+    """A PNG of the page after a place of a picture was named."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -67,13 +64,15 @@ def photograph(title: str, place: str, width: int, dark: bool) -> bytes:
             viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", is_mobile=width < 600
         )
         page.goto(f"http://127.0.0.1:{PORT}")
-        page.get_by_label("Or a sample picture").click()
-        page.get_by_role("option", name=title).click()
-        page.get_by_alt_text(title).wait_for()
-        page.locator("#osm-typed textarea").fill(place)
-        page.locator("#osm-typed textarea").press("Enter")
-        page.locator("#osm-answer .osm-name").wait_for(timeout=120_000)
-        page.wait_for_timeout(1000)
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Upload an image").click()
+        chooser.value.set_files(picture)
+        page.locator("#canvas").wait_for()
+        page.locator("#busy").wait_for(state="hidden")
+        page.locator("#typed").fill(place)
+        page.locator("#typed").press("Enter")
+        page.locator("#answer .name").wait_for(timeout=120_000)
+        page.wait_for_timeout(500)
         page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
         shot = page.screenshot(full_page=True)
         browser.close()

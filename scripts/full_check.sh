@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The long test series that CI leaves out. Each writes its figures to a JSON file. Run this script before a release. It
-# takes about 100 minutes on two cores.
+# takes about 130 minutes on two cores.
 #
 #   bash scripts/full_check.sh            all series
-#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label
+#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label, serve
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -36,8 +36,18 @@ series() {
             --output "$figures/labeling/scenes.json"
         rm -r "$scenes"
         ;;
+    # Load, memory over 10,000 requests, and faults of `osm serve`; NANO is a trained osm_nano (the quickstart's).
+    serve)
+        nano=${NANO:-runs/quickstart/run/final}
+        for model in osm_small "$nano"; do
+            name=$([ "$model" = osm_small ] && echo osm_small || echo osm_nano)
+            "$python" benchmarks/serve_load.py "$model" --output "$figures/serving/load_$name.json"
+        done
+        "$python" benchmarks/serve_load.py "$nano" --soak 10000 --output "$figures/serving/soak.json"
+        "$python" benchmarks/serve_faults.py "$nano" --output "$figures/serving/faults.json" --table docs/serving.md
+        ;;
     *)
-        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label)" >&2
+        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label, serve)" >&2
         return 2
         ;;
     esac
@@ -45,7 +55,7 @@ series() {
 
 wanted=("$@")
 if [ $# -eq 0 ]; then
-    wanted=(kills memory quickstart llms towers label)
+    wanted=(kills memory quickstart llms towers label serve)
 fi
 failed=()
 for name in "${wanted[@]}"; do

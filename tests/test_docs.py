@@ -24,7 +24,7 @@ from osm.models.model_config import load_model_config
 from osm.planning import plan_cli
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
-from osm.serving import web
+from osm.serving import serve_cli
 from osm.sharing import export_cli
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
@@ -48,7 +48,8 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "collages": collages.parser,
     "prepare": convert.parser,
     "prepare_original": originals.parser,
-    "demo": web.parser,
+    "demo": serve_cli.demo_parser,
+    "serve": serve_cli.parser,
     "name": name_cli.parser,
     "label": label_cli.parser,
     "review": review_cli.parser,

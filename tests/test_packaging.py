@@ -35,12 +35,12 @@ OPTIONAL = (
     "prepare",
     "proposals",
     "wandb",
-    "demo",
+    "serve",
     "notebook",
     "sam",
     "segmenter",
 )  # extras whose packages osm imports
-README_EXTRAS = ("open_clip", "wandb", "proposals", "prepare", "demo", "notebook", "sam", "segmenter")
+README_EXTRAS = ("open_clip", "wandb", "proposals", "prepare", "serve", "notebook", "sam", "segmenter")
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 
 

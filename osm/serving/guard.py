@@ -175,12 +175,12 @@ class Guard:
         if scope["type"] != "http":  # there is no websocket
             await send({"type": "websocket.close", "code": 1008})
             return
-        started, status = time.monotonic(), 500
+        started, status, answered = time.monotonic(), 500, False
 
         async def with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 own = {name for name, _ in message.get("headers", [])}
                 more = [header for header in _HEADERS if header[0] not in own]
                 message = {**message, "headers": [*message.get("headers", []), *more]}
@@ -192,6 +192,10 @@ class Guard:
         except RequestRefused as refusal:
             self._on_refusal(refusal.code)
             await respond(with_headers, refusal)
+        except Exception as error:  # a fault of the application, which it has answered and logged in most cases
+            if not answered:
+                logger.error(f"{scope['method'][:10]} {scope['path'][:120]!r}: {type(error).__name__}: {error!s:.300}")
+                await respond(with_headers, RequestRefused(500, "internal_error", "the server failed on this request"))
         finally:
             self._requests -= 1
             self._on_response(scope, status, time.monotonic() - started)

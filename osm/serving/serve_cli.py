@@ -180,8 +180,8 @@ def check(args: argparse.Namespace, command: str = "osm serve") -> None:
     model_names(args.models)
     try:
         import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         needed = "pip install 'fastapi>=0.115' 'uvicorn>=0.34' 'python-multipart>=0.0.20' 'prometheus-client>=0.21'"

@@ -20,7 +20,7 @@ from osm.forms.set_files import read_file as read_bytes
 from osm.io import images
 from osm.io.headers import repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.serving.page_files import read_upload
+from osm.serving.http_images import display_jpeg
 from osm.synthetic.collages import Cutout
 
 HERE = Path(__file__).parent
@@ -144,7 +144,7 @@ def test_whatever_reads_a_picture_bounds_its_scans(tmp_path: Path) -> None:
         read_rgb,
         read_panoptic,
         as_rgb,
-        lambda file: read_upload(file, images.MAX_PIXELS),
+        lambda file: display_jpeg(Path(file).read_bytes()),
         lambda file: Cutout(file, file).load(),
     )
     for read in readers:

@@ -1,4 +1,4 @@
-"""A segmenter of another package makes the masks of the page."""
+"""A segmenter of another package makes the masks of the server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 from example_packages import install_example
-from web_client import Visitor, picture, served
+from server_threads import as_base64, drawn_picture, served
 
 from osm.errors import OsmError
 from osm.listing import main
 from osm.recognition.recognizer import load_recognizer
 from osm.recognition.segmenters import SEGMENTERS, load_segmenter, register_segmenter
 from osm.serving.engine import load_engine
-
-pytest.importorskip("gradio", reason="gradio is not installed")
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_page_asks_it(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_server_asks_it(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["segmenters", "--json"]) == 0
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
     assert listed["tiles"] == {
@@ -33,15 +31,11 @@ def test_the_page_asks_it(checkpoint: Path, capsys: pytest.CaptureFixture[str]) 
         "about": "Cuts an image into a grid of square tiles.",
     }
     engine = load_engine(checkpoint, "tiles", device="cpu")
-    with served(engine) as (_, port):
-        visitor = Visitor(port)
-        assert "64 x 48" in visitor.show(picture())
-        press = visitor.function("click", "osm-button")
-        done = visitor.call(press, [None, "Everything", None, "any", "", "constrained"])
-    assert done["success"], done
-    assert str(done["output"]).count("segment 1") and engine.segmenter.name == "tiles"
-    (picture_of,) = {id(engine._segmented)}
-    assert picture_of != id(None)
+    with served(engine) as server:
+        body = {"image": as_base64(drawn_picture()), "everything": True, "max_segments": 3, "masks": True}
+        status, document, _ = server.send("/v1/name", body)
+        assert status == 200 and len(document["regions"]) == 3, document
+        assert server.send("/v1/models")[1]["data"][0]["segmenter"] == engine.segmenter.name == "tiles"
 
 
 @pytest.mark.usefixtures("installed")

@@ -116,6 +116,7 @@ class LabelMeFiles(LabelFormat):
 
     @classmethod
     def rows_of(cls, shape: LabelShape, group: int) -> list[dict[str, Any]]:
+        """Return an object as the format's shapes. Several shapes of one object have `group` as their `group_id`."""
         if shape.box is not None:
             x, y, w, h = shape.box
             return [cls._row(shape, "rectangle", [[x, y], [x + w, y + h]])]
