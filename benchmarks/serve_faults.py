@@ -4,10 +4,10 @@
 Starts a server, tries one thing after the other, and writes what happened, with the memory afterwards. After each, the
 server has to answer an ordinary request. Exits with 1 if something is not as it should be.
 
-    python3 benchmarks/serve_faults.py CHECKPOINT [--schemathesis PATH] [--output faults.json] [--table docs/serving.md]
+    python3 benchmarks/serve_faults.py CHECKPOINT [--schemathesis PATH] [--output faults.json]
 
 --schemathesis: the program, if malformed requests made from the OpenAPI schema are to be tried as well (in an
-environment of its own: pip install schemathesis). --table: a page, in which the table is written anew.
+environment of its own: pip install schemathesis).
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from serve_load import Server, resident, server  # noqa: E402
 
-MARKS = "<!-- faults -->", "<!-- end of faults -->"
-
 
 @dataclass
 class Found:
@@ -55,7 +53,6 @@ def main() -> int:
     parser.add_argument("--schemathesis", type=Path)
     parser.add_argument("--examples", type=int, default=50, help="of schemathesis, for each operation [%(default)s]")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--table", type=Path)
     args = parser.parse_args()
     found: list[dict[str, Any]] = []
     with server(args.checkpoint, ["--timeout", "60"]) as one:
@@ -84,17 +81,7 @@ def main() -> int:
     document = {"benchmark": "serve_faults", "checkpoint": Path(args.checkpoint).name, "faults": found}
     if args.output is not None:
         args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if args.table is not None:
-        write_table(args.table, found)
     return 0 if all(row["right"] for row in found) else 1
-
-
-def write_table(page: Path, found: list[dict[str, Any]]) -> None:
-    """Write the table between two marks of a page."""
-    rows = "".join(f"| {row['what']} | {row['happened']} |\n" for row in found)
-    table = f"{MARKS[0]}\n| what is tried | what happens |\n|---|---|\n{rows}{MARKS[1]}"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
 
 
 class Faults:

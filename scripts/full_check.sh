@@ -44,7 +44,8 @@ series() {
             "$python" benchmarks/serve_load.py "$model" --output "$figures/serving/load_$name.json"
         done
         "$python" benchmarks/serve_load.py "$nano" --soak 10000 --output "$figures/serving/soak.json"
-        "$python" benchmarks/serve_faults.py "$nano" --output "$figures/serving/faults.json" --table docs/serving.md
+        "$python" benchmarks/serve_faults.py "$nano" --output "$figures/serving/faults.json"
+        "$python" benchmarks/serve_tables.py "$figures/serving" docs/serving.md
         ;;
     *)
         echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label, serve)" >&2

@@ -13,7 +13,7 @@ from osm.cli import COMMANDS, main
 from osm.command_parser import CommandParser, called_as
 from osm.errors import did_you_mean, not_one_of
 
-HEAVY = ("torch", "transformers", "timm", "scipy", "matplotlib", "webdataset", "gradio", "skimage")
+HEAVY = ("torch", "transformers", "timm", "scipy", "matplotlib", "webdataset", "fastapi", "uvicorn", "skimage")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

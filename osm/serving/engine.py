@@ -54,6 +54,9 @@ CACHE_BYTES = 512 << 20
 """The default size limit of the cache of encoded images in bytes."""
 
 
+_SEGMENTED_IMAGES = 16  # images whose segmentation is kept, a few megabytes each
+
+
 class ImageCache:
     """Encoded images by the hash of their content. The least recently used ones are dropped first.
 
@@ -165,6 +168,7 @@ class Engine:
         self.cache = ImageCache(cache_bytes)
         self._lock = threading.Lock()
         self._segmented = ""  # the key of the image that is set in the segmenter
+        self._states: OrderedDict[str, Any] = OrderedDict()  # the segmenter's states for the last images
         self._hits = self._misses = 0
 
     @property
@@ -277,10 +281,20 @@ class Engine:
     def _ready(self, image: JobImage, pictures: _Pictures) -> Segmenter:
         if self.segmenter is None:
             raise OsmError("no segmenter is loaded: give the mask of the object instead of a point")
-        if self._segmented != image.key:
-            self._segmented = ""  # because `set_image` may fail
+        if self._segmented == image.key:
+            return self.segmenter
+        self._segmented = ""  # because `set_image` may fail
+        if image.key in self._states:  # several users of the page take turns
+            self._states.move_to_end(image.key)
+            self.segmenter.restore(self._states[image.key])
+        else:
             self.segmenter.set_image(pictures.rgb(image))
-            self._segmented = image.key
+            state = self.segmenter.state()
+            if state is not None:
+                self._states[image.key] = state
+            if len(self._states) > _SEGMENTED_IMAGES:
+                self._states.popitem(last=False)
+        self._segmented = image.key
         return self.segmenter
 
     def _name(self, works: Sequence[_Work], options: NamingOptions) -> dict[int, list[list[Recognition]]]:

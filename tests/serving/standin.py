@@ -41,6 +41,9 @@ class Areas:
         mask[y : y + height, x : x + width] = True
         return ScoredMask(mask)
 
+    def state(self) -> None:
+        return None
+
     @property
     def ids(self) -> np.ndarray:
         if self._ids is None:

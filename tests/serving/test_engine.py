@@ -15,6 +15,7 @@ from standin import Areas
 
 from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest
+from osm.recognition.segmenters.embedded import EmbeddedSegmenter
 from osm.serving.engine import DemoPicture, Engine, ImageCache
 from osm.serving.jobs import (
     ALPHA_KEY,
@@ -184,6 +185,20 @@ def test_the_cache_is_bounded(engine: Engine) -> None:
     nothing = ImageCache(one.bytes - 1)
     nothing.put("a", one)
     assert len(nothing) == nothing.bytes == 0
+
+
+def test_users_who_take_turns(engine: Engine) -> None:
+    """The embedded segmenter returns to an image without segmenting it again."""
+    segmenter = EmbeddedSegmenter(engine.recognizer)
+    own, runs, plain = Engine(engine.recognizer, segmenter), [], segmenter.set_image
+    segmenter.set_image = lambda image: runs.append(1) or plain(image)  # type: ignore[method-assign]
+    pictures = [picture(k) for k in range(2)]
+    first = [own.point(one, 80, 60, REQUEST).rle for one in pictures]
+    again = [own.point(one, 80, 60, REQUEST).rle for one in pictures]
+    assert first == again and first[0] != first[1] and len(runs) == 2
+    for _ in range(20):
+        own.point(picture(0), 10, 10, REQUEST)
+    assert len(own._states) == 16
 
 
 def test_an_encoded_image_holds_its_own_memory_only(engine: Engine) -> None:

@@ -98,6 +98,17 @@ class Segmenter(ABC):
     def in_box(self, box: Sequence[float]) -> ScoredMask:
         """Return the image segment selected by a box prompt (x, y, width, height) in pixels."""
 
+    def state(self) -> Any:
+        """Return what `set_image` has computed, so that `restore` can return to the image.
+
+        None means that the segmenter cannot return to an earlier image without `set_image`.
+        """
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Return to an earlier image, by the result of `state`."""
+        raise NotImplementedError(f"the segmenter {self.name} has no state")
+
 
 def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
     """Return the segments in descending order of area. Segments of equal area keep their order."""

@@ -153,6 +153,14 @@ class EmbeddedSegmenter(Segmenter):
         # If the mask covers less than a fifth of the box, the method has failed, so the whole box is returned instead.
         return ScoredMask(mask if mask.sum() >= 0.2 * inside.sum() else inside)
 
+    def state(self) -> Any:
+        """Return the superpixels and their candidates."""
+        return self._labels, self._directions, self._candidates, self._rows, self._columns, self._size
+
+    def restore(self, state: Any) -> None:
+        """Return to an earlier image."""
+        self._labels, self._directions, self._candidates, self._rows, self._columns, self._size = state
+
     # -- implementation ------------------------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Writes the tables of docs/serving.md from the measured figures in docs/benchmarks/serving.
+
+python3 benchmarks/serve_tables.py docs/benchmarks/serving docs/serving.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+MODELS = ("osm_nano", "osm_small")
+HEAD = (
+    "| model | pictures | clients | requests/s | p50, ms | p95, ms | p99, ms | refused | memory, MiB |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+BATCHING = (
+    "| model | pictures | requests/s with batching | without | gain | p50 with, ms | p50 without, ms |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("figures", type=Path)
+    parser.add_argument("page", type=Path)
+    args = parser.parse_args()
+    text = args.page.read_text(encoding="utf-8")
+    for mark, table in tables(args.figures).items():
+        pattern = f"<!-- {mark} -->.*?<!-- end of {mark} -->"
+        new = f"<!-- {mark} -->\n{table}<!-- end of {mark} -->"
+        text = re.sub(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+    args.page.write_text(text, encoding="utf-8")
+    return 0
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The tables by their marks in the page."""
+    load, batching = HEAD, BATCHING
+    for model in MODELS:
+        document = json.loads((folder / f"load_{model}.json").read_text(encoding="utf-8"))
+        load += "".join(load_row(model, row) for row in document["load"])
+        batching += "".join(batching_row(model, row) for row in document["batching"])
+    faults = json.loads((folder / "faults.json").read_text(encoding="utf-8"))["faults"]
+    rows = "".join(f"| {row['what']} | {row['happened']} |\n" for row in faults)
+    return {
+        "load": load,
+        "batching": batching,
+        "faults": f"| what is tried | what happens |\n|---|---|\n{rows}",
+    }
+
+
+def load_row(model: str, row: dict[str, Any]) -> str:
+    latencies = " | ".join(f"{row[f'p{q}_ms']:,.0f}" for q in (50, 95, 99))
+    facts = f"`{model}` | {row['pictures']} | {row['clients']} | {row['requests_per_second']:.2f} | {latencies}"
+    return f"| {facts} | {row['refused']:,} | {row['resident_mib']:,.0f} |\n"
+
+
+def batching_row(model: str, row: dict[str, Any]) -> str:
+    on, off = row["on"], row["off"]
+    speeds = f"{on['requests_per_second']:.2f} | {off['requests_per_second']:.2f} | {row['gain']:.2f}"
+    return f"| `{model}` | {row['pictures']} | {speeds} | {on['p50_ms']:,.0f} | {off['p50_ms']:,.0f} |\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
