@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each number of clients [%(default)s]")
-    parser.add_argument("--compared", type=int, default=32, help="clients of the comparison of batching [%(default)s]")
+    parser.add_argument(
+        "--compared", type=int, default=32, help="clients of the comparison of batching; 0: none [%(default)s]"
+    )
     parser.add_argument("--pictures", nargs="+", default=["distinct", "shared"])
     parser.add_argument("--soak", type=int, default=0, help="instead: so many requests, and the memory on the way")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of osm serve")
@@ -77,6 +79,8 @@ def loaded(args: argparse.Namespace, bodies: Bodies) -> dict[str, Any]:
                 result = asyncio.run(run(on, bodies, pictures, clients, args.seconds))
                 found["load"].append({"pictures": pictures, "clients": clients, **result.figures(), **on.memory()})
                 print(found["load"][-1], file=sys.stderr)
+            if not args.compared:
+                continue
             slices = {"on": Result(), "off": Result()}
             for name in ("on", "off", "off", "on"):
                 part = asyncio.run(run({"on": on, "off": off}[name], bodies, pictures, args.compared, args.seconds / 2))

@@ -45,6 +45,8 @@ def tables(folder: Path) -> dict[str, str]:
         document = json.loads((folder / f"load_{model}.json").read_text(encoding="utf-8"))
         load += "".join(load_row(model, row) for row in document["load"])
         batching += "".join(batching_row(model, row) for row in document["batching"])
+    saturated = json.loads((folder / "saturation.json").read_text(encoding="utf-8"))
+    load += "".join(load_row("osm_nano", row | {"pictures": "shared, `--max_queue 32`"}) for row in saturated["load"])
     faults = json.loads((folder / "faults.json").read_text(encoding="utf-8"))["faults"]
     rows = "".join(f"| {row['what']} | {row['happened']} |\n" for row in faults)
     return {

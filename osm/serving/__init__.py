@@ -1,1 +1,1 @@
-"""Interactive demos: a notebook widget and a web page that name image regions selected by the user."""
+"""The HTTP server, its web page, its Python client, and the picture of the notebook."""

@@ -15,8 +15,12 @@ from osm.documents import parse_json
 from osm.serving.guard import RequestRefused
 
 
+_MAX_FILES, _MAX_FIELDS = 1000, 16  # of a form
+_MAX_TEXT = 4 << 20  # bytes of a text in a form
+
+
 class BoundedRequest(Request):
-    """A request whose JSON body may neither be nested deeply nor have too many values."""
+    """A request whose JSON body may neither be nested deeply nor have too many values, and whose form is bounded."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
@@ -33,6 +37,9 @@ class BoundedRequest(Request):
                     400, "invalid_json", f"the request body is not JSON ({str(error)[:200]})"
                 ) from None
         return self._json
+
+    def form(self, **_: Any) -> Any:
+        return super().form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_MAX_TEXT)
 
 
 class BoundedRoute(APIRoute):

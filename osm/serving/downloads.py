@@ -31,7 +31,7 @@ DOWNLOADS = {
     "label_studio": "Label Studio",
     "csv": "CSV table",
 }
-_TIME = (2020, 1, 1, 0, 0, 0)  # equal downloads are equal files
+_TIME = (2020, 1, 1, 0, 0, 0)  # a fixed time, so that equal contents give equal ZIP files
 
 
 def label_download(body: ExportBody) -> tuple[str, bytes]:

@@ -209,7 +209,7 @@ class Engine:
             names: dict[int, list[list[Recognition]]] = {}
             for options, group in groups.items():
                 names |= self._name(group, options)
-            return [work.failure or _answer(work, pictures, names.get(id(work))) for work in works]
+            return [_result(work, pictures, names.get(id(work))) for work in works]
 
     def _encode(self, works: Sequence[_Work], pictures: _Pictures) -> None:
         """Encode the images that will be named and are not cached."""
@@ -449,9 +449,11 @@ def _region(prompt: RegionPrompt, image: JobImage, size: tuple[int, int], where:
         return Region(mask_drawer(value, size[::-1], where))
     if prompt.kind == "png":
         try:
-            return Region(mask_drawer(open_image(value), size[::-1], where))
+            mask = mask_drawer(open_image(value), size[::-1], where)()
         except SampleError as error:
             raise OsmError(f"{where}: the mask is not a readable image ({error})") from None
+        rle = encode_rle(mask)  # because hundreds of masks of a large image would take too much memory
+        return Region(lambda: draw_segmentation(rle, size[::-1]))
     segmentation = read_segmentation(value, size[::-1], where).value
     return Region(lambda: draw_segmentation(segmentation, size[::-1]))
 
@@ -461,6 +463,16 @@ def _renamed(function: Callable[[], Region], name: str, where: str) -> Region:
         return function()
     except OsmError as error:
         raise OsmError(where + str(error).removeprefix(name)) from None
+
+
+def _result(work: _Work, pictures: _Pictures, names: list[list[Recognition]] | None) -> JobResult:
+    if work.failure is None:
+        try:
+            return _answer(work, pictures, names)
+        except Exception as error:
+            work.fail(error)
+    assert work.failure is not None
+    return work.failure
 
 
 def _answer(work: _Work, pictures: _Pictures, names: list[list[Recognition]] | None) -> JobAnswer:

@@ -1,4 +1,4 @@
-"""ASGI middleware that checks every request before its body is parsed: who sends it, how large it is and how fast.
+"""ASGI middleware that checks the caller, the size and the rate of every request before its body is parsed.
 
 Any website that the user visits can send requests to a server on this machine. A malicious site can also read the
 responses if its host name is made to resolve to this machine (DNS rebinding). To block requests from other websites,
@@ -94,8 +94,8 @@ class GuardLimits:
     """The limits that the guard enforces.
 
     Attributes:
-        max_body: maximum size of a request body in bytes, on paths that take images.
-        max_bodies: maximum size of all bodies that are in memory together.
+        max_body: maximum size of a request body in bytes.
+        max_bodies: maximum size of all bodies in memory, until their answers are sent.
         max_requests: maximum number of requests in progress, including those that wait for a model.
         requests_per_minute: maximum number of POST requests per minute of each client address. 0: no limit.
         seconds_without_data: a request whose body does not arrive for this long is ended.

@@ -152,17 +152,15 @@ class RequestImages:
             image = open_image(data)
         except SampleError as error:
             if error.reason == "image_too_large":
-                raise self._too_many_pixels("an image of too many pixels", where) from None
+                raise self._too_many_pixels("the image has too many pixels", where) from None
             raise RequestRefused(422, "invalid_image", f"{where}: not a readable {FORMATS}") from None
         width, height = image.size
         if width * height > self.limits.pixels:
-            raise self._too_many_pixels(f"{width} x {height} pixels", where)
+            raise self._too_many_pixels(f"the image has {width} x {height} pixels", where)
         if alpha:
             if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-                sentence = (
-                    f"{where}: the image has no alpha channel ({image.mode}); its pixels with alpha > 0 are named"
-                )
-                raise RequestRefused(422, "invalid_image", sentence)
+                sentence = f"the image must have an alpha channel, whose pixels > 0 are named; its mode is {image.mode}"
+                raise RequestRefused(422, "invalid_image", f"{where}: {sentence}")
         elif orientation(image) in _TURNED:
             width, height = height, width
         key = hashlib.sha256(data).hexdigest()
@@ -174,7 +172,7 @@ class RequestImages:
 
     def _too_many_pixels(self, found: str, where: str) -> RequestRefused:
         most = f"the maximum is {self.limits.megapixels:g} million (--max_megapixels)"
-        return RequestRefused(413, "image_too_large", f"{where}: {found}, but {most}")
+        return RequestRefused(413, "image_too_large", f"{where}: {found}; {most}")
 
 
 def _size_of(image: RequestImage) -> int:

@@ -18,7 +18,7 @@ assert Method.__args__ == METHODS  # type: ignore[attr-defined]
 
 
 class StrictModel(BaseModel):
-    """A JSON object whose fields are all known."""
+    """A JSON object that rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,7 +27,7 @@ class ImageInput(StrictModel):
     """An image. Exactly one field is given."""
 
     base64: str | None = Field(None, description="the file as base64, with or without 'data:image/png;base64,'")
-    url: str | None = Field(None, max_length=4096, description="an URL of a host that --allow_url_host allows")
+    url: str | None = Field(None, max_length=4096, description="a URL of a host that --allow_url_host allows")
     id: str | None = Field(None, max_length=64, description="the `id` of an image that was sent to /v1/images")
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class RegionInput(StrictModel):
     def _one(self) -> RegionInput:
         _check_one(self, ("rle", "polygons", "png", "box", "point", "points"), "a region")
         if self.labels is not None and (self.points is None or len(self.labels) != len(self.points)):
-            raise ValueError("labels needs one value for each of points")
+            raise ValueError("labels must have one value per point")
         if self.points is not None and not self.segment:
             raise ValueError("points needs segment: true")
         if self.labels is not None and 1 not in self.labels:
@@ -101,7 +101,9 @@ class RegionsBody(StrictModel):
     )
     regions: list[RegionInput] = Field(default_factory=list)
     everything: bool = Field(False, description="all segments that the segmenter finds, instead of `regions`")
-    max_segments: int = Field(MAX_SEGMENTS, ge=1, le=200, description="of `everything`, the largest so many")
+    max_segments: int = Field(
+        MAX_SEGMENTS, ge=1, le=200, description="maximum number of segments for `everything`, the largest first"
+    )
 
     @model_validator(mode="after")
     def _regions_or_everything(self) -> RegionsBody:
@@ -180,7 +182,7 @@ class NamedAs(StrictModel):
     calibrated_prob: float | None = Field(None, description="the estimated probability that the name is correct")
     unsure: bool | None = Field(None, description="whether calibrated_prob is below the model's threshold")
     class_id: int | None = None
-    said: str | None = Field(None, description="the free name, if another one was given for it")
+    said: str | None = Field(None, description="the freely generated name, if `name` was mapped from it")
     skipped: str | None = None
     top: list[CandidateName] | None = None
 

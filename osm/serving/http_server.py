@@ -1,4 +1,4 @@
-"""Runs the web application with uvicorn, until a signal ends it. Requests in progress are finished before."""
+"""Runs the web application with uvicorn until a signal. Requests in progress may complete first."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SignalledServer(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address. It does not listen yet, so that clients see that nobody is there.
+    """Return a socket that is bound to an address. It does not listen yet, so connections are refused until the models are loaded.
 
     Raises:
         OsmError: the port is in use, or the host is not an address of this machine.
@@ -94,7 +94,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def configured_server(app: Any, drain_seconds: float) -> SignalledServer:
-    """Return a server for an ASGI application that does not run yet."""
+    """Return a uvicorn server for an ASGI application. The server is not started yet."""
     config = uvicorn.Config(
         app,
         http=TimedProtocol,
@@ -120,7 +120,7 @@ async def serve_until_signal(
 ) -> None:
     """Serve an ASGI application until SIGTERM, SIGHUP or Ctrl+C.
 
-    After the signal, no connection is accepted any more, and requests in progress are finished. A second signal ends
+    After the signal, no connection is accepted any more, and requests in progress may complete. A second signal ends
     them.
 
     Args:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_SEGMENTS = 40
 """The default number of segments to name, because more names would not be readable on an image."""
 ALPHA_KEY = "alpha:"
-"""How the keys of images begin whose alpha channel is a mask. Their colors are not blended with a background."""
+"""Prefix of the keys of images whose alpha channel is the mask. Their colors are not blended with a background."""
 INTERNAL = "internal"
 """The kind of a `JobFailure` that is a fault of the server, not of the request."""
 
@@ -51,7 +51,7 @@ class RegionPrompt:
 
     Attributes:
         kind: `rle` (a COCO RLE), `polygons` (lists [x, y, x, y, ...]), `png` (the bytes of a mask image), `alpha` (the
-            mask is the alpha channel of the image itself), `mask` (a bool array (H, W), only inside one process), `box`
+            mask is the alpha channel of the image itself), `mask` (a bool array (H, W), not sent between processes), `box`
             (x, y, width, height) or `points` (pairs (x, y)).
         value: the region in the form that `kind` names; None for `alpha`.
         inside: for each point, whether the region contains the point.

@@ -21,7 +21,7 @@ from osm.serving.jobs import RegionAnswer, RegionPrompt
 Size = tuple[int, int]
 MAX_CONFIG = 1 << 20
 """The maximum length of a labeling config in characters."""
-_CONTROLS = {  # tag -> the type of its results, from the most to the least exact
+_CONTROLS = {  # tag -> the type of its results, from the most to the least precise
     "BrushLabels": "brushlabels",
     "PolygonLabels": "polygonlabels",
     "RectangleLabels": "rectanglelabels",
@@ -48,7 +48,7 @@ class LabelControl:
 
 
 def read_label_config(text: str) -> LabelControl:
-    """Return the most exact tag for objects: brush, else polygon, else rectangle.
+    """Return the most precise tag for objects: brush, else polygon, else rectangle.
 
     Raises:
         OsmError: the config is not XML, or has no such tag for an image.
@@ -67,7 +67,7 @@ def read_label_config(text: str) -> LabelControl:
                 labels = [label.get("value") or label.get("alias") or "" for label in control.iter("Label")]
                 field = images[to_name].lstrip("$")
                 return LabelControl(kind, control.get("name", ""), to_name, field, tuple(filter(None, labels)))
-    raise OsmError(f"label_config has no {', '.join(_CONTROLS)} for an <Image>, with which objects could be drawn")
+    raise OsmError(f"label_config needs a {', '.join(_CONTROLS)} tag for an <Image>")
 
 
 def drawn_prompts(results: Sequence[Any], size: Size) -> tuple[RegionPrompt, ...]:

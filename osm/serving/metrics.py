@@ -22,7 +22,9 @@ class ServerMetrics:
         more: Any = {"registry": self.registry}
         self.requests = Counter("osm_requests", "requests by route and status", ["route", "status"], **more)
         self.seconds = Histogram("osm_request_seconds", "time of requests", ["route"], buckets=_SECONDS, **more)
-        self.refusals = Counter("osm_refusals", "requests refused before they reached a model", ["code"], **more)
+        self.refusals = Counter(
+            "osm_refusals", "refused or failed requests by error code, without schema errors", ["code"], **more
+        )
         self.regions = Counter("osm_regions", "regions in finished batches", ["model"], **more)
         self.batch_requests = Histogram("osm_batch_requests", "requests per batch", ["model"], buckets=_SIZES, **more)
         self.batch_seconds = Histogram("osm_batch_seconds", "time of batches", ["model"], buckets=_SECONDS, **more)

@@ -69,7 +69,7 @@ class BackendProject:
 
 
 class BackendProjects:
-    """The projects that Label Studio has set up, the most recent ones."""
+    """The most recent projects that Label Studio has set up."""
 
     def __init__(self) -> None:
         self._projects: OrderedDict[str, BackendProject] = OrderedDict()

@@ -162,7 +162,7 @@ async def _image(body: ChatBody, shared: Services) -> RequestImage:
         if part.type == "image_url"
     ]
     if len(parts) != 1:
-        sentence = f"messages has {len(parts)} parts of the type image_url, but exactly one RGBA image is named"
+        sentence = f"messages has {len(parts)} parts of the type image_url; expected exactly one, an RGBA image"
         raise RequestRefused(422, "invalid_request", sentence)
     where, part = parts[0]
     if part.image_url is None:

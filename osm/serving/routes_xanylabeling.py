@@ -22,7 +22,7 @@ _MAX_MARKS = 64
 
 
 class PromptMark(OpenModel):
-    """A point [x, y] or a rectangle [x1, y1, x2, y2] that the user drew. The label 0 marks a point outside."""
+    """A point [x, y] or a rectangle [x1, y1, x2, y2] that the user drew. The label 0 marks a point of the background."""
 
     type: str
     data: list[Number] = Field(min_length=2, max_length=4)
@@ -32,8 +32,8 @@ class PromptMark(OpenModel):
 class PredictParams(OpenModel):
     """The parameters of X-AnyLabeling. `mode` is an extension.
 
-    `conf_threshold` is the minimum probability of a name. `epsilon_factor` is the tolerance of polygons as a share of
-    their length. `text_prompt` lists the allowed names, separated by commas or periods.
+    `conf_threshold` is the minimum probability of a name. `epsilon_factor` is the tolerance of polygons as a fraction
+    of their perimeter. `text_prompt` lists the allowed names, separated by commas or periods.
     """
 
     conf_threshold: float = Field(default=0.0, ge=0, le=1)
@@ -113,7 +113,7 @@ def _shapes(region: RegionAnswer, group: int, epsilon: float) -> list[dict[str, 
 
 
 def _simplified(points: list[list[float]], epsilon: float) -> list[list[float]]:
-    """Leave out the points of a polygon that are nearer to its sides than a share `epsilon` of its length."""
+    """Simplify a polygon (Douglas-Peucker, with a tolerance of `epsilon` times its perimeter)."""
     if not epsilon or len(points) < 4:
         return points
     from skimage.measure import approximate_polygon

@@ -19,7 +19,7 @@ from osm.terminal import message_logger
 logger = message_logger(__name__)
 
 _MAX_RESTARTS = 5
-"""How often in a row a worker process may die while its model is loaded."""
+"""Maximum number of consecutive failed restarts."""
 _LONGEST_PAUSE = 30.0  # in seconds, between two restarts
 _REFUSED_SECONDS = 30  # Retry-After if the model is not running
 
@@ -58,7 +58,7 @@ class BatchLimits:
 
     Attributes:
         max_queue: maximum number of requests that wait. Others are refused.
-        max_masks: a batch is not extended by a job if it would then have more regions.
+        max_masks: maximum number of regions per batch. A job with more regions is a batch of its own.
         max_jobs: maximum number of jobs per batch, which also bounds the number of its images.
         wait_seconds: how long an idle worker waits for more jobs after the first one.
         timeout_seconds: how long a request may take, including the time in the queue.
@@ -184,7 +184,7 @@ class ModelQueue:
             try:
                 await self._run(batch)
             except WorkerDied as error:
-                logger.error(f"model {self.name}: {error}; {len(batch)} requests fail, and it is started again")
+                logger.error(f"model {self.name}: {error}; {len(batch)} requests failed; restarting the worker")
                 for waiting in batch:
                     if not waiting.answer.done():
                         waiting.answer.set_exception(WorkerDied(f"model {self.name}: {error}"))
@@ -265,7 +265,7 @@ class ModelQueue:
             self.ready = True
             logger.info(f"model {self.name} is running again")
             return True
-        logger.error(f"model {self.name}: given up after {_MAX_RESTARTS} restarts in a row")
+        logger.error(f"model {self.name}: gave up after {_MAX_RESTARTS} failed restarts")
         _refuse(self._waiting, f"model {self.name} is not running")
         return False
 

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     out = CommandParser(
         prog="osm serve",
         allow_abbrev=False,
-        description="Serve models over HTTP: JSON, OpenAI's chat, X-AnyLabeling, Label Studio, and a web page.",
+        description="Serve models over HTTP: JSON, OpenAI chat completions, X-AnyLabeling, Label Studio, and a web page.",
     )
     out.add_argument(
         "models",
@@ -61,30 +61,40 @@ def parser() -> argparse.ArgumentParser:
         "--allow_private_url_host",
         nargs="+",
         metavar="HOST[:PORT]",
-        help="hosts with any address, such as a Label Studio in the same network",
+        help="hosts that may have private addresses, such as a Label Studio server in your network",
     )
     serving.add_argument("--no_page", action="store_true", help="serve no web page")
     serving.add_argument("--openapi", action="store_true", help="print the OpenAPI schema instead of serving")
     serving.add_argument(
-        "--requests_per_minute", type=int, default=0, help="maximum per client address [%(default)s: no limit]"
+        "--requests_per_minute",
+        type=int,
+        default=0,
+        help="maximum number of POST requests per client address [%(default)s: no limit]",
     )
     serving.add_argument("--max_body_mb", type=float, default=32, help="size limit of a request in MiB [%(default)s]")
     serving.add_argument("--max_regions", type=int, default=256, help="regions per request [%(default)s]")
-    serving.add_argument("--max_vocabulary", type=int, default=5000, help="names per request [%(default)s]")
-    serving.add_argument("--timeout", type=float, default=120, help="seconds that a request may take [%(default)s]")
+    serving.add_argument("--max_vocabulary", type=int, default=5000, help="vocabulary names per request [%(default)s]")
     serving.add_argument(
-        "--drain_seconds", type=float, default=30, help="time to finish requests after SIGTERM [%(default)s]"
+        "--timeout", type=float, default=120, help="seconds that a request may wait and run [%(default)s]"
+    )
+    serving.add_argument(
+        "--drain_seconds", type=float, default=30, help="seconds to let requests complete after SIGTERM [%(default)s]"
     )
     batches = out.add_argument_group("batches")
-    batches.add_argument("--max_queue", type=int, default=128, help="requests that may wait [%(default)s]")
+    batches.add_argument("--max_queue", type=int, default=128, help="requests that may wait, per model [%(default)s]")
     batches.add_argument("--max_batch_masks", type=int, default=256, help="regions per batch [%(default)s]")
     batches.add_argument(
         "--max_batch_requests", type=int, default=32, help="requests per batch; 1 turns batching off [%(default)s]"
     )
     batches.add_argument(
-        "--batch_wait_ms", type=float, default=5, help="how long an idle model waits for more requests [%(default)s]"
+        "--batch_wait_ms",
+        type=float,
+        default=5,
+        help="milliseconds that an idle model waits for more requests [%(default)s]",
     )
-    batches.add_argument("--cache_mb", type=float, default=512, help="memory for encoded images in MiB [%(default)s]")
+    batches.add_argument(
+        "--cache_mb", type=float, default=512, help="memory for encoded images in MiB, per model [%(default)s]"
+    )
     return out
 
 
@@ -105,19 +115,22 @@ def _add_common(out: argparse.ArgumentParser, port: int) -> None:
     out.add_argument(
         "--segmenter",
         default="auto",
-        help="segmenter that makes masks of points and boxes; none for no segmenter [%(default)s]",
+        help="segmenter that generates masks from points and boxes; none for no segmenter [%(default)s]",
     )
     out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")
-    out.add_argument("--samples", type=Path, metavar="DIR", help="folder of images that the page offers as well")
+    out.add_argument("--samples", type=Path, metavar="DIR", help="folder of additional sample images")
     out.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines connect [%(default)s]"
     )
     out.add_argument("--port", type=int, default=port, help="port [%(default)s]")
     out.add_argument(
-        "--allow_host", nargs="+", metavar="NAME", help="additional host names of the server, as behind a proxy"
+        "--allow_host",
+        nargs="+",
+        metavar="NAME",
+        help="additional host names of the server, for example behind a proxy",
     )
     out.add_argument("--max_file_mb", type=float, default=20, help="size limit of an image in MiB [%(default)s]")
-    out.add_argument("--max_megapixels", type=float, default=25, help="limit of an image's megapixels [%(default)s]")
+    out.add_argument("--max_megapixels", type=float, default=25, help="maximum megapixels per image [%(default)s]")
     out.add_argument(
         "--max_uploads_mb", type=float, default=200, help="memory for uploaded images in MiB [%(default)s]"
     )
@@ -136,6 +149,7 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
     given = vars(args) | {"models": [args.checkpoint]}
     del given["checkpoint"]
     known = vars(parser().parse_args([]))
+    known["max_body_mb"] = max(known["max_body_mb"], 4 / 3 * args.max_file_mb + 1)  # base64 is a third larger
     return _run(argparse.Namespace(**(known | given)), "osm demo")
 
 
@@ -165,7 +179,7 @@ def check(args: argparse.Namespace, command: str = "osm serve") -> None:
     positive = ("max_file_mb", "max_megapixels", "max_uploads_mb", "max_body_mb", "timeout", "drain_seconds")
     for flag in positive:
         if not getattr(args, flag) > 0:
-            raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be greater than 0")
     for flag in ("max_regions", "max_vocabulary", "max_queue", "max_batch_masks", "max_batch_requests"):
         if getattr(args, flag) < 1:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
@@ -202,7 +216,9 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
         if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
             raise OsmError(f"{text!r}: the model's name {name!r} may only have letters, digits, '-', '_' and '.'")
         if name in found:
-            raise OsmError(f"two models have the name {name!r}: give one of them another name, as in {name}_2={text}")
+            raise OsmError(
+                f"two models have the name {name!r}: give one of them another name, as in {name}_2={checkpoint}"
+            )
         found[name] = checkpoint
     return found
 
@@ -239,11 +255,11 @@ async def _serve(args: argparse.Namespace) -> None:
         if key_is_new:
             logger.warning(f"--host {args.host}: other machines need the API key {access.api_key}")
             address += f"/#key={access.api_key}"
-        echo(f"{address} (Ctrl+C ends it)", flush=True)
+        echo(f"{address} (press Ctrl+C to stop)", flush=True)
 
     def on_end() -> None:
         services.draining = True
-        logger.info("no new requests are accepted; those in progress are finished")
+        logger.info("shutting down: waiting for requests in progress")
 
     try:
         for model in services.models.values():
@@ -272,7 +288,7 @@ def access_rules(args: argparse.Namespace) -> tuple[AccessRules, bool]:
         if not key:
             raise OsmError(f"--api_key_file {args.api_key_file} is empty")
     if key and (len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() or " " in key):
-        raise OsmError(f"the API key must have at least {_MIN_KEY} ASCII characters and no spaces")
+        raise OsmError(f"the API key must be at least {_MIN_KEY} printable ASCII characters, without spaces")
     if not key and args.host not in _LOOPBACK:
         key, generated = secrets.token_urlsafe(24), True
     bodies = max(512.0, 4 * args.max_body_mb)

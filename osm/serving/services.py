@@ -1,4 +1,4 @@
-"""What the routes share: the models by name, the images of requests, and the way from a job to its answer."""
+"""What the routes share: the models by name, the images of requests, and how jobs are run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = message_logger(__name__)
 
 @dataclass(frozen=True)
 class ListLimits:
-    """Limits of the lists in a request: its regions, its vocabulary, and all numbers of its polygons and RLEs."""
+    """Limits of the lists in a request: its regions, its vocabulary, and all values of its JSON body."""
 
     regions: int = 256
     vocabulary: int = 5000
@@ -38,7 +38,7 @@ class Services:
         limits: limits of lists.
         metrics: the counters of `/metrics`.
         samples: the sample images of the page. None: there is no page.
-        draining: whether the server is about to end.
+        draining: whether the server is shutting down.
     """
 
     models: Mapping[str, ModelQueue]
@@ -50,7 +50,7 @@ class Services:
 
     @property
     def ready(self) -> bool:
-        """Whether all models can answer, and the server is not about to end."""
+        """Whether all models can answer, and the server is not shutting down."""
         return not self.draining and all(model.ready for model in self.models.values())
 
     @property
@@ -96,7 +96,7 @@ class Services:
         """Run a job, and return its answer.
 
         Raises:
-            RequestRefused: the job is invalid, the queue is full, the time is over, or the worker died.
+            RequestRefused: the job is invalid, the queue is full, the request timed out, or the worker died.
         """
         try:
             result = await model.submit(job)

@@ -2,8 +2,8 @@
 
 A request must not make the server read from the machine itself or from its network (server-side request forgery). An
 allowed host is therefore refused if its name resolves to an address that is not public, for the first URL and for
-each redirect. The address that was checked is the one that is connected to. Hosts with private addresses have to be
-allowed by a flag of their own.
+each redirect. The address that was checked is the one that is connected to. Hosts with private addresses need
+a separate flag.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class UrlFetcher:
         if names & _lowered(self.rules.private_hosts):
             return True
         if not names & _lowered(self.rules.hosts):
-            raise UrlRefused(
-                f"the host {host!r} is not allowed; --allow_url_host names the hosts from which images are downloaded"
-            )
+            raise UrlRefused(f"the host {host!r} is not allowed; use --allow_url_host to allow it")
         if _literal(host) is not None:
             _checkpublic(host, host)
         return False

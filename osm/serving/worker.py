@@ -19,7 +19,7 @@ from typing import Any
 
 from osm.errors import OsmError
 from osm.quiet import quiet_libraries
-from osm.serving.jobs import EngineStats, JobResult, ModelInfo, NamingJob
+from osm.serving.jobs import INTERNAL, EngineStats, JobFailure, JobResult, ModelInfo, NamingJob
 from osm.terminal import console_messages, message_logger
 
 logger = message_logger(__name__)
@@ -134,7 +134,11 @@ def serve_jobs(settings: WorkerSettings, pipe: Connection) -> None:
                 jobs = pipe.recv()
             except (OSError, EOFError):
                 return
-            results = engine.run(jobs)
+            try:
+                results = engine.run(jobs)
+            except Exception as error:  # such as a lack of memory; the next jobs may succeed
+                logger.error(f"{len(jobs)} jobs failed: {type(error).__name__}: {error}")
+                results = [JobFailure(f"naming failed ({type(error).__name__})", INTERNAL) for _ in jobs]
             with contextlib.suppress(OSError):
                 pipe.send((results, engine.stats))
 

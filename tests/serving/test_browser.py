@@ -181,7 +181,7 @@ def test_point_box_everything_and_download(browser: Any, site: RunningServer, tm
 
     tab.page.locator("#gallery .drop").first.click()
     assert tab.page.locator("#gallery li").count() == count - 1
-    tab.page.get_by_role("button", name="Other image").click()
+    tab.page.get_by_role("button", name="Choose another image").click()
     tab.page.get_by_role("heading", name="What is that?").wait_for()
     assert not tab.page.locator("#objects").is_visible()
     tab.close()
@@ -257,7 +257,7 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, site: RunningServer, tmp_
     tab.page.get_by_text(f"not a readable {FORMATS}").wait_for()
     Image.new("RGB", (1100, 1000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
-    tab.page.get_by_text("1100 x 1000 pixels, but the maximum is 1 million").wait_for()
+    tab.page.get_by_text("1100 x 1000 pixels; the maximum is 1 million").wait_for()
     (tmp_path / "heavy.png").write_bytes(os.urandom(1_200_000))
     tab.upload(tmp_path / "heavy.png")
     tab.page.get_by_text("but the maximum is 1048576").wait_for()
@@ -266,10 +266,10 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, site: RunningServer, tmp_
     assert not tab.page.locator("#message").is_visible()
     tab.click(0.5, 0.5)
     tab.objects(1)
-    tab.page.get_by_label("Without a mouse").fill("600, 5")
+    tab.page.get_by_label("Keyboard input").fill("600, 5")
     tab.page.get_by_role("button", name="Name", exact=True).click()
     tab.page.get_by_text("outside the image, which has 512 x 512 pixels").wait_for()
-    tab.page.get_by_label("Without a mouse").fill("here")
+    tab.page.get_by_label("Keyboard input").fill("here")
     tab.page.get_by_role("button", name="Name", exact=True).click()
     tab.page.get_by_text('"here" is not a position').wait_for()
     tab.close()
@@ -345,7 +345,7 @@ def test_on_a_phone(browser: Any, site: RunningServer, scheme: str) -> None:
     tab = Tab(browser, site.address, **options)
     assert tab.page.evaluate(PALE) == []
     tab.sample("Drawn scene 3")
-    tab.page.get_by_text("How it answers").click()
+    tab.page.get_by_text("Naming options").click()
     tab.page.get_by_label("Only these names, one per line").fill("cat\ndog")
     tab.page.touchscreen.tap(*tab.place(0.5, 0.5))
     tab.objects(1)
@@ -367,7 +367,7 @@ def test_unsure_names_are_shown(browser: Any, site: RunningServer, monkeypatch: 
     tab.click(0.5, 0.5)
     (card,) = tab.objects(1)
     assert "unsure" in card and "unsure" in tab.page.locator("#answer").inner_text()
-    assert "likely correct" in tab.page.locator("#answer").inner_text()
+    assert "likely to be correct" in tab.page.locator("#answer").inner_text()
     tab.close()
 
 

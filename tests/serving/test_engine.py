@@ -15,7 +15,9 @@ from standin import Areas
 
 from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest
+from osm.recognition.regions import Region
 from osm.recognition.segmenters.embedded import EmbeddedSegmenter
+from osm.serving import engine as engine_module
 from osm.serving.engine import DemoPicture, Engine, ImageCache
 from osm.serving.jobs import (
     ALPHA_KEY,
@@ -171,6 +173,23 @@ def test_a_fault_of_the_program_is_one_of_the_server(engine: Engine, monkeypatch
     monkeypatch.setattr(own.segmenter, "everything", lambda: 1 / 0)
     result = own.run([NamingJob(job(0).image, everything=3)])[0]
     assert result == JobFailure("naming failed (ZeroDivisionError)", INTERNAL)
+
+
+def test_a_mask_that_cannot_be_drawn_harms_nobody_else(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some faults show only when a mask is drawn, for the names or for the answer."""
+
+    def fails() -> np.ndarray:
+        raise MemoryError("no room")
+
+    own = Engine(engine.recognizer, Areas())
+    plain = engine_module._region
+    broken = lambda prompt, *more: Region(fails) if prompt.kind == "png" else plain(prompt, *more)  # noqa: E731
+    monkeypatch.setattr(engine_module, "_region", broken)
+    bad = RegionPrompt("png", b"")
+    jobs = [job(0), NamingJob(job(0).image, (bad,)), NamingJob(job(0).image, (bad,), options=None, masks=True), job(1)]
+    results = own.run(jobs)
+    assert [isinstance(result, JobAnswer) for result in results] == [True, False, False, True]
+    assert {result.message for result in results[1:3]} == {"naming failed (MemoryError)"}
 
 
 def test_the_cache_is_bounded(engine: Engine) -> None:

@@ -90,7 +90,7 @@ def test_chat_mistakes(client: Any) -> None:
     plain, empty = drawn_picture(), rgba()
     empty.putalpha(0)
     for messages, sentence in (
-        (chat(picture_part(plain)), r"messages\[0\].content\[0\].image_url: the image has no alpha channel"),
+        (chat(picture_part(plain)), r"messages\[0\].content\[0\].image_url: the image must have an alpha channel"),
         (chat(picture_part(empty)), "no region to name: the mask is empty"),
         (chat(), "0 parts of the type image_url"),
         (chat(picture_part(rgba()), picture_part(rgba())), "2 parts of the type image_url"),
@@ -241,7 +241,10 @@ def test_label_studio_setup(server: RunningServer) -> None:
     [
         ("<View>", "not valid XML"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "has a document type declaration"),
-        ('<View><Image name="i" value="$p"/></View>', "no BrushLabels, PolygonLabels, RectangleLabels for an <Image>"),
+        (
+            '<View><Image name="i" value="$p"/></View>',
+            "needs a BrushLabels, PolygonLabels, RectangleLabels tag for an <Image>",
+        ),
         ("x" * (1 << 20) + "x", "characters, but the maximum is"),
     ],
 )

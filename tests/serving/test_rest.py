@@ -200,7 +200,7 @@ def test_limits(engine: Engine) -> None:
     with served(engine, images=images, lists=ListLimits(regions=2, vocabulary=3, numbers=500)) as server:
         box = {"box": [1, 2, 3, 4]}
         wide = as_base64(Image.new("RGB", (101, 100)))
-        assert "101 x 100 pixels, but the maximum is 0.01 million" in server.message(
+        assert "the image has 101 x 100 pixels; the maximum is 0.01 million" in server.message(
             "/v1/name", {"image": wide, "regions": [box]}, 413
         )
         noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)

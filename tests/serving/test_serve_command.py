@@ -72,7 +72,7 @@ def running(*arguments: str, **more: Any) -> Iterator[Command]:
 def test_a_killed_worker_and_a_graceful_end(checkpoint: Path) -> None:
     arguments = (f"one={checkpoint}", f"two={checkpoint}", "--segmenter", "none", "--no_page")
     with running(*arguments) as command:
-        assert command.first_line == f"http://127.0.0.1:{command.port} (Ctrl+C ends it)\n"
+        assert command.first_line == f"http://127.0.0.1:{command.port} (press Ctrl+C to stop)\n"
         assert command.send("/ready")[1]["models"] == {"one": True, "two": True}
         assert command.send("/")[0] == 404
         answers = [command.send("/v1/name", {**BODY, "model": name})[1] for name in ("one", "two")]
@@ -98,7 +98,7 @@ def test_a_killed_worker_and_a_graceful_end(checkpoint: Path) -> None:
             assert last.result()[0] in (200, 503)
         assert code == 0, log
         assert "died (signal 9)" in log and "is running again" in log and "Traceback" not in log
-        assert "those in progress are finished" in log
+        assert "waiting for requests in progress" in log
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", command.port), 5)
         for pid in command.workers():
@@ -138,7 +138,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     ("flags", "sentence"),
     [
         (["--port", "0"], "--port 0 must be between 1 and 65535"),
-        (["--max_file_mb", "0"], "--max_file_mb 0.0 must be over 0"),
+        (["--max_file_mb", "0"], "--max_file_mb 0.0 must be greater than 0"),
         (["--max_body_mb", "20"], "--max_body_mb 20 is too small for an image of --max_file_mb 20"),
         (["--max_batch_requests", "0"], "--max_batch_requests 0 must be 1 or more"),
         (["--batch_wait_ms", "-1"], "--batch_wait_ms -1.0 must be 0 or more"),
@@ -158,7 +158,7 @@ def test_short_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "key").write_text(text)
         assert main(["--api_key_file", str(tmp_path / "key")]) == 2
     log = capsys.readouterr().err
-    assert log.count("the API key must have at least 8 ASCII characters") == 2 and "is empty" in log
+    assert log.count("the API key must be at least 8 printable ASCII characters") == 2 and "is empty" in log
 
 
 def test_names_of_models() -> None:
@@ -174,6 +174,9 @@ def test_names_of_models() -> None:
 def test_demo_flags(capsys: pytest.CaptureFixture[str]) -> None:
     """`osm demo` is the same server."""
     assert demo_main(["--port", "0"]) == 2 and "--port 0" in capsys.readouterr().err
+    # The limit of a request follows that of a file, which has no flag of its own here.
+    assert demo_main(["--max_file_mb", "60", "--samples", "none"]) == 2
+    assert "--samples none: no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         demo_main(["--max_queue", "3"])
 

@@ -153,6 +153,6 @@ def test_through_the_server(site: int, engine: Engine) -> None:
         for image in (f"http://127.0.0.1:{site}/a.png", {"url": f"http://127.0.0.1:{site}/a.png"}):
             assert server.send("/v1/name", {"image": image, "regions": [rle_region()]})[0] == 200
         body = {"image": f"http://127.0.0.1:{server.port}/metrics", "regions": [rle_region()]}
-        assert "'127.0.0.1' is not allowed; --allow_url_host" in server.message("/v1/name", body)
+        assert "'127.0.0.1' is not allowed; use --allow_url_host" in server.message("/v1/name", body)
         body = {"image": {"url": "/etc/passwd"}, "regions": [rle_region()]}
         assert "is not an http(s) URL" in server.message("/v1/name", body)

@@ -20,8 +20,8 @@ class Candidates:
     Attributes:
         members: bool (N, n), the superpixels of each candidate.
         areas: float (N,), in pixels.
-        persistence: float (N,), over how many merge costs the candidate stays unmerged, relative to the most persistent
-            candidate of its tree, 0 to 1. If several trees have the candidate, it is the largest of their values.
+        persistence: float (N,), the range of merge costs over which the candidate stays unmerged, divided by the
+            largest range in its tree (0 to 1); the maximum over the trees that contain it.
         boxes: float (N, 4), the (left, top, right, bottom) of each candidate in pixels, with exclusive ends.
     """
 
@@ -36,7 +36,7 @@ class Candidates:
         Args:
             count: the maximum number of candidates.
             least_area: smaller candidates are left out.
-            max_iou: a candidate is left out if its IoU with one that is kept is larger.
+            max_iou: a candidate is dropped if its IoU with a kept one exceeds this.
         """
         sizes = self._superpixel_sizes()
         lasting = np.where(self.areas >= least_area, self.persistence, 0.0)
@@ -73,7 +73,7 @@ class Candidates:
 
 
 def gather_candidates(trees: Sequence[Tree], labels: np.ndarray) -> Candidates:
-    """Return the nodes of several merge trees of the same superpixels, each set of superpixels once.
+    """Return the nodes of several merge trees of the same superpixels, without duplicates.
 
     Args:
         trees: the merge trees.

@@ -1,9 +1,9 @@
 """A segmenter that has no weights of its own, but uses color and the features of the recognizer's vision tower.
 
 The image is split into superpixels with the Felzenszwalb-Huttenlocher method. Superpixels with similar tower tokens and
-similar colors are merged pairwise into a tree, once for each of several weights of the colors. The result consists of
+similar colors are merged pairwise into a tree. One tree is built per color weight. The result consists of
 the segments that stay unmerged over the widest range of merge costs, without near-duplicates. A click gets the segment
-of the most plausible scale. The parameters were chosen on other photos than those of the accuracies in docs/demos.md.
+of the most plausible scale. The parameters were tuned on photos that are not in the evaluation in docs/demos.md.
 
 Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
 outputs (g, g, C) tokens.
@@ -42,13 +42,14 @@ WORKING_SIDE = 448
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
 _COLOURS = (0.3, 0.7, 2.0)  # for each tree, the weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
-_MAX_IOU = 0.7  # of two segments of `everything` with a larger IoU, the less persistent one is left out
+_MAX_IOU = 0.7  # threshold of the non-maximum suppression of `everything`
 # The score of a segment for a click is _PERSISTENCE * log(persistence) + _DEPTH * log(depth) - (log(area / _AREA) /
 # _SPREAD)^2 / 2. The area is a fraction of the image. The depth is the distance of the click from the segment's outline
 # relative to the largest distance inside the segment, because people click on the middle of a thing.
 _PERSISTENCE, _DEPTH, _AREA, _SPREAD = 0.3, 2.0, 0.003, 3.0
 _STRIDE = 3  # depths are computed on every third pixel
-# For a box, the segments whose own boxes are most like it vote on each superpixel, together with `_like_the_middle`.
+# The candidates whose bounding boxes have the highest IoU with the prompt box vote on each superpixel, together with
+# `_like_the_middle`.
 _VOTERS, _LEAST_BOX_IOU, _POWER, _MIDDLE_VOTES = 5, 0.6, 4, 2.0
 # A superpixel in a box is dropped if (similarity to the surroundings) - (similarity to the center) > _MARGIN.
 _MARGIN = 0.3
@@ -88,7 +89,7 @@ class EmbeddedSegmenter(Segmenter):
         return cls(recognizer, **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment, and compute its superpixels and their merge tree."""
+        """Set the RGB image to segment, and compute its superpixels and their merge trees."""
         self._size = None
         image = to_rgb(image)
         factor = min(1.0, WORKING_SIDE / max(image.size))
@@ -136,7 +137,11 @@ class EmbeddedSegmenter(Segmenter):
         return self._segment(members, 1.0)
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the box's part of the segments that fill the box, and of what looks like the middle of the box."""
+        """Return a mask of the object in a box, clipped to the box.
+
+        The candidates whose boxes are most similar to the box vote on each superpixel, together with its similarity to
+        the center of the box.
+        """
         left, top, right, bottom = checked_box(check_set(self._size), box)
         inside = np.zeros(self._shape, bool)
         inside[top:bottom, left:right] = True
@@ -175,7 +180,7 @@ class EmbeddedSegmenter(Segmenter):
         return taken(members[self._labels], self._rows, self._columns)
 
     def _plausibility(self, candidates: np.ndarray, clicks: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return how plausible it is that each candidate is what was clicked on at (row, column) of the label map."""
+        """Return a score per candidate: how well it explains the clicks, given as (row, column) in the label map."""
         found = self._candidates
         depths = np.array([[self._depth(int(k), click) for click in clicks] for k in candidates])
         size = np.log(found.areas[candidates] / self._labels.size / _AREA) / _SPREAD

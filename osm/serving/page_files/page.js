@@ -8,9 +8,9 @@ const COLORS = [[230, 159, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [
 const HOVER = [255, 255, 255];
 const DRAG = 5; // in screen pixels: a shorter drag is a click
 const HINTS = {
-  point: "Click on a thing. Shift-click adds to it, Alt-click or a right click removes from it.",
-  box: "Drag a box around a thing.",
-  paint: "Paint over a thing, then press the button.",
+  point: "Click an object. Shift-click to add a part. Alt-click or right-click to remove a part.",
+  box: "Drag a box around an object.",
+  paint: "Paint over an object, then press the button.",
 };
 const by = id => document.getElementById(id);
 const canvas = by("canvas"), pen = canvas.getContext("2d");
@@ -234,12 +234,12 @@ function refresh() {
   showGallery();
 }
 
-const percent = value => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
+const percent = value => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
 const likelihood = answer => answer.calibrated_prob ?? answer.prob;
 
 function shortName(one) {
   if (one.answer.skipped) return "no name";
-  return (one.answer.unsure ? "maybe " : "") + (one.answer.name || "nothing");
+  return (one.answer.unsure ? "maybe " : "") + (one.answer.name || "(empty name)");
 }
 
 function element(kind, text = "", options = {}) {
@@ -255,24 +255,24 @@ function showAnswer() {
     panel.append(element("p", "No name", {className: "name"}), element("p", answer.skipped));
     return;
   }
-  const head = element("p", answer.name || "nothing", {className: "name"});
+  const head = element("p", answer.name || "(empty name)", {className: "name"});
   panel.append(head);
   if (answer.unsure) panel.append(element("span", "unsure", {className: "unsure"}), " ");
-  const likely = answer.calibrated_prob === undefined ? "probability" : "likely correct";
+  const likely = answer.calibrated_prob === undefined ? "probability" : "likely to be correct";
   panel.append(element("span", `${percent(likelihood(answer))} ${likely}`, {className: "quiet"}));
-  if (answer.said) panel.append(element("p", `Free answer: ${answer.said}`, {className: "quiet"}));
+  if (answer.said) panel.append(element("p", `Free-form answer: ${answer.said}`, {className: "quiet"}));
   if (answer.top?.length) panel.append(topTable(answer.top));
 }
 
 function topTable(top) {
   const table = element("table"), cosines = top[0].cosine !== undefined;
-  table.append(element("caption", `The likeliest names, with their ${cosines ? "cosines" : "probabilities"}`));
+  table.append(element("caption", `Most likely names and their ${cosines ? "cosines" : "probabilities"}`));
   for (const one of top) {
     const value = one.cosine ?? one.prob, row = table.insertRow();
     const bar = Object.assign(document.createElement("progress"), {max: 1, value: Math.max(0, value)});
     bar.setAttribute("aria-hidden", "true");
     const cell = row.insertCell();
-    cell.append(element("span", one.name || "nothing"), bar);
+    cell.append(element("span", one.name || "(empty name)"), bar);
     const number = row.insertCell();
     number.className = "number";
     number.textContent = cosines ? value.toFixed(2) : percent(value);
@@ -290,7 +290,7 @@ function card(one) {
   const pick = element("button", "", {type: "button", className: "pick"});
   pick.setAttribute("aria-pressed", String(one === state.selected));
   const text = element("span");
-  text.append(element("strong", one.answer.skipped ? "no name" : one.answer.name || "nothing"));
+  text.append(element("strong", one.answer.skipped ? "no name" : one.answer.name || "(empty name)"));
   if (one.answer.unsure) text.append(" ", element("span", "unsure", {className: "unsure"}));
   const facts = [one.answer.skipped ? "" : percent(likelihood(one.answer)), one.title, `${one.area} pixels`];
   text.append(element("span", facts.filter(Boolean).join(" · "), {className: "facts"}));
@@ -384,7 +384,7 @@ function paintAt(from, to) {
 
 function namePainting() {
   if (!state.painting) {
-    say("Nothing is painted. Paint over a thing first.", true);
+    say("Nothing is painted. Paint over an object first.", true);
     return;
   }
   const {width, height} = state.image, full = document.createElement("canvas");
@@ -460,7 +460,7 @@ canvas.addEventListener("pointerup", event => {
   wanted = null;
   if (drag.box) drop(drag.start, place(event));
   else if (state.tool === "point") click(event, place(event));
-  else say("Drag a box around a thing, from one corner to the opposite one.", true);
+  else say("Drag a box around an object, from one corner to the opposite one.", true);
 });
 canvas.addEventListener("pointercancel", () => {
   state.drag = null;
