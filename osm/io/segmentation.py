@@ -273,7 +273,7 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
         message = f"{where}: RLE counts of length {len(counts)} are too long for {height} x {width} pixels"
         raise SampleError("rle_malformed", message)
-    numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
+    numbers = _parse_counts(counts, where, most) if isinstance(counts, str) else counts
     total = sum(numbers)
     # Some programs omit the run of zeros that follows the last pixel of the mask.
     tail = height * width - total if len(numbers) % 2 == 0 else 0
@@ -322,7 +322,7 @@ def _counts(given: Any, where: str) -> Any:
     raise SampleError("rle_malformed", f"{where}: RLE counts are neither a string nor a list of integers")
 
 
-def _parse_counts(text: str, where: str) -> list[int]:
+def _parse_counts(text: str, where: str, most: int = _MAX_RUNS) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
     In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits encode part of
@@ -342,6 +342,8 @@ def _parse_counts(text: str, where: str) -> list[int]:
             if code & 0x10:
                 value -= 1 << shift
             counts.append(value + counts[-2] if len(counts) > 2 else value)
+            if len(counts) > most:
+                raise SampleError("rle_malformed", f"{where}: RLE counts have more than {most} runs")
             value = shift = 0
     if shift:
         raise SampleError("rle_malformed", f"{where}: RLE counts {text[:40]!r} end in the middle of a number")

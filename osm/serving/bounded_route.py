@@ -14,7 +14,6 @@ from starlette.types import Scope
 from osm.documents import parse_json
 from osm.serving.guard import RequestRefused
 
-
 _MAX_FILES, _MAX_FIELDS = 1000, 16  # of a form
 _MAX_TEXT = 4 << 20  # bytes of a text in a form
 

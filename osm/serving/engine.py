@@ -54,7 +54,9 @@ CACHE_BYTES = 512 << 20
 """The default size limit of the cache of encoded images in bytes."""
 
 
-_SEGMENTED_IMAGES = 16  # images whose segmentation is kept, a few megabytes each
+_SEGMENTED_IMAGES = (
+    8  # images whose segmentation is kept: megabytes each, and tens of megabytes if they are all texture
+)
 
 
 class ImageCache:
@@ -144,11 +146,21 @@ class _Work:
     failure: JobFailure | None = None
 
     def fail(self, error: Exception) -> None:
+        if is_fatal(error):
+            raise error
         if isinstance(error, OsmError):
             self.failure = JobFailure(str(error))
         else:
             logger.error(f"a job failed: {type(error).__name__}: {error}")
             self.failure = JobFailure(f"naming failed ({type(error).__name__})", INTERNAL)
+
+
+def is_fatal(error: Exception) -> bool:
+    """Return whether a device has failed for good, so that only a new process can go on.
+
+    After an error such as a failed assertion in a kernel, every later call of the CUDA context fails as well.
+    """
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 class Engine:
@@ -225,6 +237,12 @@ class Engine:
                 self._misses += key not in missing
                 self._hits += key in missing
                 missing.setdefault(key, []).append(work)
+        for start in range(0, len(missing), self.recognizer.images_at_once):
+            part = list(missing)[start : start + self.recognizer.images_at_once]
+            self._encode_some({key: missing[key] for key in part}, pictures)
+
+    def _encode_some(self, missing: dict[str, list[_Work]], pictures: _Pictures) -> None:
+        """Decode and encode a few images together."""
         readable: dict[str, Image.Image] = {}
         for key, waiting in missing.items():
             try:
@@ -232,19 +250,19 @@ class Engine:
             except Exception as error:
                 for work in waiting:
                     work.fail(error)
-        for start in range(0, len(readable), self.recognizer.images_at_once):
-            keys = list(readable)[start : start + self.recognizer.images_at_once]
-            try:
-                found = self.recognizer.encode_images([readable[key] for key in keys])
-            except Exception as error:
-                for key in keys:
-                    for work in missing[key]:
-                        work.fail(error)
-                continue
-            for key, encoded in zip(keys, found, strict=True):
-                self.cache.put(key, encoded)
+        try:
+            found = self.recognizer.encode_images(list(readable.values()))
+        except Exception as error:
+            for key in readable:
                 for work in missing[key]:
-                    work.encoded = encoded
+                    work.fail(error)
+            return
+        for key, encoded in zip(readable, found, strict=True):
+            self.cache.put(key, encoded)
+            for work in missing[key]:
+                work.encoded = encoded
+            if not any(work.job.needs_pixels for work in missing[key]):
+                pictures.forget(key)  # the decoded images of a large batch would take gigabytes
 
     def _find_regions(self, work: _Work, pictures: _Pictures) -> None:
         if work.failure is None:
@@ -256,12 +274,12 @@ class Engine:
     def _add_regions(self, work: _Work, pictures: _Pictures) -> None:
         job = work.job
         if job.everything:
-            segments = self._ready(job.image, pictures).everything()
-            if not segments:
+            segments, count = self._ready(job.image, pictures).largest(job.everything)
+            if not count:
                 raise OsmError("the segmenter found no objects in this image: point at an object, or paint over it")
-            work.skipped = max(0, len(segments) - job.everything)
-            for segment in segments[: job.everything]:
+            for segment in segments:
                 _add(work, segment)
+            work.skipped = count - len(work.regions)
             return
         size = work.encoded.size if work.encoded is not None else pictures.rgb(job.image).size
         for k, prompt in enumerate(job.regions):
@@ -415,6 +433,10 @@ class _Pictures:
             else:
                 self._rgb[image.key] = read_rgb(image.source, upright=True)
         return self._rgb[image.key]
+
+    def forget(self, key: str) -> None:
+        """Release the pixels of an image."""
+        self._rgb.pop(key, None)
 
     def alpha(self, image: JobImage) -> np.ndarray:
         """Return where the alpha channel of an image is over 0, bool (H, W)."""

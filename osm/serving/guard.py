@@ -38,6 +38,8 @@ PUBLIC_PATHS = ("/", "/health", "/ready", "/openapi.json")
 PAGE_FILES = "/page/"
 _MAX_CLIENTS = 10_000  # how many clients the rate limit remembers
 _METHODS = ("GET", "HEAD", "POST")
+_READ_FIRST = (401, 403, 429, 503)  # refusals of bodies that are not too large; the client has to be able to read them
+_DISCARD_SECONDS = 5.0
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -176,14 +178,15 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         started, status, answered = time.monotonic(), 500, False
+        more = _HEADERS + self._origin_headers(scope)
 
         async def with_headers(message: Message) -> None:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
                 own = {name for name, _ in message.get("headers", [])}
-                more = [header for header in _HEADERS if header[0] not in own]
-                message = {**message, "headers": [*message.get("headers", []), *more]}
+                new = [header for header in more if header[0] not in own]
+                message = {**message, "headers": [*message.get("headers", []), *new]}
             await send(message)
 
         self._requests += 1
@@ -191,6 +194,8 @@ class Guard:
             await self._answer(scope, receive, with_headers)
         except RequestRefused as refusal:
             self._on_refusal(refusal.code)
+            if scope["method"] == "POST" and refusal.status in _READ_FIRST:
+                await self._discard(receive)
             await respond(with_headers, refusal)
         except Exception as error:  # a fault of the application, which it has answered and logged in most cases
             if not answered:
@@ -204,14 +209,12 @@ class Guard:
         allowed = self._check_caller(scope)
         method, path = scope["method"], scope["path"]
         if method == "OPTIONS" and allowed:
-            await _preflight(scope, send)
+            await _preflight(send)
             return
         if method not in _METHODS:
             raise RequestRefused(405, "method_not_allowed", f"method {method[:20]} is not allowed")
-        if not (path in PUBLIC_PATHS or path.startswith(PAGE_FILES)):
+        if method == "POST" or not (path in PUBLIC_PATHS or path.startswith(PAGE_FILES)):
             self._check_key(scope)
-        if allowed:
-            send = _for_origin(send, _values(scope, b"origin")[0])
         if method != "POST":
             await self.app(scope, _empty(receive), send)
             return
@@ -229,6 +232,26 @@ class Guard:
             await self.app(scope, _replayed(body, receive), send)
         finally:
             self._body_bytes -= count[0]
+
+    def _origin_headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Return the headers that allow pages of an allowed origin to read the response."""
+        origins = _values(scope, b"origin")
+        if len(origins) != 1 or _origin_parts(origins[0]) not in self._origins:
+            return []
+        allowed = (b"access-control-allow-origin", origins[0].encode("latin-1"))
+        return [allowed, (b"access-control-expose-headers", b"retry-after, content-disposition"), (b"vary", b"origin")]
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read the rest of a refused body without keeping it, because a client that is still sending reads nothing."""
+        left, deadline = self.limits.max_body, time.monotonic() + _DISCARD_SECONDS
+        while left > 0:
+            try:
+                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
+            except TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                return
 
     def _check_caller(self, scope: Scope) -> bool:
         """Check the Host and Origin headers. Return whether the origin is another one that a flag allows."""
@@ -306,29 +329,15 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
     logger.info(f"{client} {scope['method'][:10]} {path} {status} {seconds * 1000:.0f} ms")
 
 
-async def _preflight(scope: Scope, send: Send) -> None:
+async def _preflight(send: Send) -> None:
     """Answer the request that a browser sends before a request from another allowed origin."""
     headers = [
-        (b"access-control-allow-origin", _values(scope, b"origin")[0].encode("latin-1")),
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-allow-headers", b"authorization, content-type, token, x-api-key"),
         (b"access-control-max-age", b"600"),
-        (b"vary", b"origin"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
-
-
-def _for_origin(send: Send, origin: str) -> Send:
-    """Wrap `send` to allow pages of another origin to read the response."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            more = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
-            message = {**message, "headers": [*message.get("headers", []), *more]}
-        await send(message)
-
-    return sent
 
 
 def _empty(receive: Receive) -> Receive:
@@ -397,6 +406,16 @@ def _origin_parts(origin: str) -> tuple[str, str, int] | None:
     except (ValueError, KeyError):
         return None
     return (parts.scheme, parts.hostname or "", port) if _name(f"//{parts.netloc}{parts.path}") else None
+
+
+def is_origin(text: str) -> bool:
+    """Return whether a text is an origin, such as `https://tool.example.org`."""
+    return _origin_parts(text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """Return whether a text is a host name or an address, without a port."""
+    return bool(text) and _name(f"//{text}") == text.lower().strip("[]") and ":" not in text.rsplit("]", 1)[-1]
 
 
 def _is_address(name: str) -> bool:

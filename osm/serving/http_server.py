@@ -72,7 +72,9 @@ class SignalledServer(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address. It does not listen yet, so connections are refused until the models are loaded.
+    """Return a socket that is bound to an address.
+
+    It does not listen yet, so connections are refused until the models are loaded.
 
     Raises:
         OsmError: the port is in use, or the host is not an address of this machine.
@@ -143,14 +145,18 @@ async def serve_until_signal(
         else:  # the models are being loaded
             serving.cancel()
 
-    with _signals(loop, stop):
+    with on_signals(loop, stop):
         starting = asyncio.create_task(_started(server))
         await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
         starting.cancel()
         if server.started:
             on_start()
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await serving
+        except asyncio.CancelledError:
+            pass
+        except OSError as error:  # another server has begun to listen since the socket was bound
+            raise OsmError(f"the server cannot listen on port {sock.getsockname()[1]} ({error})") from None
 
 
 async def _started(server: uvicorn.Server) -> None:
@@ -159,10 +165,13 @@ async def _started(server: uvicorn.Server) -> None:
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+def on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGINT, SIGTERM and SIGHUP inside the context."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handled = []
     for number in numbers:
+        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # as under nohup
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not on Windows or in threads
             loop.add_signal_handler(number, stop)
             handled.append(number)

@@ -51,8 +51,8 @@ class RegionPrompt:
 
     Attributes:
         kind: `rle` (a COCO RLE), `polygons` (lists [x, y, x, y, ...]), `png` (the bytes of a mask image), `alpha` (the
-            mask is the alpha channel of the image itself), `mask` (a bool array (H, W), not sent between processes), `box`
-            (x, y, width, height) or `points` (pairs (x, y)).
+            mask is the alpha channel of the image itself), `mask` (a bool array (H, W), not sent between processes),
+            `box` (x, y, width, height) or `points` (pairs (x, y)).
         value: the region in the form that `kind` names; None for `alpha`.
         inside: for each point, whether the region contains the point.
         segment: whether a segmenter makes the mask of a box or of points. If not, the box is named as a box, and a
@@ -95,6 +95,11 @@ class NamingJob:
     everything: int = 0
     options: NamingOptions | None = NamingOptions()
     masks: bool = False
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the pixels of the image are needed after it was encoded: for a segmenter, or for a mask in it."""
+        return bool(self.everything) or any(one.segment or one.kind == "alpha" for one in self.regions)
 
     @property
     def count(self) -> int:

@@ -17,6 +17,7 @@ from osm.labeling.formats.label_format import LabelShape, MaskSource
 from osm.labeling.formats.label_studio_json import LabelStudioJson, brush_rle
 from osm.labeling.outlines import corner_polygons
 from osm.serving.jobs import RegionAnswer, RegionPrompt
+from osm.serving.services import original_names
 
 Size = tuple[int, int]
 MAX_CONFIG = 1 << 20
@@ -121,6 +122,7 @@ def label_results(control: LabelControl, region: RegionAnswer, size: Size) -> li
     """Return a named region as Label Studio's results: one for each part, if they are polygons."""
     named = region.names[0]
     assert region.rle is not None
+    label = original_names(control.labels).get(named.text, named.text)
     width, height = size
     common = {
         "type": control.kind,
@@ -142,4 +144,4 @@ def label_results(control: LabelControl, region: RegionAnswer, size: Size) -> li
         x, y, w, h = rle_box(region.rle)
         sides = {"x": x / width, "y": y / height, "width": w / width, "height": h / height}
         values = [{name: 100 * side for name, side in sides.items()} | {"rotation": 0}]
-    return [{**common, "id": uuid4().hex[:10], "value": value | {control.kind: [named.text]}} for value in values]
+    return [{**common, "id": uuid4().hex[:10], "value": value | {control.kind: [label]}} for value in values]

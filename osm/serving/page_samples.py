@@ -17,7 +17,7 @@ from osm.terminal import printable
 
 _SCENES, _SIZE, _SEED = 4, 512, 2024
 _THUMBNAIL = 192
-_KEPT = 64  # JPEGs that are kept after the first request
+_KEPT = 64  # the first so many JPEGs are kept
 
 
 class PageSamples:
@@ -59,16 +59,17 @@ class PageSamples:
             OsmError: the image cannot be read.
         """
         key = (sample, thumbnail)
-        if key not in self._jpegs:
+        found = self._jpegs.get(key)
+        if found is None:
             image = self._makers[sample]()
             if thumbnail:
                 image.thumbnail((2 * _THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=92)
-            if len(self._jpegs) >= _KEPT:
-                self._jpegs.clear()
-            self._jpegs[key] = buffer.getvalue()
-        return self._jpegs[key]
+            found = buffer.getvalue()
+            if len(self._jpegs) < _KEPT:
+                self._jpegs[key] = found
+        return found
 
     def _add(self, title: str, make: Callable[[], Image.Image]) -> None:
         sample = str(len(self._makers))

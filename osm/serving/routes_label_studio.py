@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,17 +15,18 @@ from pydantic import Field
 from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.serving.bounded_route import BoundedRoute
-from osm.serving.guard import RequestRefused
+from osm.serving.guard import RequestRefused, is_origin
 from osm.serving.http_images import RequestImage
 from osm.serving.jobs import MAX_SEGMENTS, NamingJob, NamingOptions
 from osm.serving.label_config import LabelControl, drawn_prompts, label_results, read_label_config
 from osm.serving.routes_openai import OpenModel
 from osm.serving.routes_rest import Shared
 from osm.serving.services import Services
+from osm.terminal import printable
 
 router = APIRouter(route_class=BoundedRoute, tags=["Label Studio"])
-KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
-"""The environment variable with the token for downloads from Label Studio."""
+URL_VARIABLE, KEY_VARIABLE = "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"
+"""The environment variables with the address of Label Studio, and with the token for downloads from it."""
 _MAX_PROJECTS = 100
 _MAX_TASKS = 64
 
@@ -100,6 +102,8 @@ async def setup(body: SetupBody, shared: Shared, request: Request) -> dict[str, 
         raise RequestRefused(422, "invalid_request", f"extra_params.mode {mode[:40]!r} is not one of: {known}")
     if body.label_config:
         _control(body.label_config)
+    if body.hostname and not is_origin(body.hostname.rstrip("/")):
+        raise RequestRefused(422, "invalid_request", f"hostname {body.hostname[:80]!r} is not like http://studio:8080")
     _projects(request).put(
         body.project,
         BackendProject(body.label_config, body.hostname, body.access_token, model.name, mode, segments),
@@ -117,7 +121,14 @@ async def predict_tasks(body: PredictTasksBody, shared: Shared, request: Request
     if drawn is not None and not isinstance(drawn, list):
         raise RequestRefused(422, "invalid_request", "params.context.result is not a list")
     shared.check_counts(len(drawn or ()), len(control.labels))
-    return {"results": [await _predicted(task, project, control, drawn, shared) for task in body.tasks]}
+    tries = [_predicted(task, project, control, drawn, shared) for task in body.tasks]
+    found = await asyncio.gather(*tries, return_exceptions=True)
+    refused = [one for one in found if isinstance(one, BaseException)]
+    if refused and (len(refused) == len(found) or not all(isinstance(one, RequestRefused) for one in refused)):
+        raise refused[0]
+    # A task that fails has an empty result and the reason, so that the others are not lost.
+    empty = {"result": [], "score": 0.0, "model_version": shared.model(project.model or None).name}
+    return {"results": [empty | {"error": str(one)} if isinstance(one, BaseException) else one for one in found]}
 
 
 @router.post("/webhook")
@@ -132,14 +143,16 @@ async def _predicted(
     model = shared.model(project.model or None)
     image = await _image(task, project, control, shared)
     try:
-        prompts = drawn_prompts(drawn or [], image.size)
+        prompts = await asyncio.to_thread(drawn_prompts, drawn or [], image.size)
     except OsmError as error:
         raise RequestRefused(422, "invalid_request", f"params.{error}") from None
     options = NamingOptions((project.mode,), vocabulary=control.labels)
-    job = NamingJob(image.job, prompts, 0 if prompts else project.max_segments, options, masks=True)
+    everything = 0 if prompts else min(project.max_segments, shared.limits.regions)
+    job = NamingJob(image.job, prompts, everything, options, masks=True)
     answer = await shared.run(model, job)
     regions = [one for one in answer.regions if one.names[0].text and not one.names[0].skipped]
-    result = [row for region in regions for row in label_results(control, region, answer.size)]
+    rows = [await asyncio.to_thread(label_results, control, region, answer.size) for region in regions]
+    result = [row for of_region in rows for row in of_region]
     scores = [one.names[0].likelihood for one in regions]
     score = round(sum(scores) / len(scores), 6) if scores else 0.0
     return {"result": result, "score": score, "model_version": model.name}
@@ -148,18 +161,21 @@ async def _predicted(
 async def _image(
     task: dict[str, Any], project: BackendProject, control: LabelControl, shared: Services
 ) -> RequestImage:
-    where = f"task {str(task.get('id'))[:40]}: data.{control.field[:80]}"
+    where = printable(f"task {str(task.get('id'))[:40]}: data.{control.field[:80]}")
     data = task.get("data")
     value = data.get(control.field) if isinstance(data, dict) else None
     if not isinstance(value, str) or not value:
         raise RequestRefused(422, "invalid_request", f"{where} is not the address of an image")
     headers: dict[str, str] = {}
+    # The server's own token only goes to the server's own Label Studio, whatever a request says.
+    host, token = os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
+    if not (host and token):
+        host, token = project.hostname, project.token
     if value.startswith("/") and not value.startswith("//"):  # a file that Label Studio itself serves
-        if not project.hostname:
+        if not host:
             raise RequestRefused(422, "invalid_request", f"{where} is relative, but /setup gave no hostname")
-        value = urljoin(project.hostname, value)
-    token = os.environ.get(KEY_VARIABLE) or project.token
-    if token and project.hostname and urlsplit(value)[:2] == urlsplit(project.hostname)[:2]:
+        value = urljoin(host, value)
+    if token and urlsplit(value)[:2] == urlsplit(host)[:2]:
         headers["Authorization"] = f"Token {token}"
     return await shared.images.read(value, where, headers)
 

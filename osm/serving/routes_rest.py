@@ -111,7 +111,7 @@ async def segment(body: SegmentBody, shared: Shared) -> dict[str, Any]:
     model = shared.model(body.model)
     shared.check_counts(len(body.regions))
     image = await shared.image(body.image)
-    job = NamingJob(image.job, _prompts(shared, body.regions), _everything(body), None, masks=True)
+    job = NamingJob(image.job, _prompts(shared, body.regions), _everything(shared, body), None, masks=True)
     return _document(model.name, image, await shared.run(model, job), body.everything)
 
 
@@ -128,7 +128,8 @@ async def shown_image(image_id: str, shared: Shared) -> Response:
     """Return an uploaded image as a JPEG to show: upright, and with at most 1,600 pixels per side."""
     stored = shared.images.stored.get(image_id)
     try:
-        data = await asyncio.to_thread(display_jpeg, stored.job.source)
+        async with shared.decoding:
+            data = await asyncio.to_thread(display_jpeg, stored.job.source)
     except OsmError as error:
         raise RequestRefused(422, "invalid_image", f"image {error}") from None
     return Response(data, media_type="image/jpeg")
@@ -142,6 +143,7 @@ async def export(body: ExportBody, shared: Shared) -> Response:
             422, "invalid_request", f"format {body.format[:40]!r} is not one of {', '.join(DOWNLOADS)}"
         )
     shared.check_counts(len(body.regions))
+    shared.check_runs(region.segmentation.counts for region in body.regions)
     if body.width * body.height > shared.images.limits.pixels:
         raise RequestRefused(413, "image_too_large", f"width x height is {body.width} x {body.height} pixels")
     try:
@@ -179,7 +181,7 @@ async def _named(
 ) -> dict[str, Any]:
     if not prompts and not body.everything:
         raise RequestRefused(422, "invalid_request", "regions is empty: give regions, or everything: true")
-    job = NamingJob(image.job, prompts, _everything(body), body.options(), body.masks)
+    job = NamingJob(image.job, prompts, _everything(shared, body), body.options(), body.masks)
     return _document(model.name, image, await shared.run(model, job), body.everything)
 
 
@@ -189,14 +191,15 @@ def _check_counts(shared: Services, body: NameBody, regions: int) -> None:
 
 
 def _prompts(shared: Services, regions: Sequence[RegionInput]) -> tuple[RegionPrompt, ...]:
+    shared.check_runs(region.rle.counts for region in regions if region.rle is not None)
     return tuple(
         region.prompt(shared.images.decoded(region.png, f"regions[{k}].png") if region.png is not None else None)
         for k, region in enumerate(regions)
     )
 
 
-def _everything(body: RegionsBody) -> int:
-    return body.max_segments if body.everything else 0
+def _everything(shared: Services, body: RegionsBody) -> int:
+    return min(body.max_segments, shared.limits.regions) if body.everything else 0
 
 
 def _parsed(kind: type[NameBody], text: str) -> NameBody:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from osm.serving.http_schemas import Number
 from osm.serving.jobs import MAX_SEGMENTS, NamingJob, NamingOptions, RegionAnswer, RegionPrompt
 from osm.serving.routes_openai import OpenModel
 from osm.serving.routes_rest import Shared
+from osm.serving.services import original_names
 
 router = APIRouter(route_class=BoundedRoute, tags=["X-AnyLabeling"])
 _MAX_MARKS = 64
 
 
 class PromptMark(OpenModel):
-    """A point [x, y] or a rectangle [x1, y1, x2, y2] that the user drew. The label 0 marks a point of the background."""
+    """A point [x, y] or a rectangle [x1, y1, x2, y2] that the user drew. A point with the label 0 is background."""
 
     type: str
     data: list[Number] = Field(min_length=2, max_length=4)
@@ -61,9 +63,11 @@ async def predict(body: PredictBody, shared: Shared) -> dict[str, Any]:
     prompts = _prompts(params.marks)
     image = await shared.images.read(body.image, "image")
     options = NamingOptions((params.mode,), vocabulary=names)
-    everything = 0 if prompts else params.max_segments
+    everything = 0 if prompts else min(params.max_segments, shared.limits.regions)
     answer = await shared.run(model, NamingJob(image.job, prompts, everything, options, masks=True))
-    shapes, below = [], 0
+    labels = original_names(names)
+    shapes: list[dict[str, Any]] = []
+    below = 0
     for group, region in enumerate(answer.regions, 1):
         named = region.names[0]
         if named.skipped or not named.text:
@@ -71,7 +75,8 @@ async def predict(body: PredictBody, shared: Shared) -> dict[str, Any]:
         if named.likelihood < params.conf_threshold:
             below += 1
             continue
-        shapes += _shapes(region, group, params.epsilon_factor)
+        label = labels.get(named.text, named.text)
+        shapes += await asyncio.to_thread(_shapes, region, label, group, params.epsilon_factor)
     said = [f"{below} names are below conf_threshold"] if below else []
     if answer.skipped_segments:
         said.append(f"{answer.skipped_segments} smaller segments are left out")
@@ -100,11 +105,11 @@ def _prompts(marks: list[PromptMark]) -> tuple[RegionPrompt, ...]:
     return tuple(found)
 
 
-def _shapes(region: RegionAnswer, group: int, epsilon: float) -> list[dict[str, Any]]:
+def _shapes(region: RegionAnswer, label: str, group: int, epsilon: float) -> list[dict[str, Any]]:
     """Return an object as X-AnyLabeling's shapes: one polygon for each part."""
     named = region.names[0]
     assert region.rle is not None
-    shape = LabelShape(region.rle, name=named.text, prob=round(named.likelihood, 6))
+    shape = LabelShape(region.rle, name=label, prob=round(named.likelihood, 6))
     description = "unsure" if named.unsure else ""
     rows = XAnyLabelingFiles.rows_of(shape, group)
     for row in rows:

@@ -183,7 +183,7 @@ class ModelQueue:
                 continue
             try:
                 await self._run(batch)
-            except WorkerDied as error:
+            except Exception as error:  # the worker died, or cannot be spoken to any more
                 logger.error(f"model {self.name}: {error}; {len(batch)} requests failed; restarting the worker")
                 for waiting in batch:
                     if not waiting.answer.done():
@@ -201,10 +201,10 @@ class ModelQueue:
         masks = 0
         while self._waiting and len(batch) < self.limits.max_jobs:
             count = self._waiting[0].job.count
-            if batch and masks + count > self.limits.max_masks:
+            if batch and (masks + count > self.limits.max_masks or self._takes_long(len(batch) + 1)):
                 break
             waiting = self._waiting.popleft()
-            if not waiting.answer.done():  # its client may have given up
+            if not waiting.answer.done():  # it may have timed out
                 batch.append(waiting)
                 masks += count
         return batch
@@ -221,6 +221,10 @@ class ModelQueue:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
+
+    def _takes_long(self, jobs: int) -> bool:
+        """Return whether a batch of so many jobs would probably take a large part of the timeout."""
+        return jobs * self._seconds_per_job > self.limits.timeout_seconds / 4
 
     def _masks_waiting(self) -> int:
         return counted([waiting.job for waiting in self._waiting])
@@ -256,10 +260,10 @@ class ModelQueue:
             if self._worker is not None:
                 await self._worker.close()
             self.restarts += 1
-            self._worker = self._new_worker()
             try:
+                self._worker = self._new_worker()
                 self.info = await self._worker.loaded()
-            except (WorkerDied, OsmError) as error:
+            except Exception as error:  # also if no process can be started
                 logger.error(f"model {self.name}: {error}")
                 continue
             self.ready = True

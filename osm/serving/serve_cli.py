@@ -17,6 +17,7 @@ from osm.config import add_settings
 from osm.errors import OsmError
 from osm.files import read_text
 from osm.recognition.flags import SHIPPED, add_checkpoint
+from osm.serving.guard import is_host_name, is_origin
 from osm.shipped import shipped_model
 from osm.storage.locations import is_remote
 from osm.terminal import console_command, echo, logs_json, message_logger
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     out = CommandParser(
         prog="osm serve",
         allow_abbrev=False,
-        description="Serve models over HTTP: JSON, OpenAI chat completions, X-AnyLabeling, Label Studio, and a web page.",
+        description="Serve models over HTTP: JSON, OpenAI chat completions, X-AnyLabeling, Label Studio, a web page.",
     )
     out.add_argument(
         "models",
@@ -163,7 +164,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     except OsmError as error:
         logger.error(error)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         pass
     return 0
 
@@ -191,6 +192,14 @@ def check(args: argparse.Namespace, command: str = "osm serve") -> None:
             f"--max_body_mb {args.max_body_mb:g} is too small for an image of --max_file_mb {args.max_file_mb:g}, "
             f"which is a third larger as base64; give at least {args.max_file_mb * 4 / 3 + 1:.0f}"
         )
+    for name in args.allow_host or ():
+        if not is_host_name(name):
+            raise OsmError(f"--allow_host {name!r} is not a host name without a port, such as studio.example.org")
+    for origin in args.allow_origin or ():
+        if not is_origin(origin):
+            raise OsmError(f"--allow_origin {origin!r} is not an origin, such as https://tool.example.org")
+    if os.environ.get("LABEL_STUDIO_API_KEY") and not os.environ.get("LABEL_STUDIO_URL"):
+        logger.warning("LABEL_STUDIO_API_KEY has no effect without LABEL_STUDIO_URL")
     model_names(args.models)
     try:
         import fastapi  # noqa: F401
@@ -244,7 +253,7 @@ def openapi_text() -> str:
 
 async def _serve(args: argparse.Namespace) -> None:
     from osm.serving.app import create_app
-    from osm.serving.http_server import bound_socket, serve_until_signal
+    from osm.serving.http_server import bound_socket, on_signals, serve_until_signal
 
     access, key_is_new = access_rules(args)
     services = build_services(args)
@@ -261,9 +270,16 @@ async def _serve(args: argparse.Namespace) -> None:
         services.draining = True
         logger.info("shutting down: waiting for requests in progress")
 
+    loop, loading = asyncio.get_running_loop(), asyncio.current_task()
+
+    def stop_loading() -> None:
+        assert loading is not None
+        loading.cancel()
+
     try:
-        for model in services.models.values():
-            await model.start()
+        with on_signals(loop, stop_loading):
+            for model in services.models.values():
+                await model.start()
         await serve_until_signal(create_app(services, access), sock, args.drain_seconds, on_start, on_end)
     finally:
         for model in services.models.values():

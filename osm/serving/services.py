@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from osm.errors import did_you_mean
@@ -17,6 +18,11 @@ from osm.serving.worker import WorkerDied
 from osm.terminal import message_logger
 
 logger = message_logger(__name__)
+
+
+def original_names(names: Iterable[str]) -> dict[str, str]:
+    """Map each name of a vocabulary, as the recognizer returns it (in lower case), to the name as it was given."""
+    return {" ".join(name.lower().split()): name for name in names}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Services:
         metrics: the counters of `/metrics`.
         samples: the sample images of the page. None: there is no page.
         draining: whether the server is shutting down.
+        decoding: limits how many images the web server's process decodes at the same time, in order to show them.
     """
 
     models: Mapping[str, ModelQueue]
@@ -47,6 +54,7 @@ class Services:
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     samples: PageSamples | None = None
     draining: bool = False
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @property
     def ready(self) -> bool:
@@ -111,6 +119,13 @@ class Services:
             status, code = (500, "internal_error") if result.kind == INTERNAL else (422, "invalid_request")
             raise RequestRefused(status, code, result.message)
         return result
+
+    def check_runs(self, texts: Iterable[str | list[int]]) -> None:
+        """Raise RequestRefused if the compressed RLEs of a request are too long together."""
+        found = sum(len(text) for text in texts if isinstance(text, str))
+        if found > self.limits.numbers:
+            sentence = f"the RLEs have {found} characters together, but the maximum is {self.limits.numbers}"
+            raise RequestRefused(413, "request_too_large", sentence)
 
     def check_counts(self, regions: int, vocabulary: int = 0) -> None:
         """Raise RequestRefused if a request has too many regions or names."""

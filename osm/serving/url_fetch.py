@@ -8,6 +8,7 @@ a separate flag.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Collection, Mapping
@@ -22,7 +23,8 @@ from osm.errors import OsmError
 from osm.storage.locations import public
 
 _MAX_REDIRECTS = 3
-_SECONDS = 20.0
+_SECONDS, _ALL_SECONDS = 20.0, 40.0  # for one response, and for a download with its redirects
+_AT_ONCE = 8
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -58,6 +60,7 @@ class UrlFetcher:
 
     def __init__(self, rules: UrlRules, max_bytes: int) -> None:
         self.rules, self.max_bytes = rules, max_bytes
+        self._slots = asyncio.Semaphore(_AT_ONCE)  # bounds the memory of downloads
 
     async def fetch(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """Download a file over HTTP or HTTPS.
@@ -69,6 +72,13 @@ class UrlFetcher:
         Raises:
             UrlRefused: the URL or the target of a redirect is not allowed, the download fails or is too large.
         """
+        try:
+            async with self._slots, asyncio.timeout(_ALL_SECONDS):
+                return await self._followed(url, headers)
+        except TimeoutError:
+            raise UrlRefused(f"{public(url)!r} took longer than {_ALL_SECONDS:g} seconds") from None
+
+    async def _followed(self, url: str, headers: Mapping[str, str] | None) -> bytes:
         first = _origin(url)
         for _ in range(_MAX_REDIRECTS + 1):
             private = self._check(url)

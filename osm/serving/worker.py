@@ -121,6 +121,8 @@ def serve_jobs(settings: WorkerSettings, pipe: Connection) -> None:
     """Load a model, and run jobs from a pipe until it is closed. This is the main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to all processes; the web server ends this one
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with console_messages(settings.log_json), quiet_libraries():
         try:
@@ -128,6 +130,8 @@ def serve_jobs(settings: WorkerSettings, pipe: Connection) -> None:
         except OsmError as error:
             pipe.send(str(error))
             return
+        from osm.serving.engine import is_fatal
+
         pipe.send(engine.info(settings.checkpoint))
         while True:
             try:
@@ -137,6 +141,8 @@ def serve_jobs(settings: WorkerSettings, pipe: Connection) -> None:
             try:
                 results = engine.run(jobs)
             except Exception as error:  # such as a lack of memory; the next jobs may succeed
+                if is_fatal(error):
+                    raise
                 logger.error(f"{len(jobs)} jobs failed: {type(error).__name__}: {error}")
                 results = [JobFailure(f"naming failed ({type(error).__name__})", INTERNAL) for _ in jobs]
             with contextlib.suppress(OSError):

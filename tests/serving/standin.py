@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,10 @@ class Areas:
 
     def everything(self) -> list[ScoredMask]:
         return by_area([ScoredMask(self.ids == number) for number in np.unique(self.ids)])
+
+    def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
+        found = self.everything()
+        return iter(found[:count]), len(found)
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
         (x, y), *_ = points

@@ -192,6 +192,18 @@ def test_a_mask_that_cannot_be_drawn_harms_nobody_else(engine: Engine, monkeypat
     assert {result.message for result in results[1:3]} == {"naming failed (MemoryError)"}
 
 
+def test_a_device_that_failed_for_good(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job can succeed any more, so the process has to end."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    own = Engine(engine.recognizer, Areas())
+    monkeypatch.setattr(own.recognizer, "encode_images", fails)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        own.run([job(0)])
+
+
 def test_the_cache_is_bounded(engine: Engine) -> None:
     one = engine.recognizer.encode_images([drawn_picture(0)])[0]
     cache = ImageCache(2 * one.bytes)
@@ -217,7 +229,7 @@ def test_users_who_take_turns(engine: Engine) -> None:
     assert first == again and first[0] != first[1] and len(runs) == 2
     for _ in range(20):
         own.point(picture(0), 10, 10, REQUEST)
-    assert len(own._states) == 16
+    assert len(own._states) == 8
 
 
 def test_an_encoded_image_holds_its_own_memory_only(engine: Engine) -> None:

@@ -95,6 +95,34 @@ def test_large_bodies(closed: RunningServer) -> None:
     assert closed.guard._body_bytes == 0
 
 
+def test_a_body_without_a_key_holds_no_memory(closed: RunningServer) -> None:
+    """Paths that need no key for GET need one for POST, before the body is read."""
+    for path in ("/health", "/", "/page/page.js", "/openapi.json"):
+        assert closed.send(path, BODY)[0] == 401
+    with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+        lines = (f"Host: 127.0.0.1:{closed.port}", "Content-Length: 19000")
+        raw.sendall(("POST /health HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode() + bytes(9000))
+        time.sleep(0.2)
+        assert closed.guard._body_bytes == 0
+
+
+def test_a_refused_client_can_read_why(closed: RunningServer) -> None:
+    """Its body is read before the connection ends, so that the answer is not lost."""
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:
+            lines = (f"Host: 127.0.0.1:{closed.port}", "Content-Length: 19000")
+            raw.sendall(("POST /v1/name HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode())
+            time.sleep(0.05)
+            raw.sendall(bytes(19_000))
+            assert b" 401 " in raw.recv(4096)
+
+
+def test_an_allowed_page_reads_refusals(closed: RunningServer) -> None:
+    status, _, headers = closed.send("/v1/name", BODY, {"Origin": "https://tool.example.org"})
+    assert status == 401 and headers["access-control-allow-origin"] == "https://tool.example.org"
+    assert "retry-after" in headers["access-control-expose-headers"]
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30])
 def test_bad_lengths(closed: RunningServer, length: str) -> None:
     with socket.create_connection(("127.0.0.1", closed.port), 10) as raw:

@@ -20,7 +20,7 @@ from osm.serving.engine import Engine
 from osm.serving.url_fetch import UrlRules
 
 CONFIG = """<View><Image name="photo" value="$picture"/>
-<{tag} name="tag" toName="photo"><Label value="cat"/><Label value="dog" background="red"/></{tag}></View>"""
+<{tag} name="tag" toName="photo"><Label value="Cat"/><Label value="Guide dog" background="red"/></{tag}></View>"""
 
 
 def rgba(number: int = 0) -> Image.Image:
@@ -144,8 +144,8 @@ def test_xanylabeling_marks(server: RunningServer) -> None:
 
 
 def test_xanylabeling_everything(server: RunningServer) -> None:
-    data = predict(server, text_prompt="cat.dog")
-    assert data["replace"] is True and {shape["label"] for shape in data["shapes"]} <= {"cat", "dog"}
+    data = predict(server, text_prompt="Cat.Guide  dog")
+    assert data["replace"] is True and {shape["label"] for shape in data["shapes"]} <= {"Cat", "Guide  dog"}
     assert len(data["shapes"]) >= 2
     none = predict(server, conf_threshold=1.0)
     assert none["shapes"] == [] and "names are below conf_threshold" in none["description"]
@@ -190,7 +190,7 @@ def test_label_studio(server: RunningServer, tag: str) -> None:
     (row, *_) = ask_backend(server, tag, **drawn(POINT))
     assert (row["from_name"], row["to_name"], row["type"]) == ("tag", "photo", tag.lower())
     assert (row["original_width"], row["original_height"]) == (64, 48)
-    assert row["value"][tag.lower()][0] in ("cat", "dog")  # the labels of the project
+    assert row["value"][tag.lower()][0] in ("Cat", "Guide dog")  # the labels of the project, as they are spelled there
     segments = ask_backend(server, tag)
     assert len({json.dumps(segment["value"]) for segment in segments}) == len(segments) > 1
     for segment in segments:  # what it sends can be read again
@@ -275,6 +275,41 @@ def studio() -> Iterator[int]:
     threading.Thread(target=site.serve_forever, daemon=True).start()
     yield site.server_port
     site.shutdown()
+
+
+def test_one_bad_task_does_not_lose_the_others(server: RunningServer) -> None:
+    good, bad = (
+        {"id": 1, "data": {"picture": as_data_uri(drawn_picture())}},
+        {"id": "\ud800", "data": {"picture": "no"}},
+    )
+    body = {"tasks": [good, bad, good], "label_config": CONFIG.format(tag="RectangleLabels")}
+    status, document, _ = server.send("/predict", body)
+    first, second, third = document["results"]
+    assert status == 200 and first["result"] and third["result"] and second["result"] == []
+    assert second["error"].startswith("task ") and "not base64" in second["error"]
+    assert "not base64" in server.message("/predict", {**body, "tasks": [bad]})
+
+
+def test_hostnames(server: RunningServer) -> None:
+    for hostname in ("http://[", "studio", "file:///etc"):
+        body = {"project": 1, "schema": CONFIG.format(tag="RectangleLabels"), "hostname": hostname}
+        assert "hostname" in server.message("/setup", body)
+
+
+def test_the_servers_own_token_stays_with_its_studio(
+    engine: Engine, studio: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request cannot send it to another host that is allowed as well."""
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "own-secret")
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://studio.internal")
+    config, host = CONFIG.format(tag="RectangleLabels"), f"http://127.0.0.1:{studio}"
+    task = {"tasks": [{"id": 9, "data": {"picture": f"{host}/data/upload/1/a.png"}}], "project": "1"}
+    with served(engine, urls=UrlRules((), (f"127.0.0.1:{studio}",))) as server:
+        server.send("/setup", {"project": "1", "schema": config, "hostname": host, "access_token": "theirs"})
+        Studio.tokens.clear()
+        assert server.send("/predict", task)[0] == 200 and Studio.tokens == [None]
+        monkeypatch.setenv("LABEL_STUDIO_URL", host)
+        assert server.send("/predict", task)[0] == 200 and Studio.tokens == [None, "Token own-secret"]
 
 
 def test_label_studio_pictures(engine: Engine, studio: int) -> None:

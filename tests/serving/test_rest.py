@@ -217,6 +217,13 @@ def test_limits(engine: Engine) -> None:
         )
         polygon = [[1, 1] * 400]
         assert "values" in server.message("/v1/name", {"image": PICTURE, "regions": [{"polygons": polygon}]}, 413)
+        long = {"rle": {"size": [48, 64], "counts": "1" * 300}}
+        assert "600 characters together" in server.message("/v1/name", {"image": PICTURE, "regions": [long] * 2}, 413)
+        export = [{"segmentation": long["rle"], "name": "a"}] * 2
+        body = {"format": "coco", "width": 64, "height": 48, "regions": export}
+        assert "600 characters together" in server.message("/v1/export", body, 413)
+        status, document, _ = server.send("/v1/name", {"image": PICTURE, "everything": True})
+        assert len(document["regions"]) == 2 and document["skipped_segments"] >= 1
         # The oldest uploads are forgotten.
         ids = [server.form("/v1/images", [("image", "a", file_of(drawn_picture(k)))])[1]["id"] for k in range(20)]
         stored = [one for one in ids if server.send(f"/v1/images/{one}")[0] == 200]

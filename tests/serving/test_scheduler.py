@@ -178,6 +178,39 @@ def test_a_worker_that_cannot_be_restarted(monkeypatch: pytest.MonkeyPatch) -> N
     run(test)
 
 
+def test_any_fault_of_a_worker_is_one_error() -> None:
+    """Also one that is no death: what waits is not left hanging."""
+
+    async def test() -> None:
+        class Odd(ScriptedWorker):
+            async def run(self, jobs: Sequence[NamingJob]) -> tuple[list[JobResult], EngineStats]:
+                raise ValueError("cannot be unpickled")
+
+        workers = iter([Odd(), ScriptedWorker()])
+        queue = ModelQueue("m", lambda: next(workers), BatchLimits(wait_seconds=0, max_jobs=1))
+        await queue.start()
+        results = await asyncio.gather(queue.submit(job("a")), queue.submit(job("b")), return_exceptions=True)
+        assert isinstance(results[0], WorkerDied) and isinstance(results[1], JobAnswer)
+        await queue.close()
+
+    run(test)
+
+
+def test_slow_jobs_share_fewer_batches() -> None:
+    """A batch that would take a large part of the timeout is not made."""
+
+    async def test() -> None:
+        worker = ScriptedWorker()
+        queue = ModelQueue("m", lambda: worker, BatchLimits(wait_seconds=0.01, timeout_seconds=40))
+        await queue.start()
+        queue._seconds_per_job = 4.0
+        await asyncio.gather(*(queue.submit(job(str(k))) for k in range(5)))
+        assert [len(batch) for batch in worker.batches][0] == 2
+        await queue.close()
+
+    run(test)
+
+
 def test_a_model_that_does_not_load() -> None:
     async def test() -> None:
         queue = ModelQueue("m", lambda: ScriptedWorker(loads=False))

@@ -119,6 +119,23 @@ def test_a_key_for_other_machines(checkpoint: Path) -> None:
         assert command.send("/v1/name", BODY, {"Authorization": "Bearer " + "k" * 12})[0] == 200
 
 
+@pytest.mark.slow
+def test_a_signal_while_the_model_is_loaded(checkpoint: Path) -> None:
+    """It ends without a traceback, and without a worker that goes on."""
+    command = [sys.executable, "-m", "osm", "serve", str(checkpoint), "--port", str(free_port()), "--segmenter", "none"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def workers() -> list[str]:
+        return subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+
+    until(workers, 60)
+    children = workers()
+    process.terminate()
+    out, log = process.communicate(timeout=60)
+    assert process.returncode == 0 and out == "" and "Traceback" not in log
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 30)
+
+
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), "--port", str(free_port())]) == 2
     log = capsys.readouterr().err
@@ -146,6 +163,9 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--api_key_file", "none.txt"], "none.txt"),
         (["a", "b/a"], "two models have the name 'a'"),
         (["--samples", "none"], "--samples none: no such folder"),
+        (["--allow_origin", "tool.example.org"], "--allow_origin 'tool.example.org' is not an origin"),
+        (["--allow_origin", "https://tool.example.org/"], "is not an origin, such as https://tool.example.org"),
+        (["--allow_host", "name:8443"], "--allow_host 'name:8443' is not a host name without a port"),
     ],
 )
 def test_flags(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

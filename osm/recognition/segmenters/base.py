@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,6 +83,15 @@ class Segmenter(ABC):
     @abstractmethod
     def everything(self) -> list[ScoredMask]:
         """Return all segments of the image in descending order of area. Segments may overlap."""
+
+    def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
+        """Return the largest segments one after the other, and the number of all segments.
+
+        A segmenter may override this to draw only the masks that are wanted, because those of a large image take much
+        memory.
+        """
+        found = self.everything()
+        return iter(found[:count]), len(found)
 
     @abstractmethod
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:

@@ -106,6 +106,5 @@ def _boxes(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for side, positions in ((0, xs), (1, ys)):
         np.minimum.at(ends[:, side], labels.ravel(), positions)
         np.maximum.at(ends[:, side + 2], labels.ravel(), positions + 1)
-    low = np.where(members[..., None], ends[None, :, :2], np.inf).min(1)
-    high = np.where(members[..., None], ends[None, :, 2:], -np.inf).max(1)
-    return np.concatenate([low, high], 1)
+    found = [np.concatenate([ends[row, :2].min(0), ends[row, 2:].max(0)]) for row in members]
+    return np.stack(found)

@@ -11,7 +11,7 @@ outputs (g, g, C) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +111,18 @@ class EmbeddedSegmenter(Segmenter):
     def everything(self) -> list[ScoredMask]:
         """Return the most persistent segments that are not near-duplicates, scored by persistence."""
         check_set(self._size)
-        found = self._candidates.distinct(self.segments, _LEAST_AREA * self._labels.size, _MAX_IOU)
+        return by_area(list(self.largest(self.segments)[0]))
+
+    def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
+        """Return the largest of the segments of `everything` one after the other, and the number of all."""
+        check_set(self._size)
+        candidates = self._candidates
+        found = candidates.distinct(self.segments, _LEAST_AREA * self._labels.size, _MAX_IOU)
         if not found:  # a uniform image is one segment
-            return [ScoredMask(np.ones(self._shape, bool))]
-        persistence = self._candidates.persistence
-        return by_area([self._segment(self._candidates.members[k], float(persistence[k])) for k in found])
+            return iter([ScoredMask(np.ones(self._shape, bool))]), 1
+        order = sorted(found, key=lambda k: -candidates.areas[k])[:count]
+        segments = (self._segment(candidates.members[k], float(candidates.persistence[k])) for k in order)
+        return segments, len(found)
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
         """Return the most plausible segment that contains all inside points and no outside points.
@@ -182,21 +189,21 @@ class EmbeddedSegmenter(Segmenter):
     def _plausibility(self, candidates: np.ndarray, clicks: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return a score per candidate: how well it explains the clicks, given as (row, column) in the label map."""
         found = self._candidates
-        depths = np.array([[self._depth(int(k), click) for click in clicks] for k in candidates])
+        depths = np.array([self._depths(int(k), clicks) for k in candidates])
         size = np.log(found.areas[candidates] / self._labels.size / _AREA) / _SPREAD
         lasting = np.log(found.persistence[candidates] + 1e-4)
         return _PERSISTENCE * lasting + _DEPTH * np.log(depths + 1e-3).mean(1) - size**2 / 2
 
-    def _depth(self, candidate: int, click: tuple[int, int]) -> float:
-        """Return the distance of a click from the outline of a candidate, relative to the largest distance inside."""
+    def _depths(self, candidate: int, clicks: Sequence[tuple[int, int]]) -> list[float]:
+        """Return the distance of each click from a candidate's outline, relative to the largest distance inside."""
         from scipy.ndimage import distance_transform_edt
 
         left, top, right, bottom = self._candidates.boxes[candidate].astype(int)
         part = self._candidates.members[candidate][self._labels[top:bottom:_STRIDE, left:right:_STRIDE]]
         distances = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
-        row = min((click[0] - top) // _STRIDE, part.shape[0] - 1)
-        column = min((click[1] - left) // _STRIDE, part.shape[1] - 1)
-        return float(distances[row, column] / max(distances.max(), 1.0))
+        rows = [min((row - top) // _STRIDE, part.shape[0] - 1) for row, _ in clicks]
+        columns = [min((column - left) // _STRIDE, part.shape[1] - 1) for _, column in clicks]
+        return list(distances[rows, columns] / max(distances.max(), 1.0))
 
     @torch.inference_mode()
     def _tokens(self, image: Image.Image) -> np.ndarray:

@@ -107,8 +107,16 @@ function layOut() {
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   for (const one of [...state.objects, state.hover].filter(Boolean)) one.layer = null;
-  if (state.painting) state.painting = null;
+  if (state.painting) state.painting = scaled(state.painting);
   draw();
+}
+
+/** A drawing at the size that the canvas has now. */
+function scaled(drawing) {
+  const copy = document.createElement("canvas");
+  [copy.width, copy.height] = [canvas.width, canvas.height];
+  copy.getContext("2d").drawImage(drawing, 0, 0, copy.width, copy.height);
+  return copy;
 }
 
 function layerOf(one, alpha) {
@@ -197,14 +205,19 @@ function request() {
 }
 
 async function name(region, title, replaced = null) {
-  const image = state.image;
+  const image = state.image, sent = state.points;
   const found = await act(() => ask("/v1/name", {...request(), regions: [region]}));
-  if (!found || state.image !== image) return;
+  if (state.image !== image) return;
+  if (!found) { // the object that is selected keeps its own points
+    if (state.points === sent) state.points = [...(state.selected?.points || [])];
+    draw();
+    return;
+  }
   const one = keep(found.regions[0], title, replaced?.color);
   if (replaced) state.objects = state.objects.filter(other => other !== replaced);
   state.objects.push(one);
   state.selected = one;
-  one.points = [...state.points];
+  one.points = sent;
   state.hover = null;
   refresh();
 }
@@ -409,7 +422,7 @@ async function preview(at) {
       const point = clampedPoint(inImage(wanted));
       wanted = null;
       const found = await segment({point});
-      if (state.image !== image || state.busy) break;
+      if (state.image !== image || state.busy || !state.inside || state.tool !== "point") break;
       state.hover = {...found.regions[0], color: HOVER, layer: null};
       draw();
     }
@@ -422,6 +435,7 @@ async function preview(at) {
 
 function endHover() {
   wanted = null;
+  state.inside = false;
   if (state.hover) {
     state.hover = null;
     draw();
@@ -439,6 +453,7 @@ canvas.addEventListener("pointermove", event => {
   if (!state.image) return;
   const {drag} = state;
   if (!drag) {
+    state.inside = true;
     if (state.tool === "point" && state.segmenter && event.pointerType === "mouse") preview(place(event));
     return;
   }
@@ -525,7 +540,7 @@ by("typed-form").addEventListener("submit", event => {
     nameBox(numbers);
   } else {
     state.points = [{x: numbers[0], y: numbers[1], inside: true}];
-    name({points: [numbers], labels: [1], segment: state.segmenter}, `point ${numbers.join(", ")}`);
+    name({point: numbers, segment: state.segmenter}, `point ${numbers.join(", ")}`);
   }
 });
 by("choose").addEventListener("click", () => by("file").click());
