@@ -371,6 +371,22 @@ def test_unsure_names_are_shown(browser: Any, site: RunningServer, monkeypatch: 
     tab.close()
 
 
+def test_without_a_segmenter(browser: Any, engine: Engine) -> None:
+    """Boxes, paintings and typed positions are named as they are; what needs a segmenter cannot be chosen."""
+    with served(Engine(engine.recognizer), samples=PageSamples()) as plain:
+        tab = Tab(browser, plain.address)
+        tab.sample("Drawn scene 1")
+        assert tab.page.get_by_role("radio", name="Point").is_disabled()
+        assert tab.page.get_by_role("button", name="Everything").is_disabled()
+        tab.drag((0.2, 0.2), (0.6, 0.6))
+        tab.objects(1)
+        tab.page.get_by_label("Keyboard input").fill("256, 256")
+        tab.page.keyboard.press("Enter")
+        card, _ = tab.objects(2)
+        assert "point 256, 256" in card and not tab.page.locator("#message").is_visible()
+        tab.close()
+
+
 def test_a_key_in_the_address_and_one_that_is_typed(browser: Any, engine: Engine) -> None:
     with served(engine, AccessRules(api_key="the-right-key"), samples=PageSamples()) as closed:
         tab = Tab(browser, f"{closed.address}/#key=the-right-key")
