@@ -180,12 +180,13 @@ function drawLabels() {
   const scale = canvas.width / state.image.width, taken = [];
   pen.font = "600 14px system-ui, sans-serif";
   pen.textBaseline = "middle";
-  const order = [...state.objects].reverse().sort((a, b) => (b === state.selected) - (a === state.selected));
+  const order = latestFirst().sort((a, b) => (b === state.selected) - (a === state.selected));
   for (const one of order) {
     const text = shortName(one), width = pen.measureText(text).width + 12, height = 22;
     const [x, y, w, h] = one.bbox.map(side => side * scale);
     const left = Math.max(0, Math.min(canvas.width - width, x + w / 2 - width / 2));
-    const top = Math.max(0, Math.min(canvas.height - height, y + h / 2 - height / 2));
+    const middle = h < 2 * height ? y - height - 8 : y + h / 2 - height / 2; // a small object stays visible
+    const top = Math.max(0, Math.min(canvas.height - height, middle));
     const free = taken.every(([l, t, r]) => left > r || left + width < l || top > t + height || top + height < t);
     if (!free && one !== state.selected) continue;
     taken.push([left, top, left + width]);
@@ -234,6 +235,7 @@ async function everything() {
   if (!found || state.image !== image) return;
   state.points = [];
   state.objects = found.regions.map((region, k) => keep(region, `segment ${k + 1}`));
+  for (const [k, one] of state.objects.entries()) one.number = numbered - k; // the largest first in the gallery
   state.selected = null;
   const left = found.skipped_segments;
   by("left-out").hidden = !left;
@@ -295,8 +297,10 @@ function topTable(top) {
 
 function showGallery() {
   by("objects").hidden = state.objects.length === 0;
-  by("gallery").replaceChildren(...[...state.objects].reverse().map(card));
+  by("gallery").replaceChildren(...latestFirst().map(card));
 }
+
+const latestFirst = () => [...state.objects].sort((a, b) => b.number - a.number);
 
 function card(one) {
   const row = element("li", "", {className: one === state.selected ? "selected" : ""});
