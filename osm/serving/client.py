@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.io.segmentation import encode_rle
 from osm.recognition.answers import Alternative, Recognition
@@ -155,7 +156,7 @@ class OsmClient:
         for left in range(self.retries, -1, -1):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.load(response)
+                    return parse_json(response.read())
             except urllib.error.HTTPError as error:
                 if error.code not in _RETRIED or not left:
                     raise _server_error(error) from None
@@ -167,7 +168,7 @@ class OsmClient:
 
 def _server_error(error: urllib.error.HTTPError) -> ServerError:
     try:
-        facts = json.load(error)["error"]
+        facts = parse_json(error.read())["error"]
         return ServerError(error.code, facts["code"], facts["message"])
     except (ValueError, KeyError, TypeError):
         return ServerError(error.code, "unknown", f"the server answered with HTTP status {error.code}")
