@@ -224,7 +224,7 @@ async def run(
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
         began = time.monotonic()
         await asyncio.gather(*(client(session) for _ in range(clients)))
-    # The last requests end after the slice, and their time counts, because a batch may be as long as a slice.
+    # The elapsed time includes the last requests, which end after the slice: a batch may be as long as a slice.
     result.elapsed = time.monotonic() - began
     return result
 

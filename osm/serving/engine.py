@@ -29,6 +29,7 @@ from osm.recognition.segmenters.base import ScoredMask, Segmenter
 from osm.recognition.vocabulary import Ranking
 from osm.serving.jobs import (
     ALPHA_KEY,
+    CACHE_BYTES,
     INTERNAL,
     MAX_SEGMENTS,
     EngineStats,
@@ -50,13 +51,8 @@ if TYPE_CHECKING:
 
 logger = message_logger(__name__)
 
-CACHE_BYTES = 512 << 20
-"""The default size limit of the cache of encoded images in bytes."""
-
-
-_SEGMENTED_IMAGES = (
-    8  # images whose segmentation is kept: megabytes each, and tens of megabytes if they are all texture
-)
+# How many images keep their segmentation: megabytes each, or tens of megabytes for images full of texture.
+_SEGMENTED_IMAGES = 8
 
 
 class ImageCache:
@@ -135,7 +131,7 @@ class DemoPicture:
 
 @dataclass
 class _Work:
-    """A job in progress: the decoded image if it was needed, and the regions."""
+    """A job in progress: its encoded image, its regions, and why it failed."""
 
     job: NamingJob
     encoded: EncodedImage | None = None

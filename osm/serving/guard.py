@@ -168,7 +168,6 @@ class Guard:
         self._rate = RateLimit(self.limits.requests_per_minute)
         self._on_refusal, self._on_response = on_refusal, on_response
         self._body_bytes = self._requests = 0
-        self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

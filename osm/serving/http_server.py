@@ -155,7 +155,7 @@ async def serve_until_signal(
             await serving
         except asyncio.CancelledError:
             pass
-        except OSError as error:  # another server has begun to listen since the socket was bound
+        except OSError as error:  # another server started to listen on the port after the socket was bound
             raise OsmError(f"the server cannot listen on port {sock.getsockname()[1]} ({error})") from None
 
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from osm.recognition.answers import Recognition
 
 MAX_SEGMENTS = 40
-"""The default number of segments to name, because more names would not be readable on an image."""
+"""The default maximum number of segments to name. More names would not be readable on an image."""
 ALPHA_KEY = "alpha:"
 """Prefix of the keys of images whose alpha channel is the mask. Their colors are not blended with a background."""
+CACHE_BYTES = 512 << 20
+"""The default size limit of an engine's cache of encoded images in bytes."""
 INTERNAL = "internal"
 """The kind of a `JobFailure` that is a fault of the server, not of the request."""
 

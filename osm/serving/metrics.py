@@ -35,7 +35,7 @@ class ServerMetrics:
         self.restarts = Gauge("osm_worker_restarts", "restarts of the worker process", ["model"], **more)
 
     def on_batch(self, model: str) -> Callable[[BatchReport], None]:
-        """Return the function that counts the batches of a model."""
+        """Return a callback that counts the batches of a model."""
 
         def count(report: BatchReport) -> None:
             self.regions.labels(model).inc(report.masks)

@@ -1,4 +1,4 @@
-"""The server's own interface: /v1/name, /v1/segment, /v1/images, /v1/export and the page's samples."""
+"""The routes of the REST interface: /v1/name, /v1/segment, /v1/images, /v1/export and the page's samples."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from osm.config import add_settings
 from osm.errors import OsmError
 from osm.files import read_text
 from osm.recognition.flags import SHIPPED, add_checkpoint
-from osm.serving.guard import is_host_name, is_origin
+from osm.serving.guard import LOOPBACK_NAMES, is_host_name, is_origin
 from osm.shipped import shipped_model
 from osm.storage.locations import is_remote
 from osm.terminal import console_command, echo, logs_json, message_logger
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 logger = message_logger(__name__)
 
 KEY_VARIABLE = "OSM_API_KEY"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_KEY = 8
 
 
@@ -305,7 +304,7 @@ def access_rules(args: argparse.Namespace) -> tuple[AccessRules, bool]:
             raise OsmError(f"--api_key_file {args.api_key_file} is empty")
     if key and (len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() or " " in key):
         raise OsmError(f"the API key must be at least {_MIN_KEY} printable ASCII characters, without spaces")
-    if not key and args.host not in _LOOPBACK:
+    if not key and args.host not in LOOPBACK_NAMES:
         key, generated = secrets.token_urlsafe(24), True
     bodies = max(512.0, 4 * args.max_body_mb)
     limits = GuardLimits(

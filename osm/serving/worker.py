@@ -19,7 +19,7 @@ from typing import Any
 
 from osm.errors import OsmError
 from osm.quiet import quiet_libraries
-from osm.serving.jobs import INTERNAL, EngineStats, JobFailure, JobResult, ModelInfo, NamingJob
+from osm.serving.jobs import CACHE_BYTES, INTERNAL, EngineStats, JobFailure, JobResult, ModelInfo, NamingJob
 from osm.terminal import console_messages, message_logger
 
 logger = message_logger(__name__)
@@ -41,7 +41,7 @@ class WorkerSettings:
     device: str = "auto"
     config: str | None = None
     settings: tuple[str, ...] = ()
-    cache_bytes: int = 512 << 20
+    cache_bytes: int = CACHE_BYTES
     log_json: bool = False
 
 
@@ -92,7 +92,7 @@ class WorkerProcess:
         self._process.kill()
 
     async def close(self) -> None:
-        """End the process: with a closed pipe, and with force if that is not enough."""
+        """Close the pipe, which ends the process. If the process does not end in time, it is killed."""
         with contextlib.suppress(OSError):
             self._pipe.close()
         await asyncio.to_thread(self._process.join, _SECONDS_TO_END)

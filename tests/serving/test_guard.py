@@ -1,4 +1,4 @@
-"""Who may send requests, how large they may be, and how fast: over real sockets."""
+"""Tests of the guard over real sockets: allowed callers, and limits of sizes and rates."""
 
 from __future__ import annotations
 

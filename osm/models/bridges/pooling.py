@@ -49,7 +49,7 @@ def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> Regi
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
     inside_R1SS = mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
-    # Integers are summed, first over the rows, because this is three times as fast as the mean of floats.
+    # Summing integers, first over the rows, is three times as fast as the mean of floats.
     # A true value from Pillow is the byte 255 instead of 1, even in a bool tensor.
     bytes_R1SS = inside_R1SS.view(torch.uint8).clamp(max=1)
     counts_R1GS = bytes_R1SS.unflatten(-2, (-1, patch)).sum(-2, dtype=torch.int32)

@@ -110,7 +110,6 @@ class EmbeddedSegmenter(Segmenter):
 
     def everything(self) -> list[ScoredMask]:
         """Return the most persistent segments that are not near-duplicates, scored by persistence."""
-        check_set(self._size)
         return by_area(list(self.largest(self.segments)[0]))
 
     def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
