@@ -45,7 +45,6 @@ _PAGE = {
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 _POLICY += "; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 _MAX_ERRORS = 5
-_STARTED = time.time()
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,15 @@ def build_routes(services: Services) -> FastAPI:
 
 
 def _add_health(app: FastAPI, services: Services) -> None:
+    started = time.monotonic()
+
     @app.get("/health", tags=["server"])
     async def health(response: Response) -> dict[str, Any]:
         """Say whether the server works. The status is 503 if a model cannot be restarted."""
         response.status_code = 503 if services.failed else 200
         loaded = sum(model.ready for model in services.models.values())
         state = {"status": "DOWN" if services.failed else "UP", "model_class": "OmniScientModel"}
-        return {**state, "models_loaded": loaded, "uptime_seconds": round(time.time() - _STARTED)}
+        return {**state, "models_loaded": loaded, "uptime_seconds": round(time.monotonic() - started)}
 
     @app.get("/ready", tags=["server"])
     async def ready(response: Response) -> dict[str, Any]:

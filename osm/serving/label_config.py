@@ -27,7 +27,9 @@ _CONTROLS = {  # tag -> the type of its results, from the most to the least prec
     "PolygonLabels": "polygonlabels",
     "RectangleLabels": "rectanglelabels",
 }
+_POINTS = ("keypointlabels", "keypoint")
 _DRAWN = ("brushlabels", "polygonlabels", "rectanglelabels", "brush", "polygon", "rectangle")
+_SUPPORTED = ("keypointlabels", *_CONTROLS.values())
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def drawn_prompts(results: Sequence[Any], size: Size) -> tuple[RegionPrompt, ...
         size: (width, height) of the image.
 
     Raises:
-        OsmError: a result is malformed.
+        OsmError: a result is malformed, or is of a type that is not supported.
     """
     points: list[tuple[float, float]] = []
     inside: list[bool] = []
@@ -92,7 +94,7 @@ def drawn_prompts(results: Sequence[Any], size: Size) -> tuple[RegionPrompt, ...
         if not isinstance(value, Mapping):
             raise OsmError(f"{where}: value {shown(value)} is not an object")
         kind = str(row.get("type"))
-        if kind in ("keypoint", "keypointlabels"):
+        if kind in _POINTS:
             x, y = finite(value.get("x")), finite(value.get("y"))
             if x is None or y is None:
                 raise OsmError(f"{where}: x and y of the key point are not numbers")
@@ -100,6 +102,8 @@ def drawn_prompts(results: Sequence[Any], size: Size) -> tuple[RegionPrompt, ...
             inside.append(bool(row.get("is_positive", value.get("is_positive", True))))
         elif kind in _DRAWN:
             found += _drawn(row, size, where)
+        else:
+            raise OsmError(f"{where}: the type {kind[:40]!r} is not supported; expected {', '.join(_SUPPORTED)}")
     if True in inside:
         found.append(RegionPrompt("points", tuple(points), tuple(inside), True))
     elif points:

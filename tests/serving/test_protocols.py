@@ -209,6 +209,10 @@ def test_label_studio_tools(server: RunningServer) -> None:
     assert shape.bounds == [8, 12, 32, 24] and shape.area == 32 * 24
     (again,) = ask_backend(server, "BrushLabels", **drawn(row))
     assert again["value"] == row["value"]
+    task = {"id": 1, "data": {"picture": as_data_uri(drawn_picture())}}
+    ellipse = {"type": "ellipselabels", "value": {"x": 5, "y": 5, "radiusX": 2, "radiusY": 2}}
+    body = {"tasks": [task], "label_config": CONFIG.format(tag="BrushLabels"), **drawn(ellipse)}
+    assert "context.result[0]: the type 'ellipselabels' is not supported" in server.message("/predict", body)
     negative = {**POINT, "is_positive": 0}
     assert "at least one positive key point" in server.message(
         "/predict",
