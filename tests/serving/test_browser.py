@@ -181,9 +181,12 @@ def test_point_box_everything_and_download(browser: Any, site: RunningServer, tm
 
     tab.page.locator("#gallery .drop").first.click()
     assert tab.page.locator("#gallery li").count() == count - 1
+    tab.page.locator("#gallery .pick").first.click()
+    tab.page.locator("#answer .name").wait_for()
     tab.page.get_by_role("button", name="Choose another image").click()
     tab.page.get_by_role("heading", name="What is that?").wait_for()
     assert not tab.page.locator("#objects").is_visible()
+    assert not tab.page.locator("#answer").is_visible()  # it was of the image before
     tab.close()
 
 

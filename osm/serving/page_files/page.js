@@ -15,9 +15,11 @@ const HINTS = {
 const by = id => document.getElementById(id);
 const canvas = by("canvas"), pen = canvas.getContext("2d");
 
+/** What belongs to an image, as it is before anything is selected in it. */
+const untouched = () => ({objects: [], selected: null, points: [], hover: null, drag: null, painting: null});
+
 const state = {
-  models: [], segmenter: true, image: null, blob: null, tool: "point", sign: "new", points: [], objects: [],
-  selected: null, hover: null, drag: null, painting: null, busy: 0, uploads: 0,
+  models: [], segmenter: true, image: null, blob: null, tool: "point", sign: "new", busy: 0, uploads: 0, ...untouched(),
 };
 let hovering = false, wanted = null, numbered = 0;
 
@@ -58,8 +60,7 @@ async function open(blob, title) {
     const shown = await (await send(`/v1/images/${facts.id}`)).blob();
     const bitmap = await createImageBitmap(shown);
     if (turn !== state.uploads) return; // another image was chosen in the meantime
-    Object.assign(state, {image: {...facts, title, bitmap}, blob, objects: [], selected: null, points: [], hover: null,
-      painting: null});
+    Object.assign(state, untouched(), {image: {...facts, title, bitmap}, blob});
     by("start").hidden = true;
     by("stage").hidden = false;
     by("left-out").hidden = true;
@@ -88,10 +89,9 @@ const segment = region => ask("/v1/segment", {regions: [{...region, segment: tru
 
 function other() {
   state.uploads++;
-  state.image = null;
+  Object.assign(state, untouched(), {image: null});
   by("start").hidden = false;
   by("stage").hidden = true;
-  state.objects = [];
   say("");
   showAnswer();
   showGallery();
