@@ -28,7 +28,14 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """Raised for an unusable sample, which is then skipped. Skipped samples are counted by `reason`."""
+    """Raised for an unusable sample, which is then skipped. Skipped samples are counted by `reason`.
+
+    Attributes:
+        reason: the kind of the error, by which skipped samples are counted.
+        row: the position of the unusable record among those of its image, from 0, or None if it is not one record.
+    """
+
+    row: int | None = None
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

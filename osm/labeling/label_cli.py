@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of the images or its URL, a text file that lists them, WebDataset shards, a video, or the file "
         "with their masks (see --masks)",
     )
-    out.add_argument("out", type=Path, help="folder of the labels")
+    out.add_argument("out", type=Path, help="folder of the labels; with --to parts, it may be on s3:// or gs://")
     out.add_argument(
         "--masks",
         help="file or folder with the masks: COCO, SA-1B or SAM, LabelMe, X-AnyLabeling, YOLO, CVAT, Label Studio, "
@@ -58,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--from", dest="format", metavar="FORMAT", help="format of the masks [recognized by its content]")
     out.add_argument(
         "--to",
-        default="coco",
         metavar="FORMAT,...",
-        help="formats of the labels; same fills the names into the files of the masks [%(default)s]",
+        help="formats of the labels; same fills the names into the files of the masks, and parts writes Parquet files "
+        "part by part [coco; parts with --share, with --engine ray, or if the labels are written to s3:// or gs://]",
     )
     out.add_argument("--strict", action="store_true", help="refuse a format that cannot hold all masks, scores and ids")
     out.add_argument("--auto", action="store_true", help="name all segments that a segmenter finds")
@@ -102,6 +102,24 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--processes", type=int, default=1, help="processes that label, each with its own model [%(default)s]"
     )
+    out.add_argument(
+        "--cpus_per_process", type=int, help="threads of each process [an equal share of the machine's CPU cores]"
+    )
+    out.add_argument(
+        "--part_images", type=int, default=500, help="with --to parts: images in a part, which is a file [%(default)s]"
+    )
+    out.add_argument(
+        "--share",
+        metavar="K/N",
+        help="with --to parts: label every N-th shard, table or part, from the K-th, counted from 0; for job arrays",
+    )
+    out.add_argument("--engine", default="local", help="what runs the processes: local, or ray [%(default)s]")
+    out.add_argument("--ray_address", help="address of the Ray cluster [RAY_ADDRESS, or a cluster of this machine]")
+    out.add_argument(
+        "--gpus_per_process",
+        type=float,
+        help="with --engine ray: the share of a GPU that each process has [1 if the cluster has GPUs]",
+    )
     out.add_argument("--dry_run", action="store_true", help="say what would be labeled, and write nothing")
     out.add_argument("--overwrite", action="store_true", help="label everything again")
     out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
@@ -122,10 +140,19 @@ def _run(args: argparse.Namespace) -> int:
     from osm.labeling.label_tasks import counted
 
     options = options_of(args)
+    if options.in_parts:
+        from osm.labeling.parts.part_run import label_parts, planned
+
+        if args.dry_run:
+            echo(planned(options))
+            return 0
+        summary, speed = label_parts(options)
+        echo(*_told(summary, options.destination, speed))
+        return 1 if summary.failed else 0
     found = find_input(options)
     if args.dry_run:
         what = f"{counted(found)} masks ({found.reader.title})" if found.reader else f"what {args.segmenter} finds"
-        echo(f"{len(found.tasks)} images, {what}, to {', '.join(options.to)}: {args.out}")
+        echo(f"{len(found.tasks)} images, {what}, to {', '.join(options.formats)}: {args.out}")
         return 0
     summary, speed = label_images(options, found)
     echo(*_told(summary, args.out, speed))
@@ -145,7 +172,7 @@ def options_of(args: argparse.Namespace) -> LabelOptions:
     options = LabelOptions(
         **given,
         form=args.format or "",
-        to=tuple(name.strip() for name in args.to.split(",") if name.strip()),
+        to=None if args.to is None else tuple(name.strip() for name in args.to.split(",") if name.strip()),
         model_options={**config_options(args), **from_flags(args)},
         vocabulary=vocabulary,
         way=method_of(args),
@@ -159,7 +186,8 @@ def options_of(args: argparse.Namespace) -> LabelOptions:
 _SAME_NAMES = (
     *("images", "out", "masks", "tracks", "image_dir", "strict", "auto", "segmenter", "sam_checkpoint", "sam_type"),
     *("checkpoint", "device", "mode", "min_area", "min_prob", "unsure", "overlaps", "max_new_tokens", "views"),
-    *("combine", "corrections", "processes", "overwrite"),
+    *("combine", "corrections", "processes", "overwrite", "engine", "ray_address", "cpus_per_process"),
+    *("gpus_per_process", "part_images", "share"),
 )
 
 
@@ -167,7 +195,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _told(summary: LabelSummary, out: Path, speed: float) -> list[str]:
+def _told(summary: LabelSummary, out: str | Path, speed: float) -> list[str]:
     rate = f" ({speed:.2g} images/s)" if speed else ""
     lines = [f"{_count(summary.images, 'image')}, {_count(summary.masks, 'mask')} named{rate}: {out}"]
     if summary.unsure:
@@ -186,4 +214,7 @@ def _told(summary: LabelSummary, out: Path, speed: float) -> list[str]:
         lines.append(f"  not written by this run, so with the names of an earlier one: {', '.join(summary.older)}")
     for name, losses in summary.losses.items():
         lines += [f"  {name} cannot hold: {count} {reason}" for reason, count in sorted(losses.items())]
-    return lines + [f"  not labeled: {path}: {reason}" for path, reason in summary.failed.items()]
+    lines += [f"  not labeled: {path}: {reason}" for path, reason in summary.failed.items()]
+    if summary.more_failed:
+        lines.append(f"  {_count(summary.more_failed, 'further image')} not labeled; their rows have the reasons")
+    return lines

@@ -10,19 +10,48 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from osm.documents import parse_json
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json, write_atomically
 from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 
 FOLDER = ".osm_label"
 CORRECTIONS, TRACKS = "corrections.json", "tracks.jsonl"
+SETTINGS = "settings.json"
 Record = dict[str, Any]
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Return the content of the file with the settings of a run."""
+    return json.dumps(dict(settings), indent=1) + "\n"
+
+
+def check_settings(stored: bytes | None, settings: Mapping[str, Any], out: str) -> bool:
+    """Return whether an output folder has the settings of an earlier run.
+
+    Raises:
+        OsmError: they differ from the settings of this run.
+    """
+    if stored is None:
+        return False
+    try:
+        before = parse_json(stored)
+    except ValueError as error:
+        raise OsmError(f"{out}/{FOLDER}/{SETTINGS}: not valid json ({error}); label again with --overwrite") from None
+    before, now = before if isinstance(before, dict) else {}, json.loads(json.dumps(dict(settings)))
+    different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    if different:
+        key = different[0]
+        raise OsmError(
+            f"{out}: holds labels made with {key} {shown(before.get(key))}, but it is now {shown(now.get(key))}; "
+            "choose another output folder, or label everything again with --overwrite"
+        )
+    return True
 
 
 class LabelJournal:
@@ -42,22 +71,9 @@ class LabelJournal:
         if overwrite and self.folder.is_dir():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        file, now = self.folder / "settings.json", json.loads(json.dumps(dict(settings)))
-        try:
-            before = parse_json(file.read_bytes())
-        except FileNotFoundError:
-            write_atomically(file, [json.dumps(now, indent=1), "\n"])
-            return
-        except ValueError as error:
-            raise OsmError(f"{file}: not valid json ({error}); label again with --overwrite") from None
-        before = before if isinstance(before, dict) else {}
-        different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
-        if different:
-            key = different[0]
-            raise OsmError(
-                f"{out}: holds labels made with {key} {shown(before.get(key))}, but it is now {shown(now.get(key))}; "
-                "choose another output folder, or label everything again with --overwrite"
-            )
+        file = self.folder / SETTINGS
+        if not check_settings(file.read_bytes() if file.is_file() else None, settings, str(out)):
+            write_atomically(file, [settings_text(settings)])
 
     @classmethod
     def existing(cls, out: Path) -> LabelJournal:
@@ -68,7 +84,7 @@ class LabelJournal:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the run that made these labels."""
-        document: dict[str, Any] = read_json(self.folder / "settings.json", "settings")[0]
+        document: dict[str, Any] = read_json(self.folder / SETTINGS, "settings")[0]
         return document
 
     def append(self, record: Record, process: int) -> None:
@@ -162,8 +178,17 @@ def _number(line: bytes, path: Path) -> tuple[int, bytes]:
     return int(digits), rest
 
 
-def image_record(image: LabeledImage, lost: Mapping[str, int], failed: str = "") -> Record:
-    """Return the line of an image. `lost` counts the masks that could not be read, by reason."""
+def image_record(
+    image: LabeledImage, unread: Sequence[SampleError] = (), failed: str = "", stated_masks: int = 0
+) -> Record:
+    """Return the line of an image.
+
+    Args:
+        image: the image with its objects.
+        unread: the errors of the masks that could not be read.
+        failed: why the image could not be labeled.
+        stated_masks: the number of masks of an image that could not be labeled, as far as it is known.
+    """
     return {
         "number": image.number,
         "failed": failed,
@@ -171,9 +196,16 @@ def image_record(image: LabeledImage, lost: Mapping[str, int], failed: str = "")
         "path": image.path,
         "size": list(image.size),
         **({} if image.member is None else {"member": list(image.member)}),
-        "lost": dict(lost),
+        **({"stated_masks": stated_masks} if failed else {}),
+        "unread": [[error.row, error.reason] for error in unread],
         "shapes": [_shape_record(shape) for shape in image.shapes],
     }
+
+
+def unread_reasons(record: Record) -> list[str]:
+    """Return the reason for each mask of a line's image that could not be read."""
+    older = [reason for reason, count in record.get("lost", {}).items() for _ in range(count)]  # before version 0.3
+    return older + [reason for _, reason in record.get("unread", ())]
 
 
 def _shape_record(shape: LabelShape) -> Record:

@@ -15,7 +15,7 @@ from osm.errors import OsmError
 from osm.files import read_text, write_atomically
 from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabeledImages, LabelFormat
-from osm.labeling.label_journal import LabelJournal, image_of, image_record
+from osm.labeling.label_journal import LabelJournal, image_of, image_record, unread_reasons
 from osm.labeling.label_rules import KeepRules
 
 SAME = "same"
@@ -46,6 +46,7 @@ class LabelSummary:
         stale_example: the image and the position of the first of them.
         unsure: number of the written names that are probably wrong.
         older: files of an earlier run in formats that this run does not write.
+        more_failed: number of images that could not be labeled, and are not in `failed`.
         kept_in_same: number of objects that `same` keeps as they were, although they are left out.
     """
 
@@ -60,6 +61,7 @@ class LabelSummary:
     unsure: int = 0
     older: list[str] = field(default_factory=list)
     kept_in_same: int = 0
+    more_failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,10 @@ def _kept_lines(
         summary.images += 1
         summary.masks += len(image.shapes)
         summary.unsure += sum(shape.unsure for shape in image.shapes)
-        summary.left_out.update(record["lost"])
+        summary.left_out.update(unread_reasons(record))
         summary.left_out.update(lost)
         names.update(dict.fromkeys(shape.name for shape in image.shapes))
-        yield json.dumps(image_record(image, {}), separators=(",", ":")) + "\n"
+        yield json.dumps(image_record(image), separators=(",", ":")) + "\n"
 
 
 def _older_outputs(out: Path, target: LabelTarget) -> list[str]:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from osm.errors import OsmError, RunStopped, not_one_of
+from osm.errors import not_one_of
 from osm.labeling.corrections import Corrections
-from osm.labeling.formats.label_format import LabelFormat, MaskSource
+from osm.labeling.formats.label_format import LabelFormat
 from osm.labeling.label_journal import FOLDER, LabelJournal
-from osm.labeling.label_options import LabelOptions, load_labeler, writable_formats
-from osm.labeling.label_output import SAME, LabelSummary, LabelTarget, write_labels
+from osm.labeling.label_options import LabelOptions, load_labeler
+from osm.labeling.label_output import LabelSummary, write_labels
+from osm.labeling.label_processes import for_process, run_processes
 from osm.labeling.label_tasks import LabelInput, LabelTask, find_tasks
 from osm.labeling.video import FRAMES, extract_frames, is_video
 from osm.quiet import quiet_command
-from osm.storage.locations import is_remote, public
+from osm.storage.locations import is_remote
 from osm.terminal import message_logger
 
 logger = message_logger(__name__)
-
-AGAIN = "the same command continues with the images that are not labeled yet"
-
-
-# The options that affect the predicted names. The same output folder cannot hold the names of different values.
-_SETTINGS = ("images", "masks", "tracks", "image_dir", "form", "auto", "segmenter", "sam_checkpoint", "sam_type")
-_MORE_SETTINGS = ("checkpoint", "mode", "way", "min_area", "max_new_tokens", "views", "combine")
 
 
 def find_input(options: LabelOptions) -> LabelInput:
@@ -46,9 +36,7 @@ def find_input(options: LabelOptions) -> LabelInput:
         if is_video(images):
             images, out = str(extract_frames(Path(images), out / FRAMES)), out / FOLDER
         found = find_tasks(images, options.masks, options.image_dir, options.form or None, options.auto, out)
-    if SAME in options.to and (found.reader is None or found.masks is None or not found.reader.fills):
-        what = "segments of a segmenter" if found.reader is None else found.reader.title
-        raise OsmError(f"--to {SAME}: names cannot be filled into {what}; choose {', '.join(writable_formats())}")
+    options.check_same(found.reader, found.masks)
     return found
 
 
@@ -66,9 +54,15 @@ def label_images(options: LabelOptions, found: LabelInput | None = None) -> tupl
         OsmError: an option or a file is invalid, or the folder has labels that were made with other options.
         RunStopped: a process ended early.
     """
+    if options.in_parts and found is None:
+        from osm.labeling.parts.part_run import label_parts
+
+        return label_parts(options)
     found = found or find_input(options)
     corrections = Corrections.read(options.corrections, "--corrections") if options.corrections is not None else None
-    journal = LabelJournal(options.out, _settings(options, found.tasks), options.overwrite)
+    journal = LabelJournal(
+        options.out, options.settings([(task.file_name, task.stated_masks) for task in found.tasks]), options.overwrite
+    )
     journal.repair()
     if corrections is not None:
         journal.correct(corrections)
@@ -90,33 +84,8 @@ def label_images(options: LabelOptions, found: LabelInput | None = None) -> tupl
         from osm.labeling.track_labeler import write_tracks
 
         write_tracks(journal, options.out)
-    filled = found if SAME in options.to else replace(found, reader=None)
-    target = LabelTarget(
-        options.targets(), filled.reader, filled.masks, options.checkpoint, options.ids(), options.strict
-    )
+    target = options.target(found.reader, found.masks)
     return write_labels(journal, options.rules, options.out, target), len(left) / seconds if left else 0.0
-
-
-def _settings(options: LabelOptions, tasks: Sequence[LabelTask]) -> dict[str, Any]:
-    names = {one.name for one in fields(options)}
-    assert names.issuperset((*_SETTINGS, *_MORE_SETTINGS))
-    chosen = {name: getattr(options, name) for name in (*_SETTINGS, *_MORE_SETTINGS)}
-    chosen = {name: public(value) if isinstance(value, str) else value for name, value in chosen.items()}
-    listed = [one if isinstance(one, str) else [one.id, *one.names] for one in options.vocabulary]
-    found = [(task.file_name, _stated(task.source)) for task in tasks]
-    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-    return {
-        **chosen,
-        "ranking": repr(sorted(options.ranking.items())),
-        "config": repr([options.model_options.get(name) for name in ("config", "settings")]),
-        "vocabulary": listed,
-        "the list of images": f"{len(tasks)} images ({digest})",
-    }
-
-
-def _stated(source: MaskSource | None) -> int:
-    """Return the number of masks of a source as far as it is known without reading further files."""
-    return 0 if source is None else source.stated_count or len(source.rows)
 
 
 def _label(
@@ -125,20 +94,9 @@ def _label(
     """Label images in this process, or in several processes that each take every n-th image."""
     count = min(options.processes, len(tasks))
     if count == 1:
-        load_labeler(options, reader).run(tasks, journal)
+        load_labeler(for_process(options, 0, 1), reader).run(tasks, journal)
         return
-    context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(options, tasks[k::count], reader, journal, k, count), daemon=True)
-        for k in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    codes = [worker.exitcode for worker in workers]
-    if any(codes):
-        raise RunStopped(f"--processes {count}: a process ended with exit code {next(c for c in codes if c)}; {AGAIN}")
+    run_processes(_work, [(options, tasks[k::count], reader, journal, k, count) for k in range(count)])
 
 
 @quiet_command
@@ -150,12 +108,7 @@ def _work(
     process: int,
     count: int,
 ) -> int:
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    if options.device == "auto" and torch.cuda.device_count() > 1:
-        options = replace(options, device=f"cuda:{process % torch.cuda.device_count()}")
-    load_labeler(options, reader).run(tasks, journal, process)
+    load_labeler(for_process(options, process, count), reader).run(tasks, journal, process)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -19,9 +20,11 @@ from osm.labeling.stored_images import (
     images_of_folder,
     images_of_list,
     images_of_shards,
+    images_of_tables,
     images_of_url,
     is_list,
     is_shards,
+    is_table,
 )
 from osm.storage.cache import RemoteFolder, localize, user_cache
 from osm.storage.locations import is_remote, join, public, suffix_of
@@ -47,6 +50,11 @@ class LabelTask:
     file_name: str
     image: StoredImage
     source: MaskSource | None
+
+    @property
+    def stated_masks(self) -> int:
+        """The number of masks, as far as it is known without reading further files."""
+        return 0 if self.source is None else self.source.stated_count or len(self.source.rows)
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,8 @@ def find_tasks(
         found = _collection(images, image_dir, out)
         tasks = [LabelTask(k, name, image, None) for k, (name, image) in enumerate(found.names.items())]
         return LabelInput(tasks, None)
-    if is_shards(images) and not masks:
-        return _shard_tasks(images, form)
+    if holds_images(images) and not masks:
+        return _contained_tasks(images, form)
     place, reader = _masks(images, masks, form)
     sources = list(reader.sources(place))
     if not sources:
@@ -101,7 +109,7 @@ def find_tasks(
     if masks and _is_document(images):
         sources = _named(sources, localize(images, "images"))
         images = image_dir or str(Path(images).parent)
-    if is_list(images) or is_shards(images):
+    if is_list(images) or holds_images(images):
         tasks = _listed_tasks(sources, _collection(images, image_dir, out))
     else:
         folder = image_dir or (images if _is_folder(images) else _parent(images))
@@ -109,7 +117,14 @@ def find_tasks(
     return LabelInput(tasks, reader, place, len(sources) - len(tasks))
 
 
+def holds_images(images: str) -> bool:
+    """Return whether a location names files that contain images: WebDataset shards, or Parquet tables."""
+    return is_shards(images) or is_table(images)
+
+
 def _collection(images: str, image_dir: str | None, out: Path) -> ImageCollection:
+    if is_table(images):
+        return images_of_tables(images)
     if is_shards(images):
         return images_of_shards(images)
     if is_list(images):
@@ -123,18 +138,27 @@ def _collection(images: str, image_dir: str | None, out: Path) -> ImageCollectio
     return images_of_folder(Path(images), out)
 
 
-def _shard_tasks(pattern: str, form: str | None) -> LabelInput:
-    """Return the tasks of shards that contain their own masks."""
-    reader = FORMATS.get(form or "shards")
-    shards = expand_shards(pattern)
-    sources = [source for shard in shards for source in reader.sources(localize(shard, "images"))]
-    tasks = [LabelTask(k, one.image, one.stored, one) for k, one in enumerate(sources) if one.stored is not None]
+def _contained_tasks(pattern: str, form: str | None) -> LabelInput:
+    """Return the tasks of shards or tables that contain their own masks."""
+    reader = contained_format(pattern, form)
+    sources = [source for one in expand_shards(pattern) for source in reader.sources(localize(one, "images"))]
+    tasks = tasks_of(sources)
     if not tasks:
         raise OsmError(
-            f"images {pattern}: no sample has an image and a json with masks; add --auto to name what a segmenter "
+            f"images {pattern}: nothing in it has an image and a list of masks; add --auto to name what a segmenter "
             "finds, or --masks"
         )
     return LabelInput(tasks, reader)
+
+
+def contained_format(pattern: str, form: str | None) -> type[LabelFormat]:
+    """Return the format of the masks in shards or tables."""
+    return FORMATS.get(form or ("image_tables" if is_table(pattern) else "shards"))
+
+
+def tasks_of(sources: Iterable[MaskSource]) -> list[LabelTask]:
+    """Return the tasks of sources that contain their images."""
+    return [LabelTask(k, one.image, one.stored, one) for k, one in enumerate(sources) if one.stored is not None]
 
 
 def _masks(images: str, masks: str | None, form: str | None) -> tuple[Path, type[LabelFormat]]:

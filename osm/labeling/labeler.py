@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, SampleError
@@ -13,6 +14,7 @@ from osm.labeling.formats.label_format import LabeledImage, LabelFormat, LabelSh
 from osm.labeling.label_journal import LabelJournal, Record, image_record
 from osm.labeling.label_rules import KeepRules
 from osm.labeling.label_tasks import LabelTask
+from osm.labeling.stored_images import read_ahead
 from osm.terminal import ProgressBar, message_logger
 
 if TYPE_CHECKING:
@@ -50,32 +52,52 @@ class ImageLabeler:
     def run(self, tasks: Sequence[LabelTask], journal: LabelJournal, process: int = 0) -> None:
         """Label images, and add each finished image to the journal."""
         with ProgressBar("labeling", len(tasks), "images", enabled=process == 0) as progress:
-            for task in tasks:
-                journal.append(self.label(task), process)
+            for record in self.records(tasks):
+                journal.append(record, process)
                 progress.step()
 
-    def label(self, task: LabelTask) -> Record:
-        """Return the journal's record of one image."""
+    def records(self, tasks: Sequence[LabelTask]) -> Iterator[Record]:
+        """Yield the journal's record of each image, while the files of the next ones are being fetched."""
+        for task, source in zip(tasks, read_ahead(task.image for task in tasks), strict=True):
+            yield self.label(task, source)
+
+    def label(self, task: LabelTask, source: bytes | Path | OsmError) -> Record:
+        """Return the journal's record of one image.
+
+        Args:
+            task: the image and its masks.
+            source: what `read_ahead` yields for the image.
+        """
         try:
-            return self._label(task)
+            if isinstance(source, OsmError):
+                raise source
+            return self._label(task, source)
         except Exception as error:  # one bad image must not end the run
             reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
             logger.warning(f"{task.image.location}: not labeled ({reason})")
-            empty = LabeledImage(task.number, task.file_name, task.image.location, (0, 0), (), task.image.member)
-            return image_record(empty, {}, reason)
+            return self.failed(task, reason)
 
-    def _label(self, task: LabelTask) -> Record:
-        photo = task.image.photo(None if task.source is None else task.source.size)
-        lost: Counter[str] = Counter()
+    def failed(self, task: LabelTask, reason: str) -> Record:
+        """Return the journal's record of an image that cannot be labeled."""
+        empty = LabeledImage(task.number, task.file_name, task.image.location, (0, 0), (), task.image.member)
+        count = 0
+        if self.reader is not None and task.source is not None:
+            with suppress(OsmError):  # the masks cannot be read either
+                count = self.reader.count(task.source)
+        return image_record(empty, failed=reason, stated_masks=count)
+
+    def _label(self, task: LabelTask, source: bytes | Path) -> Record:
+        photo = task.image.photo(None if task.source is None else task.source.size, source)
+        unread = []
         shapes = []
         for shape in self._shapes(task, photo):
             if isinstance(shape, SampleError):
-                lost[shape.reason] += 1
+                unread.append(shape)
             else:
                 shapes.append(self.rules.measured(shape))
         named = self._named(photo, shapes)
         place = task.image.location, photo.size, named, task.image.member
-        return image_record(LabeledImage(task.number, task.file_name, *place), lost)
+        return image_record(LabeledImage(task.number, task.file_name, *place), unread)
 
     def _shapes(self, task: LabelTask, photo: Any) -> Iterator[LabelShape | SampleError]:
         if task.source is not None:

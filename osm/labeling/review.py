@@ -25,6 +25,7 @@ from osm.labeling.corrections import REMOVED
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_journal import FOLDER, LabelJournal, image_of
 from osm.labeling.label_rules import TOO_SMALL
+from osm.labeling.parts.part_journal import open_journal
 from osm.labeling.stored_images import StoredImage
 from osm.terminal import ProgressBar, message_logger
 
@@ -75,7 +76,7 @@ def review_page(out: Path, limit: int = 1000, everything: bool = False) -> tuple
     """
     if not (out / FOLDER / "settings.json").is_file():
         raise OsmError(f"{out}: holds no labels of `osm label`")
-    journal = LabelJournal.existing(out)
+    journal = open_journal(out)
     found, total = _chosen(journal, limit, everything)
     if not found:
         raise OsmError(f"{out}: nothing is left to review{'' if everything else '; --all also shows what is decided'}")

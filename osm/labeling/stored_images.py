@@ -1,8 +1,11 @@
-"""Images of a labeling run: files on disk, URLs, and members of tar files."""
+"""Images of a labeling run: files on disk, URLs, members of tar files, and cells of Parquet tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +17,14 @@ from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
 from osm.forms.base import Picture
 from osm.io.images import SUFFIXES
+from osm.labeling.image_tables import TableRow, image_cell, rows_of_table
+from osm.storage import remote
 from osm.storage.cache import RemoteFolder, localize, user_cache
-from osm.storage.locations import is_remote, join, public
+from osm.storage.locations import check_location, is_remote, join, public
 
 Size = tuple[int, int]
+MAX_IMAGE_BYTES = 1 << 29  # the maximum size of a remote image file
+_READ_AHEAD = 8  # the number of remote images that are fetched while one is named
 _LISTS = (".txt", ".lst")
 _LABEL_MAPS = ("png", "part.png", "whole.png", "tif")  # members of samples that are label maps beside an image
 
@@ -27,22 +34,31 @@ class StoredImage:
     """Where the bytes of an image are.
 
     Attributes:
-        location: the path or URL of the image file, or of the tar file that contains it.
-        member: (offset, number of bytes) of the image in a tar file, or None if the file is the image.
+        location: the path or URL of the image file, or of the tar file or Parquet table that contains it.
+        member: (offset, number of bytes) of the image in a tar file, or (row group, row in the group) in a Parquet
+            table, or None if the file is the image.
     """
 
     location: str
     member: tuple[int, int] | None = None
 
     def source(self) -> bytes | Path:
-        """Return the image file, which is fetched if it is remote, or the bytes of a member of a tar file.
+        """Return a local image file, or the bytes of a remote image, or of an image in a tar file or table.
+
+        A remote image is read once in a run, so it is not cached. Remote tar files and tables are.
 
         Raises:
             OsmError: the file cannot be fetched, or the tar file has become shorter.
         """
+        if self.member is None and is_remote(self.location):
+            url = check_location(self.location, "image")
+            with remote.as_user_error(url, "image"):
+                return remote.read_whole(url, MAX_IMAGE_BYTES)
         path = localize(self.location, "image")
         if self.member is None:
             return path
+        if is_table(self.location):
+            return image_cell(path, *self.member)
         start, size = self.member
         with path.open("rb") as file:
             file.seek(start)
@@ -51,13 +67,14 @@ class StoredImage:
             raise SampleError("image_unreadable", f"image {self.location}: the tar file is truncated")
         return data
 
-    def photo(self, stated: Size | None) -> Image.Image:
+    def photo(self, stated: Size | None, source: bytes | Path | None = None) -> Image.Image:
         """Read the image as RGB, rotated by its EXIF orientation unless the masks refer to the stored pixels.
 
         Args:
             stated: the (width, height) that the masks state, which decides between stored and rotated pixels.
+            source: the result of `source()`, if it has been called before.
         """
-        return Picture.by_rule(self.source(), "auto", lambda: stated, lambda: None).rgb()
+        return Picture.by_rule(source or self.source(), "auto", lambda: stated, lambda: None).rgb()
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,36 @@ def _names_of(places: Sequence[str]) -> list[str]:
     return ["/".join(one[shared:]) for one in parts]
 
 
+def images_of_tables(pattern: str) -> ImageCollection:
+    """Return the images in Parquet tables."""
+    found: dict[str, StoredImage] = {}
+    for table in expand_shards(pattern):
+        path = localize(table, "images")
+        for row in rows_of_table(path, masks=False):
+            if row.name in found:
+                raise OsmError(f"images {public(table)}: {shown(row.name)} is the name of several images")
+            found[row.name] = stored_row(path, row)
+    return _checked(ImageCollection(found, pattern))
+
+
+def stored_row(table: Path, row: TableRow) -> StoredImage:
+    """Return the image of a row of a Parquet table: a cell of the table, or the file or URL that the row names.
+
+    Raises:
+        OsmError: the row names a file outside the table's folder.
+    """
+    if row.location is None:
+        return StoredImage(str(table), row.place)
+    if is_remote(row.location):
+        return StoredImage(row.location)
+    file = Path(os.path.normpath(table.parent / row.location))
+    if not file.is_relative_to(os.path.normpath(table.parent)):
+        raise OsmError(
+            f"{table}: the image {shown(row.location)} is not in the folder of the table; use URLs, or move it"
+        )
+    return StoredImage(str(file))
+
+
 def images_of_shards(pattern: str) -> ImageCollection:
     """Return the images in WebDataset shards. The name of an image is the name of its shard and of its member."""
     found: dict[str, StoredImage] = {}
@@ -195,6 +242,37 @@ def members_of(shard: str) -> list[tuple[str, tuple[int, int]]]:
 def is_list(place: str) -> bool:
     """Return whether a location is that of a text file that lists images."""
     return PurePosixPath(place).suffix.lower() in _LISTS
+
+
+def is_table(place: str) -> bool:
+    """Return whether a location names Parquet tables: one or more `.parquet` paths or patterns."""
+    return place.lower().endswith(".parquet")
+
+
+def read_ahead(images: Iterable[StoredImage]) -> Iterator[bytes | Path | OsmError]:
+    """Yield the source of each image, or the error why it cannot be read, in order.
+
+    While one image is in use, the next remote ones are fetched by threads.
+    """
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        waiting: deque[Future[bytes | Path | OsmError]] = deque()
+        for image in images:
+            if is_remote(image.location):
+                waiting.append(pool.submit(_source, image))
+            else:
+                waiting.append(Future())
+                waiting[-1].set_result(_source(image))
+            if len(waiting) > _READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _source(image: StoredImage) -> bytes | Path | OsmError:
+    try:
+        return image.source()
+    except OsmError as error:
+        return error
 
 
 def is_shards(place: str) -> bool:

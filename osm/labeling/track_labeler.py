@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,12 +130,12 @@ def _frame(task: LabelTask, known: dict[str, dict[str, Any]], rules: KeepRules) 
     try:
         photo, found = _read(task)
     except OsmError as error:
-        return image_record(LabeledImage(*where, (0, 0), ()), {}, str(error))
-    lost = Counter(shape.reason for shape in found if isinstance(shape, SampleError))
+        return image_record(LabeledImage(*where, (0, 0), ()), failed=str(error))
+    unread = [shape for shape in found if isinstance(shape, SampleError)]
     shapes = []
     for shape in found:
         if isinstance(shape, LabelShape):
             row = known[str(shape.id)]
             named = replace(shape, **{name: row[name] for name in _KEPT})
             shapes.append(rules.measured(named))
-    return image_record(LabeledImage(*where, photo.size, tuple(shapes)), lost)
+    return image_record(LabeledImage(*where, photo.size, tuple(shapes)), unread)

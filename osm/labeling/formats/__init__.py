@@ -19,6 +19,7 @@ FORMATS: Registry[type[LabelFormat]] = Registry(
         "coco_results": f"{_HERE}.coco_labels:CocoResults",
         "csv": f"{_HERE}.csv_labels:CsvLabels",
         "cvat": f"{_HERE}.cvat_xml:CvatXml",
+        "image_tables": f"{_HERE}.table_images:ImageTables",
         "label_studio": f"{_HERE}.label_studio_json:LabelStudioJson",
         "label_maps": f"{_HERE}.mask_images:LabelMapFiles",
         "labelme": f"{_HERE}.labelme_files:LabelMeFiles",

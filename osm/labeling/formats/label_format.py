@@ -130,7 +130,7 @@ class LabeledImage:
         path: the path or URL of the image file.
         size: (width, height) in pixels.
         shapes: the objects in the order of the source.
-        member: (offset, number of bytes) of the image, if `path` is a tar file, else None.
+        member: where the image is in `path`, if that is a tar file or a Parquet table; see `StoredImage`.
     """
 
     number: int
@@ -222,6 +222,7 @@ class LabelFormat:
                 for shape in cls.read_shapes(row, source, size, where):
                     yield replace(shape, row=number)
             except SampleError as error:
+                error.row = number
                 yield error
 
     @classmethod

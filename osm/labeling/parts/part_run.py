@@ -1,0 +1,169 @@
+"""A labeling run that writes parts: plans the partitions, labels those that are left, and counts their rows."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from osm.errors import RunStopped
+from osm.labeling.corrections import Corrections
+from osm.labeling.label_journal import FOLDER, SETTINGS, check_settings, settings_text
+from osm.labeling.label_options import PARTS, LabelOptions
+from osm.labeling.label_output import LabelSummary, write_labels
+from osm.labeling.label_processes import AGAIN, for_process, run_processes
+from osm.labeling.parts.part_journal import PartJournal
+from osm.labeling.parts.part_labeler import PartitionResult, PartLabeler, done_counts, result_of
+from osm.labeling.parts.part_rows import PartCounts
+from osm.labeling.parts.part_store import PartStore
+from osm.labeling.parts.partitions import LabelPartition, PartitionPlan, plan_partitions
+from osm.quiet import quiet_command
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
+
+MAX_STOPS = 10
+"""A run ends if so many partitions in a row fail because a disk or server does."""
+_THREADS = 32  # that read the counts of complete partitions
+
+
+def planned(options: LabelOptions) -> str:
+    """Return what a run would label, in one line."""
+    options.check()
+    plan = plan_partitions(options)
+    images = f"{plan.images} images" if plan.images is not None else "the images in them"
+    return f"{len(plan.partitions)} partitions, {images}, to {', '.join(options.formats)}: {options.destination}"
+
+
+def label_parts(options: LabelOptions) -> tuple[LabelSummary, float]:
+    """Label images part by part, and write the other formats once all parts are complete.
+
+    Partitions that an earlier run has completed are not labeled again, nor are the complete parts of other partitions.
+
+    Returns:
+        what the parts hold, or what was written in the other formats, and the number of images per second, or 0 if a
+        part had been labeled before.
+
+    Raises:
+        OsmError: an option or a file is invalid, or the folder has labels that were made with other options.
+        RunStopped: partitions were not finished.
+    """
+    options.check()
+    plan = plan_partitions(options)
+    options.check_same(plan.reader, plan.masks)
+    corrections = Corrections.read(options.corrections, "--corrections") if options.corrections is not None else None
+    store = PartStore(options.destination)
+    _prepare(store, options, plan)
+    if corrections is not None:
+        PartJournal(options.out).correct(corrections)
+    if plan.left_out:
+        logger.info(f"{plan.left_out} images with masks are not in the list of images, and are left out")
+    share, shares = options.shares()
+    own = plan.partitions[share::shares]
+    before = _done(store, own)
+    left = [partition for partition in own if partition.number not in before or before[partition.number].failed]
+    if before:
+        logger.info(f"{len(before)} of {len(own)} partitions have been labeled before, and are not labeled again")
+    fresh = len(left) == len(own) and not store.names("parts")
+    started = time.monotonic()
+    errors = _label(options, plan, left) if left else {}
+    seconds = time.monotonic() - started
+    done = _done(store, own)
+    unfinished = [partition for partition in own if partition.number not in done]
+    if unfinished:
+        first = unfinished[0].number
+        reason = errors.get(first, "see the messages of its process")
+        raise RunStopped(f"{len(unfinished)} of {len(own)} partitions were not finished; the first: {reason}; {AGAIN}")
+    total = PartCounts()
+    for counts in done.values():
+        total.add(counts)
+    speed = (total.images + total.failed) / seconds if fresh and seconds else 0.0
+    if [name for name in options.formats if name != PARTS]:
+        target = options.target(plan.reader, plan.masks)
+        return write_labels(PartJournal(options.out), options.rules, options.out, target), speed
+    return _summary(total), speed
+
+
+def _prepare(store: PartStore, options: LabelOptions, plan: PartitionPlan) -> None:
+    """Check that the output folder has no labels that were made with other options."""
+    if options.overwrite:
+        store.clear(PARTS)
+        store.clear(FOLDER)
+    settings = {
+        **options.settings(plan.identity),
+        "part_images": options.part_images,
+        "listed by workers": plan.images is None,
+    }
+    name = f"{FOLDER}/{SETTINGS}"
+    if not check_settings(store.read(name), settings, options.destination):
+        store.write(name, settings_text(settings).encode())
+
+
+def _done(store: PartStore, partitions: Iterable[LabelPartition]) -> dict[int, PartCounts]:
+    """Return what the complete ones of some partitions hold, by their numbers."""
+    names = set(store.names(f"{FOLDER}/done"))
+    there = [one for one in partitions if one.done_name.rpartition("/")[2] in names]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counts = pool.map(lambda one: done_counts(store, one.done_name), there)
+        return {one.number: found for one, found in zip(there, counts, strict=True)}
+
+
+def _label(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]) -> dict[int, str]:
+    """Label partitions with the chosen engine, and return why some were not finished, by their numbers."""
+    if options.engine == "ray":
+        from osm.labeling.parts.ray_engine import label_with_ray
+
+        return consume(label_with_ray(options, plan.reader, left), len(left))
+    count = min(options.processes, len(left))
+    if count == 1:
+        return consume(label_here(for_process(options, 0, 1), plan, left), len(left))
+    bare = PartitionPlan([], plan.reader, plan.masks, plan.images, ())
+    run_processes(_work, [(options, bare, left[k::count], k, count) for k in range(count)])
+    return {}
+
+
+@quiet_command
+def _work(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition], process: int, count: int) -> int:
+    results = label_here(for_process(options, process, count), plan, left)
+    consume(results, len(left), shown=process == 0)
+    return 0
+
+
+def label_here(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]) -> Iterator[PartitionResult]:
+    """Label partitions in this process."""
+    labeler = PartLabeler(options, plan.reader)
+    for partition in left:
+        yield result_of(labeler, partition)
+
+
+def consume(results: Iterable[PartitionResult], total: int, shown: bool = True) -> dict[int, str]:
+    """Report the results of partitions as they come, and return the errors by the numbers of the partitions.
+
+    Args:
+        results: what became of the partitions.
+        total: the number of partitions.
+        shown: whether the progress is shown.
+
+    Raises:
+        RunStopped: a disk or server failed for `MAX_STOPS` partitions in a row.
+    """
+    errors: dict[int, str] = {}
+    stops = 0
+    with ProgressBar("labeling", total, "partitions", enabled=shown) as progress:
+        for result in results:
+            progress.step()
+            stops = stops + 1 if result.stopped else 0
+            if result.error:
+                errors[result.number] = result.error
+                logger.warning(f"partition {result.number}: not finished ({result.error})")
+            if stops >= MAX_STOPS:
+                raise RunStopped(f"{stops} partitions in a row failed; the last: {result.error}; {AGAIN}")
+    return errors
+
+
+def _summary(counts: PartCounts) -> LabelSummary:
+    summary = LabelSummary(images=counts.images, masks=counts.named, left_out=Counter(counts.left_out))
+    summary.unsure, summary.failed = counts.unsure, dict(counts.failures)
+    summary.more_failed = counts.failed - len(counts.failures)
+    return summary
