@@ -145,7 +145,7 @@ def _contained_tasks(pattern: str, form: str | None) -> LabelInput:
     tasks = tasks_of(sources)
     if not tasks:
         raise OsmError(
-            f"images {pattern}: nothing in it has an image and a list of masks; add --auto to name what a segmenter "
+            f"images {pattern}: no sample has an image and a json with masks; add --auto to name what a segmenter "
             "finds, or --masks"
         )
     return LabelInput(tasks, reader)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 
 from osm.errors import RunStopped
 from osm.labeling.corrections import Corrections
@@ -114,7 +116,8 @@ def _label(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition
     if options.engine == "ray":
         from osm.labeling.parts.ray_engine import label_with_ray
 
-        return consume(label_with_ray(options, plan.reader, left), len(left))
+        with redirect_stdout(sys.stderr):  # Ray prints messages to standard output, which is for results
+            return consume(label_with_ray(options, plan.reader, left), len(left))
     count = min(options.processes, len(left))
     if count == 1:
         return consume(label_here(for_process(options, 0, 1), plan, left), len(left))

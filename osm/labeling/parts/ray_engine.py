@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,8 @@ class RayWorker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label the partitions of a batch, and return their results."""
         found = []
-        for partition in batch["partition"]:
+        for data in batch["partition"]:
+            partition: LabelPartition = pickle.loads(data)  # from the driver, which is this program
             if self.error:
                 found.append(PartitionResult(partition.number, self.error, True))
             else:
@@ -66,8 +68,10 @@ def label_with_ray(
         OsmError: there is no Ray cluster at the address.
         RunStopped: Ray failed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers by default
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default, Ray reports its use to its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own files have its other messages
     import ray
+    import ray.data
 
     count = min(options.processes, len(left))
     _connect(ray, options, count)
@@ -76,7 +80,7 @@ def label_with_ray(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         # Each partition is a block of its own, so that it is given to an actor, and repeated, by itself.
-        rows = [{"partition": partition} for partition in left]
+        rows = [{"partition": pickle.dumps(partition)} for partition in left]
         results = ray.data.from_items(rows, override_num_blocks=len(left)).map_batches(
             RayWorker,
             fn_constructor_args=(options, reader),
@@ -96,7 +100,8 @@ def label_with_ray(
 
 def _connect(ray: Any, options: LabelOptions, count: int) -> None:
     """Connect to a cluster, or start one on this machine."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     more: dict[str, Any] = {}
     if address == "local":
