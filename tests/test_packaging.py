@@ -30,6 +30,7 @@ MAX_LINES = 600
 OPTIONAL = (
     "open_clip",
     "label",
+    "ray",
     "lora",
     "quantization",
     "prepare",

@@ -204,8 +204,7 @@ def image_record(
 
 def unread_reasons(record: Record) -> list[str]:
     """Return the reason for each mask of a line's image that could not be read."""
-    older = [reason for reason, count in record.get("lost", {}).items() for _ in range(count)]  # before version 0.3
-    return older + [reason for _, reason in record.get("unread", ())]
+    return [reason for _, reason in record["unread"]]
 
 
 def _shape_record(shape: LabelShape) -> Record:

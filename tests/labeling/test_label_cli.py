@@ -11,39 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise_photos import COUNT, noise_photos
 
-from osm.io.segmentation import encode_rle
 from osm.labeling.label_cli import main
 from osm.labeling.label_output import LabelTarget, grown_names, write_labels
 from osm.labeling.label_rules import KeepRules
 
-COUNT = 12
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photos of noise with three masks each, in COCO's form. One file is no image."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    images, rows = [], []
-    for number in range(COUNT):
-        name = f"sub/{number}.png"
-        (folder / "images" / "sub").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / "images" / name)
-        images.append({"id": number, "file_name": name, "width": 64, "height": 48})
-        for k in range(3):
-            mask = np.zeros((48, 64), bool)
-            mask[4 * k : 20 + 4 * k, 3 * number : 3 * number + 20 + k] = True
-            rows.append({"id": len(rows), "image_id": number, "category_id": 1, "segmentation": encode_rle(mask)})
-    rows.append({"id": 900, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]})
-    rows.append({"id": 901, "image_id": 1, "category_id": 1, "segmentation": []})
-    (folder / "images" / "sub" / "3.png").write_bytes(b"no image")
-    document = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "thing"}]}
-    (folder / "masks.json").write_text(json.dumps(document))
-    return folder
+    return noise_photos(tmp_path_factory.mktemp("data"))
 
 
 def command(photos: Path, out: Path, checkpoint: Path, *more: str) -> list[str]:
