@@ -6,12 +6,12 @@ python3 benchmarks/serve_tables.py docs/benchmarks/serving docs/serving.md
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from page_tables import write_tables
 
 MODELS = ("osm_nano", "osm_small")
 HEAD = (
@@ -22,20 +22,6 @@ BATCHING = (
     "| model | pictures | requests/s with batching | without | gain | p50 with, ms | p50 without, ms |\n"
     "|---|---|---|---|---|---|---|\n"
 )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("figures", type=Path)
-    parser.add_argument("page", type=Path)
-    args = parser.parse_args()
-    text = args.page.read_text(encoding="utf-8")
-    for mark, table in tables(args.figures).items():
-        pattern = f"<!-- {mark} -->.*?<!-- end of {mark} -->"
-        new = f"<!-- {mark} -->\n{table}<!-- end of {mark} -->"
-        text = re.sub(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
-    args.page.write_text(text, encoding="utf-8")
-    return 0
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -69,4 +55,4 @@ def batching_row(model: str, row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_tables((__doc__ or "").splitlines()[0], tables))

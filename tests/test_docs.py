@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from page_tables import with_tables
 
 from osm import completion, fetch, finetune, quickstart
 from osm.config import load_yaml
@@ -189,3 +191,13 @@ def test_the_tables_of_plans_are_those_of_the_files() -> None:
     for page, lines in found.items():
         text = (ROOT / page).read_text()
         assert plan_tables.with_tables(text, lines) == text, f"{page}: run benchmarks/plan_tables.py --tables"
+
+
+@pytest.mark.parametrize(
+    ("script", "figures", "page"), [("serve_tables", "serving", "serving"), ("scale_tables", "scale", "scaling")]
+)
+def test_the_tables_are_those_of_the_figures(script: str, figures: str, page: str) -> None:
+    """`benchmarks/SCRIPT.py docs/benchmarks/FIGURES docs/PAGE.md` writes them."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    tables = importlib.import_module(script).tables(ROOT / "docs" / "benchmarks" / figures)
+    assert tables and with_tables(text, tables) == text

@@ -201,19 +201,6 @@ def test_demo_flags(capsys: pytest.CaptureFixture[str]) -> None:
         demo_main(["--max_queue", "3"])
 
 
-def test_the_tables_are_those_of_the_figures() -> None:
-    """`benchmarks/serve_tables.py` writes them."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("serve_tables", ROOT / "benchmarks/serve_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-    for mark, table in module.tables(ROOT / "docs/benchmarks/serving").items():
-        assert f"<!-- {mark} -->\n{table}<!-- end of {mark} -->" in page, mark
-
-
 def test_the_schema_is_up_to_date() -> None:
     """`osm serve --openapi > docs/reference/openapi.json` writes it."""
     stored = json.loads((ROOT / "docs/reference/openapi.json").read_text(encoding="utf-8"))

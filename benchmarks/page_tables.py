@@ -1,0 +1,28 @@
+"""Replaces the tables of a documentation page by tables that are made from measured figures."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return a page with its tables replaced, each between `<!-- mark -->` and `<!-- end of mark -->`."""
+    for mark, table in tables.items():
+        pattern = f"<!-- {mark} -->.*?<!-- end of {mark} -->"
+        new = f"<!-- {mark} -->\n{table}<!-- end of {mark} -->"
+        text, count = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+        assert count == 1, f"the page has {count} tables {mark}"
+    return text
+
+
+def write_tables(what: str, tables: Callable[[Path], Mapping[str, str]]) -> int:
+    """Parse the command line (a folder of figures, and a page), and replace the tables of the page."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("figures", type=Path)
+    parser.add_argument("page", type=Path)
+    args = parser.parse_args()
+    args.page.write_text(with_tables(args.page.read_text(encoding="utf-8"), tables(args.figures)), encoding="utf-8")
+    return 0
