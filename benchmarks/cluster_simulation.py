@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ FETCH_BLOCK = 16 << 20  # bytes of a range request (osm/storage/remote.py)
 PART_REQUESTS = {"HEAD": 2, "LIST": 2, "PUT": 2, "DELETE": 1}
 SHARD_REQUESTS = {"HEAD": 4, "GET": 1, "PUT": 1}
 MILLION = 1_000_000
+MTBF_HOURS = 500.0  # of a node, in the plans
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Cluster:
         link_mb_per_s: the network of a node.
         stream_mb_per_s, streams: the speed of a download, and the number of downloads that the storage serves at once.
         latency_ms: the time of a small request.
-        mtbf_hours: the mean time between two failures of a node.
+        mtbf_hours: the mean time between two failures of a node in the simulated sample. They are too rare to matter
+            there, so `plan` counts them.
     """
 
     nodes: int = 1
@@ -81,7 +84,7 @@ class Cluster:
     stream_mb_per_s: float = 60.0
     streams: int = 2000
     latency_ms: float = 30.0
-    mtbf_hours: float = 500.0
+    mtbf_hours: float = 1e9
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,13 @@ def plan(service: Service, cluster: Cluster, work: Work, images_per_second: floa
     hours = pictures / images_per_second / 3600
     shards, parts = -(-pictures // work.shard_images), -(-pictures // work.part_images)
     blocks = -(-work.shard_images * service.image_bytes // FETCH_BLOCK)
+    failures = hours * cluster.nodes / MTBF_HOURS
     return {
         "pictures": pictures,
         "hours": round(hours, 1),
+        "failures": round(failures, 1),
+        # Each process of the node loses half a part on average.
+        "pictures_labeled_again": round(failures * cluster.processes * work.part_images / 2),
         "gpu_hours": round(hours * cluster.nodes * cluster.gpus) if service.on_gpu else None,
         "core_hours": round(hours * cluster.nodes * cluster.cores),
         "get_and_head_requests": shards * (blocks + SHARD_REQUESTS["GET"] + SHARD_REQUESTS["HEAD"])
@@ -245,12 +252,17 @@ def cases(costs: dict[str, Any]) -> list[tuple[str, Service, Cluster, Work]]:
     own, published = measured(costs), assumed(costs)
     found = [("2 cores, as measured", own, Cluster(cores=2, gpus=0, processes=2), Work(100, 50))]
     found += [
-        (f"{nodes} nodes of 32 cores", own, Cluster(nodes=nodes, cores=32, gpus=0, processes=32), Work(500, 500))
+        (
+            f"{nodes} node{'s' if nodes > 1 else ''} of 32 cores",
+            own,
+            Cluster(nodes=nodes, cores=32, gpus=0, processes=32),
+            Work(500, 500),
+        )
         for nodes in (1, 8)
     ]
     for processes in (1, 2, 4):
         cluster = Cluster(nodes=1, cores=16, gpus=1, processes=processes)
-        found.append((f"1 H100, {processes} processes", published, cluster, Work()))
+        found.append((f"1 H100, {processes} process{'es' if processes > 1 else ''}", published, cluster, Work()))
     found.append(("8 nodes of 8 H100", published, Cluster(nodes=8, cores=128, gpus=8, processes=16), Work()))
     slow = Cluster(nodes=8, cores=128, gpus=8, processes=16, streams=16, stream_mb_per_s=10.0)
     found.append(("8 nodes of 8 H100, storage of 160 MB/s", published, slow, Work()))
@@ -259,9 +271,23 @@ def cases(costs: dict[str, Any]) -> list[tuple[str, Service, Cluster, Work]]:
     return found
 
 
+def check(costs: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
+    """Compare the simulation of one process with the measured runs without Ray, from their first to their last part."""
+    service = replace(measured(costs), start_seconds=0.0)
+    # The files are on the disk of the machine.
+    cluster = Cluster(cores=1, gpus=0, processes=1, stream_mb_per_s=1e6, link_mb_per_s=1e6, latency_ms=0.0)
+    found = Simulation(service, cluster, Work(1000, 500), 4).run()
+    simulated = 1000 / found["images_per_second"]
+    real = statistics.median(runs["overhead"]["ms_per_picture_between_parts"]["local"])
+    return {"model": costs["model"], "simulated_ms": round(simulated, 2), "measured_ms": real}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("costs", type=Path, help="JSON document of benchmarks/label_costs.py")
+    parser.add_argument(
+        "--check", type=Path, nargs=2, help="documents of label_costs.py and label_scale.py of one model"
+    )
     parser.add_argument("--shards", type=int, default=4, help="shards that each process labels [%(default)s]")
     parser.add_argument("--output", type=Path, help="file for the JSON document")
     args = parser.parse_args()
@@ -274,6 +300,8 @@ def main() -> int:
         found.append({**row, **result, "plans": plans})
         print(title, result, file=sys.stderr, flush=True)
     document = {"costs": costs["model"], "assumed_utilization": UTILIZATION, "cases": found}
+    if args.check:
+        document["check"] = check(*(json.loads(path.read_text()) for path in args.check))
     text = json.dumps(document, indent=1)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@
 
 DATA is a folder with `panoptic.json`, `panoptic/` and `images/`. Each picture has `--masks` masks. Every step is timed
 by itself: reading the file, decoding it, reading its masks, encoding it by the tower, naming the masks by the bridge
-and the LLM, and writing a part. The JSON document has the median and the mean of each in milliseconds for a picture, and
-the bytes that are read and written. `benchmarks/cluster_simulation.py` reads it.
+and the LLM, and writing a part. The JSON document has the median and the mean of each in milliseconds for a picture,
+and the bytes that are read and written. `benchmarks/cluster_simulation.py` reads it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> int:
             watch.time("tower", lambda photo=photo: recognizer.set_image(photo))
             watch.time("names", lambda masks=masks: labeler.request.run(recognizer, masks))
             records.append(watch.time("picture", lambda task=task, data=data: labeler.label(task, data)))
+        part_bytes(records[:WARM_UP])  # imports pyarrow
         started = time.perf_counter()
         part = part_bytes(records[WARM_UP:])
         write_ms = 1000 * (time.perf_counter() - started) / args.pictures

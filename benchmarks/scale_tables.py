@@ -43,6 +43,9 @@ def tables(folder: Path) -> dict[str, str]:
                 "written, GB",
                 "GET, HEAD",
                 "PUT, LIST",
+                "files",
+                "node failures",
+                "labeled again",
             ),
             plan_rows(simulated),
         ),
@@ -105,7 +108,8 @@ def plan_rows(cases: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
             hours = (f"{plan['hours']:,.0f}", f"{plan['gpu_hours'] or 0:,}", f"{plan['core_hours']:,}")
             sizes = (f"{plan['read_tb']:,.1f}", f"{plan['written_gb']:,.0f}")
             requests = (f"{plan['get_and_head_requests']:,}", f"{plan['put_and_list_requests']:,}")
-            yield case["case"], f"{plan['pictures'] // 1_000_000:,} million", *hours, *sizes, *requests
+            more = (f"{plan['files']:,}", f"{plan['failures']:,.0f}", f"{plan['pictures_labeled_again']:,}")
+            yield case["case"], f"{plan['pictures'] // 1_000_000:,} million", *hours, *sizes, *requests, *more
 
 
 if __name__ == "__main__":

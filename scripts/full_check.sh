@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The long test series that CI leaves out. Each writes its figures to a JSON file. Run this script before a release. It
-# takes about 130 minutes on two cores.
+# takes about 160 minutes on two cores.
 #
 #   bash scripts/full_check.sh            all series
-#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label, serve
+#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label, scale, serve
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -36,6 +36,15 @@ series() {
             --output "$figures/labeling/scenes.json"
         rm -r "$scenes"
         ;;
+    # 2,000 pictures labeled on Ray, with killed workers and drivers, and from and to an object store. NANO as below.
+    scale)
+        scenes=$(mktemp -d)
+        "$python" -m osm scenes "$scenes" --split val --sets scenes_plain --images 40 --seed 3
+        ln -s scenes_plain.json "$scenes/panoptic.json"
+        "$python" benchmarks/label_scale.py "${NANO:-runs/quickstart/run/final}" "$scenes" --name osm_nano \
+            --output "$figures/scale/ray_scenes.json"
+        rm -r "$scenes"
+        ;;
     # Load, memory over 10,000 requests, and faults of `osm serve`; NANO is a trained osm_nano (the quickstart's).
     serve)
         nano=${NANO:-runs/quickstart/run/final}
@@ -48,7 +57,7 @@ series() {
         "$python" benchmarks/serve_tables.py "$figures/serving" docs/serving.md
         ;;
     *)
-        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label, serve)" >&2
+        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label, scale, serve)" >&2
         return 2
         ;;
     esac
@@ -56,7 +65,7 @@ series() {
 
 wanted=("$@")
 if [ $# -eq 0 ]; then
-    wanted=(kills memory quickstart llms towers label serve)
+    wanted=(kills memory quickstart llms towers label scale serve)
 fi
 failed=()
 for name in "${wanted[@]}"; do
