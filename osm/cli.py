@@ -102,6 +102,7 @@ COMMANDS = {
     "evaluate": Command(
         "scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main", "evaluate_parser"
     ),
+    "bench": Command("names and scores the masks of another project's benchmark", "osm.evaluation.bench.bench_cli"),
     "calibrate": Command(
         "calibrates a model's probabilities on predictions of new images", "osm.evaluation.calibrate_cli"
     ),

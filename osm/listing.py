@@ -51,6 +51,7 @@ REGISTRIES = {
     "metrics": "osm.evaluation.metrics:METRICS",
     "forms": "osm.datasets.form_registry:FORMS",
     "label_formats": "osm.labeling.formats:FORMATS",
+    "benches": "osm.evaluation.bench:BENCHES",
 }
 
 

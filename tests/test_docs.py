@@ -18,6 +18,7 @@ from osm import completion, fetch, finetune, quickstart
 from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import calibrate_cli, evaluate_cli, reproduce
+from osm.evaluation.bench import bench_cli
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
@@ -59,6 +60,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "demo_with_sam.py": folder_cli.parser,
     "export": export_cli.export_parser,
     "import": export_cli.import_parser,
+    "bench": bench_cli.parser,
     "calibrate": calibrate_cli.parser,
     "compare": report_cli.compare_parser,
     "reproduce": reproduce.parser,

@@ -24,6 +24,7 @@ FORMATS: Registry[type[LabelFormat]] = Registry(
         "label_maps": f"{_HERE}.mask_images:LabelMapFiles",
         "labelme": f"{_HERE}.labelme_files:LabelMeFiles",
         "mask_folders": f"{_HERE}.mask_images:MaskFolders",
+        "osprey": f"{_HERE}.osprey_lists:OspreyLists",
         "parquet": f"{_HERE}.parquet_table:ParquetTable",
         "sam": f"{_HERE}.coco_labels:SamMasks",
         "shards": f"{_HERE}.shard_samples:ShardSamples",
