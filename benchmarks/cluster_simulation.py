@@ -33,7 +33,7 @@ PEAK_TFLOPS, UTILIZATION = 989.0, 0.35  # an H100 in bfloat16, and the share of 
 FETCH_BLOCK = 16 << 20  # bytes of a range request (osm/storage/remote.py)
 # Requests to an object store for a part, and for a shard beside the blocks of its content. A test counts them.
 PART_REQUESTS = {"HEAD": 2, "LIST": 2, "PUT": 2, "DELETE": 1}
-SHARD_REQUESTS = {"HEAD": 4, "GET": 1, "PUT": 1}
+SHARD_REQUESTS = {"HEAD": 3, "GET": 1, "PUT": 1}
 MILLION = 1_000_000
 MTBF_HOURS = 500.0  # of a node, in the plans
 

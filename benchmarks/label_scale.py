@@ -191,8 +191,13 @@ def start_s3(port: int) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while socket.socket().connect_ex(("127.0.0.1", port)):
+    for _ in range(300):
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                break
         time.sleep(0.1)
+    else:
+        raise SystemExit("the moto server does not start")
     address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     return server, {**address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -280,7 +285,7 @@ class Series:
         resumed = self.run("driver_killed", *ray)
         again = [name for name, stamp in times.items() if self._times("driver_killed")[name] != stamp]
         return {
-            "worker": {**worker, "killed_after_parts": killed_at[0]},
+            "worker": {**worker, "killed_after_parts": killed_at[0] if killed_at else None},
             "driver": {"parts_when_killed": len(times), "seconds": before["seconds"], "orphans_after_60_s": orphans},
             "resumed": {**resumed, "parts_written_again": len(again)},
         }

@@ -62,7 +62,7 @@ if [[ $(scontrol show job "$job") == *JobState=CANCELLED* ]]; then
     exit 75
 fi
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "${RESTARTS:-100}" ]; then
-    echo "error: task $task has been started ${SLURM_RESTART_COUNT} times before; not requeued" >&2
+    echo "error: task $task has been started ${SLURM_RESTART_COUNT:-0} times before; not requeued" >&2
     exit 75
 fi
 echo "$(date): the time of task $task is up, requeued"

@@ -21,6 +21,7 @@ from osm.recognition.flags import (
     ranking_of,
 )
 from osm.recognition.placement import add_flags, from_flags
+from osm.storage.locations import is_remote
 from osm.terminal import console_command, echo
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=int, default=1, help="processes that label, each with its own model [%(default)s]"
     )
     out.add_argument(
-        "--cpus_per_process", type=int, help="threads of each process [an equal share of the machine's CPU cores]"
+        "--cpus_per_process", type=int, help="threads of each process [an equal share of the CPU cores; 1 with Ray]"
     )
     out.add_argument(
         "--part_images", type=int, default=500, help="with --to parts: images in a part, which is a file [%(default)s]"
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--gpus_per_process",
         type=float,
-        help="with --engine ray: the share of a GPU that each process has [1 if the cluster has GPUs]",
+        help="with --engine ray: the share of a GPU that each process has [an equal share of the cluster's GPUs]",
     )
     out.add_argument("--dry_run", action="store_true", help="say what would be labeled, and write nothing")
     out.add_argument("--overwrite", action="store_true", help="label everything again")
@@ -141,12 +142,14 @@ def _run(args: argparse.Namespace) -> int:
 
     options = options_of(args)
     if options.in_parts:
+        from osm.labeling.label_processes import ending_on_sigterm
         from osm.labeling.parts.part_run import label_parts, planned
 
         if args.dry_run:
             echo(planned(options))
             return 0
-        summary, speed = label_parts(options)
+        with ending_on_sigterm():
+            summary, speed = label_parts(options)
         echo(*_told(summary, options.destination, speed))
         return 1 if summary.failed else 0
     found = find_input(options)
@@ -199,7 +202,8 @@ def _told(summary: LabelSummary, out: str | Path, speed: float) -> list[str]:
     rate = f" ({speed:.2g} images/s)" if speed else ""
     lines = [f"{_count(summary.images, 'image')}, {_count(summary.masks, 'mask')} named{rate}: {out}"]
     if summary.unsure:
-        lines.append(f"  {summary.unsure} of the names are probably wrong; osm review {out} shows them first")
+        review = "" if is_remote(out) else f"; osm review {out} shows them first"
+        lines.append(f"  {summary.unsure} of the names are probably wrong{review}")
     lines += [f"  {_count(count, 'mask')} left out: {reason}" for reason, count in sorted(summary.left_out.items())]
     if summary.kept_in_same:
         lines.append(f"  same keeps them with their old names: {_count(summary.kept_in_same, 'mask')}")

@@ -202,6 +202,11 @@ def image_record(
     }
 
 
+def failed_image(record: Record) -> str:
+    """Return the path of a line's image, or its name if the path is that of a file with many images."""
+    return str(record["file_name"] if "member" in record else record["path"])
+
+
 def unread_reasons(record: Record) -> list[str]:
     """Return the reason for each mask of a line's image that could not be read."""
     return [reason for _, reason in record["unread"]]

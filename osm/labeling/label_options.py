@@ -68,8 +68,8 @@ class LabelOptions:
         overwrite: label everything again.
         engine: `local` labels in processes of this machine, `ray` on a Ray cluster.
         ray_address: the address of the Ray cluster; None = RAY_ADDRESS, or a cluster of this machine.
-        cpus_per_process: the number of threads of each process; None = an equal share of the CPU cores.
-        gpus_per_process: with Ray, the share of a GPU that each process has; None = one if the cluster has GPUs.
+        cpus_per_process: the number of threads of each process; None = an equal share of the CPU cores, or 1 with Ray.
+        gpus_per_process: with Ray, the share of a GPU that each process has; None = an equal share of the GPUs.
         part_images: the number of images in a part.
         share: `K/N`: the run labels only every N-th partition, from the K-th, counted from 0; None = all.
     """
@@ -172,11 +172,18 @@ class LabelOptions:
                 self._check_rules()
             if is_remote(self.destination) and (self.corrections or self.unsure == "review"):
                 raise OsmError("--corrections and --unsure review need a local folder of labels")
+        if self.in_parts and not others and self.corrections:
+            raise OsmError(
+                f"--corrections has no effect on --to {PARTS}; add another format, such as --to {PARTS},coco"
+            )
+        if not self.in_parts and self.part_images != LabelOptions.part_images:
+            raise OsmError(f"--part_images has no effect without --to {PARTS}")
         for name in ("ray_address", "gpus_per_process"):
             if getattr(self, name) is not None and self.engine != "ray":
                 raise OsmError(f"--{name} has no effect without --engine ray")
-        if self.gpus_per_process is not None and not 0 <= self.gpus_per_process <= 8:
-            raise OsmError(f"--gpus_per_process {self.gpus_per_process} must be from 0 to 8")
+        share = self.gpus_per_process
+        if share is not None and (share < 0 or share > 8 or (share > 1 and share != int(share))):
+            raise OsmError(f"--gpus_per_process {share} must be from 0 to 1, or a whole number up to 8")
 
     def _check_rules(self) -> None:
         """Raise OsmError for a rule that says which names are written, because parts have all of them."""

@@ -15,7 +15,7 @@ from osm.errors import OsmError
 from osm.files import read_text, write_atomically
 from osm.labeling.corrections import Corrections
 from osm.labeling.formats.label_format import LabeledImage, LabeledImages, LabelFormat
-from osm.labeling.label_journal import LabelJournal, image_of, image_record, unread_reasons
+from osm.labeling.label_journal import LabelJournal, failed_image, image_of, image_record, unread_reasons
 from osm.labeling.label_rules import KeepRules
 
 SAME = "same"
@@ -144,7 +144,7 @@ def _kept_lines(
     """Yield the record of each image with the objects that are written. Fill the summary, and collect the names."""
     for record in journal.records():
         if record["failed"]:
-            summary.failed[record["path"]] = record["failed"]
+            summary.failed[failed_image(record)] = record["failed"]
             continue
         image, lost = rules.kept(image_of(record), corrections)
         summary.images += 1

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
-from osm.errors import RunStopped
+from osm.errors import RunStopped, run_command
 from osm.labeling.label_options import LabelOptions
+from osm.terminal import console_messages, logs_json
 
 AGAIN = "the same command continues with the images that are not labeled yet"
 
@@ -25,7 +32,7 @@ def run_processes(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
         RunStopped: a process was killed, or its call raised an error.
     """
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=call, daemon=True) for call in calls]
+    workers = [context.Process(target=_supervised, args=(work, call, logs_json()), daemon=True) for call in calls]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -33,6 +40,38 @@ def run_processes(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) ->
     codes = [worker.exitcode for worker in workers if worker.exitcode]
     if codes:
         raise RunStopped(f"--processes {len(calls)}: a process ended with exit code {codes[0]}; {AGAIN}")
+
+
+def _supervised(work: Callable[..., Any], call: tuple[Any, ...], as_json: bool) -> None:
+    """Call a function in a new process, show its messages and its error, and end if the parent has been killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    with console_messages(as_json), ending_on_sigterm():
+        sys.exit(run_command(lambda: work(*call)))
+
+
+def _end_with(sentinel: int) -> None:
+    """Wait for the end of the parent. Without it, nobody would see what this process does, or continue its work."""
+    wait([sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Inside the context, SIGTERM raises SystemExit, so that the attempt at an unfinished part is not counted."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def for_process(options: LabelOptions, process: int, count: int) -> LabelOptions:

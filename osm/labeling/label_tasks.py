@@ -80,7 +80,7 @@ def find_tasks(
     image_dir: str | None = None,
     form: str | None = None,
     auto: bool = False,
-    out: Path = Path(),
+    out: Path | None = None,
 ) -> LabelInput:
     """Find the images and their masks.
 
@@ -91,7 +91,7 @@ def find_tasks(
         image_dir: the folder or URL of the images, if `images` is a file.
         form: the name of the masks' format; None = recognized by its content.
         auto: whether a segmenter finds the masks.
-        out: the output folder, whose images are not labeled.
+        out: the output folder, whose images are not labeled; None if it is not a local folder.
 
     Raises:
         OsmError: the images or the masks are not found, or do not belong together.
@@ -122,7 +122,7 @@ def holds_images(images: str) -> bool:
     return is_shards(images) or is_table(images)
 
 
-def _collection(images: str, image_dir: str | None, out: Path) -> ImageCollection:
+def _collection(images: str, image_dir: str | None, out: Path | None) -> ImageCollection:
     if is_table(images):
         return images_of_tables(images)
     if is_shards(images):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
 from osm.io.segmentation import encode_rle
 from osm.labeling.formats.label_format import LabeledImage, LabelFormat, LabelShape
 from osm.labeling.label_journal import LabelJournal, Record, image_record
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = message_logger(__name__)
 
+MAX_FAULTS = 10
+"""A run ends if so many images in a row fail because of a server or an unexpected error, such as a broken GPU."""
+_UNEXPECTED = "unexpected error: "
 _AT_ONCE = 256  # the number of masks of an image that are named in one call, which bounds the memory
 
 
@@ -57,9 +60,20 @@ class ImageLabeler:
                 progress.step()
 
     def records(self, tasks: Sequence[LabelTask]) -> Iterator[Record]:
-        """Yield the journal's record of each image, while the files of the next ones are being fetched."""
+        """Yield the journal's record of each image, while the files of the next ones are being fetched.
+
+        Raises:
+            RunStopped: `MAX_FAULTS` images in a row failed for reasons that are probably not those of their files.
+        """
+        faults = 0
         for task, source in zip(tasks, read_ahead(task.image for task in tasks), strict=True):
-            yield self.label(task, source)
+            record = self.label(task, source)
+            # Of the machine, the model or a server, not of a file: an error that no reader of files has foreseen.
+            faulty = isinstance(source, RunStopped) or record["failed"].startswith(_UNEXPECTED)
+            faults = faults + 1 if faulty else 0
+            if faults >= MAX_FAULTS:
+                raise RunStopped(f"{faults} images in a row failed; the last: {record['failed']}")
+            yield record
 
     def label(self, task: LabelTask, source: bytes | Path | OsmError) -> Record:
         """Return the journal's record of one image.
@@ -73,7 +87,7 @@ class ImageLabeler:
                 raise source
             return self._label(task, source)
         except Exception as error:  # one bad image must not end the run
-            reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, OsmError) else f"{_UNEXPECTED}{type(error).__name__}: {error}"
             logger.warning(f"{task.image.location}: not labeled ({reason})")
             return self.failed(task, reason)
 
@@ -82,7 +96,7 @@ class ImageLabeler:
         empty = LabeledImage(task.number, task.file_name, task.image.location, (0, 0), (), task.image.member)
         count = 0
         if self.reader is not None and task.source is not None:
-            with suppress(OsmError):  # the masks cannot be read either
+            with suppress(Exception):  # the masks cannot be read either
                 count = self.reader.count(task.source)
         return image_record(empty, failed=reason, stated_masks=count)
 

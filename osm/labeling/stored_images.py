@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from osm.io.images import SUFFIXES
 from osm.labeling.image_tables import TableRow, image_cell, rows_of_table
 from osm.storage import remote
 from osm.storage.cache import RemoteFolder, localize, user_cache
-from osm.storage.locations import check_location, is_remote, join, public
+from osm.storage.locations import check_location, is_path, is_remote, join, public, sibling
 
 Size = tuple[int, int]
 MAX_IMAGE_BYTES = 1 << 29  # the maximum size of a remote image file
@@ -37,10 +36,12 @@ class StoredImage:
         location: the path or URL of the image file, or of the tar file or Parquet table that contains it.
         member: (offset, number of bytes) of the image in a tar file, or (row group, row in the group) in a Parquet
             table, or None if the file is the image.
+        fault: why the image must not be read, or an empty text.
     """
 
     location: str
     member: tuple[int, int] | None = None
+    fault: str = ""
 
     def source(self) -> bytes | Path:
         """Return a local image file, or the bytes of a remote image, or of an image in a tar file or table.
@@ -50,6 +51,8 @@ class StoredImage:
         Raises:
             OsmError: the file cannot be fetched, or the tar file has become shorter.
         """
+        if self.fault:
+            raise SampleError("image_unreadable", self.fault)
         if self.member is None and is_remote(self.location):
             url = check_location(self.location, "image")
             with remote.as_user_error(url, "image"):
@@ -90,15 +93,15 @@ class ImageCollection:
     title: str
 
 
-def images_of_folder(folder: Path, out: Path) -> ImageCollection:
+def images_of_folder(folder: Path, out: Path | None = None) -> ImageCollection:
     """Return the images in a folder and its subfolders, except those of the output folder."""
-    inside = out.resolve()
+    inside = None if out is None else out.resolve()
     files = [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES
         and not path.name.startswith("._")
-        and not path.resolve().is_relative_to(inside)
+        and not (inside is not None and path.resolve().is_relative_to(inside))
     ]
     found = {path.relative_to(folder).as_posix(): StoredImage(str(path)) for path in files}
     return _checked(ImageCollection(found, str(folder)))
@@ -147,42 +150,49 @@ def _names_of(places: Sequence[str]) -> list[str]:
 
 def images_of_tables(pattern: str) -> ImageCollection:
     """Return the images in Parquet tables."""
-    found: dict[str, StoredImage] = {}
-    for table in expand_shards(pattern):
-        path = localize(table, "images")
-        for row in rows_of_table(path, masks=False):
-            if row.name in found:
-                raise OsmError(f"images {public(table)}: {shown(row.name)} is the name of several images")
-            found[row.name] = stored_row(path, row)
-    return _checked(ImageCollection(found, pattern))
-
-
-def stored_row(table: Path, row: TableRow) -> StoredImage:
-    """Return the image of a row of a Parquet table: a cell of the table, or the file or URL that the row names.
-
-    Raises:
-        OsmError: the row names a file outside the table's folder.
-    """
-    if row.location is None:
-        return StoredImage(str(table), row.place)
-    if is_remote(row.location):
-        return StoredImage(row.location)
-    file = Path(os.path.normpath(table.parent / row.location))
-    if not file.is_relative_to(os.path.normpath(table.parent)):
-        raise OsmError(
-            f"{table}: the image {shown(row.location)} is not in the folder of the table; use URLs, or move it"
-        )
-    return StoredImage(str(file))
+    return _collected(pattern, images_of_table)
 
 
 def images_of_shards(pattern: str) -> ImageCollection:
     """Return the images in WebDataset shards. The name of an image is the name of its shard and of its member."""
+    return _collected(pattern, images_of_shard)
+
+
+def _collected(pattern: str, images_of: Callable[[str], dict[str, StoredImage]]) -> ImageCollection:
     found: dict[str, StoredImage] = {}
-    for shard in expand_shards(pattern):
-        for sample in samples_of(shard):
-            if sample.image:
-                found[sample.image] = StoredImage(shard, sample.members[sample.image_extension])
+    for file in expand_shards(pattern):
+        for name, image in images_of(file).items():
+            if name in found:
+                raise OsmError(
+                    f"images {public(file)}: an earlier file has an image {shown(name)} too; label it by itself"
+                )
+            found[name] = image
     return _checked(ImageCollection(found, pattern))
+
+
+def images_of_table(table: str) -> dict[str, StoredImage]:
+    """Return the images of a Parquet table by their names."""
+    rows = rows_of_table(localize(table, "images"), masks=False)
+    return {row.name: stored_row(table, row) for row in rows}
+
+
+def images_of_shard(shard: str) -> dict[str, StoredImage]:
+    """Return the images of a shard by their names."""
+    samples = [sample for sample in samples_of(shard) if sample.image]
+    return {sample.image: StoredImage(shard, sample.members[sample.image_extension]) for sample in samples}
+
+
+def stored_row(table: str, row: TableRow) -> StoredImage:
+    """Return the image of a row of a Parquet table: a cell of the table, or the file or URL that the row names."""
+    if row.location is None:
+        return StoredImage(table, row.place)
+    if is_remote(row.location):
+        return StoredImage(row.location)
+    parts = PurePosixPath(row.location).parts
+    if not parts or parts[0] == "/" or ".." in parts or not is_path(row.location):
+        where = f"{public(table)}: the image {shown(row.location)} is not in the folder of the table"
+        return StoredImage(table, fault=f"{where}; use URLs, or move it")
+    return StoredImage(sibling(table, row.location))
 
 
 @dataclass
@@ -216,7 +226,9 @@ def samples_of(shard: str) -> list[ShardSample]:
     for name, place in members_of(shard):
         folder, _, base = name.rpartition("/")
         key, _, extension = base.partition(".")
-        whole = "/".join(part for part in (PurePosixPath(shard).stem, folder, key) if part)
+        # The name becomes that of files in the output folder, which a member `../a.jpg` must not leave.
+        folders = [part for part in folder.split("/") if part not in ("", ".", "..")]
+        whole = "/".join([PurePosixPath(shard).stem, *folders, key])
         found.setdefault(whole, ShardSample(whole, {})).members[extension] = place
     return list(found.values())
 
@@ -273,6 +285,8 @@ def _source(image: StoredImage) -> bytes | Path | OsmError:
         return image.source()
     except OsmError as error:
         return error
+    except Exception as error:  # such as a file that vanished: it must not end the run
+        return SampleError("image_unreadable", f"{public(image.location)}: {type(error).__name__}: {error}")
 
 
 def is_shards(place: str) -> bool:

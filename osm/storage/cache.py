@@ -223,6 +223,13 @@ class FileCache:
         # On a case-insensitive disk, the files of two URLs may have the same path.
         return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
+    def forget(self, url: str) -> None:
+        """Remove the local copy of a remote file, if there is one, so that its room is free for other files."""
+        path = self.path_of(url)
+        with self._lock(path), self._lock(self.folder):
+            path.unlink(missing_ok=True)
+            self._meta(path).unlink(missing_ok=True)
+
     def _mark_used(self, path: Path) -> None:
         with suppress(OSError):
             os.utime(path)

@@ -96,9 +96,22 @@ def test_what_is_wrong_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(OsmError, match="not a Parquet table"):
         find_tasks(str(tmp_path / "b.parquet"))
-    for place in ("../secret.png", "/etc/hostname"):
+    places = ["../secret.png", "/etc/hostname", "pipe:ls"]
+    found = find_tasks(write(tmp_path / "a.parquet", {"image": places, "masks": [[rle(0)]] * 3}))
+    for task in found.tasks:  # an image of its own that fails, not the table
         with pytest.raises(OsmError, match="is not in the folder of the table"):
-            find_tasks(write(tmp_path / "a.parquet", {"image": [place], "masks": [[rle(0)]]}))
+            task.image.source()
+    names = {"image": [photo(0)] * 4, "file_name": ["../../a.png", "/b.png", "c.png", "c.png"]}
+    inside = [task.file_name for task in find_tasks(write(tmp_path / "a.parquet", names), auto=True).tasks]
+    assert inside == ["a/000000", "a/000001", "c.png", "a/000003"]
+    sizes = {"image": [photo(0)] * 2, "width": [float("nan"), 40.0], "height": [30.0, float("inf")]}
+    assert [task.source.size for task in find_tasks(write(tmp_path / "a.parquet", sizes)).tasks if task.source] == [
+        None
+    ] * 2
+    with pytest.raises(OsmError, match=r"the column image has the type list<"):
+        find_tasks(write(tmp_path / "a.parquet", {"image": [["a.png"]]}))
+    with pytest.raises(OsmError, match=r"the column image has the type struct<"):
+        find_tasks(write(tmp_path / "a.parquet", {"image": [{"bytes": 5_000_000_000}]}))
     table = write(tmp_path / "a.parquet", {"image": [photo(0), None], "masks": ['[{"segmentation": 3}', None]})
     found = find_tasks(table)
     assert found.reader is not None and found.tasks[0].source is not None
@@ -106,6 +119,11 @@ def test_what_is_wrong_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "is not valid json" in str(error)
     with pytest.raises(OsmError, match="row 1 of row group 0 has no image"):
         found.tasks[1].image.source()
+    # A dictionary of one long text makes a small file of large cells.
+    bomb = write(tmp_path / "c.parquet", {"image": [photo(0)] * 1000, "key": ["x" * 10_000] * 1000}, rows_in_group=1000)
+    monkeypatch.setattr(image_tables, "MAX_GROUP_BYTES", 1_000_000)
+    with pytest.raises(OsmError, match="the cells of row group 0 exceed the limit of 1000000 bytes"):
+        find_tasks(bomb, auto=True)
     monkeypatch.setattr(image_tables, "MAX_GROUP_BYTES", 10)
     with pytest.raises(OsmError, match="exceeds the limit of 10 bytes; write the table with smaller row groups"):
         find_tasks(table)

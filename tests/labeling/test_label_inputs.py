@@ -152,6 +152,8 @@ def test_tar_files_of_sa1b_and_shards(tmp_path: Path) -> None:
     (tmp_path / "000000.tar").write_bytes((tmp_path / "000000.tar").read_bytes()[:2000])
     with pytest.raises(OsmError, match=r"000000\.tar: it is truncated"):
         find_tasks(f"{tmp_path}/000000.tar", auto=True)
+    tar(tmp_path / "c.tar", {"../../d/a.jpg": jpeg(0)})
+    assert [task.file_name for task in find_tasks(f"{tmp_path}/c.tar", auto=True).tasks] == ["c/d/a.jpg"]
     tar(tmp_path / "b.tar", {"a.jpg": jpeg(0), "a.cls": b"3"})
     with pytest.raises(OsmError, match="no sample has an image and a json with masks"):
         find_tasks(f"{tmp_path}/b.tar")

@@ -28,7 +28,7 @@ class ImageTables(LabelFormat):
     def sources(cls, path: Path) -> Iterator[MaskSource]:
         for row in rows_of_table(path):
             where = f"{path}: image {row.name}, mask"
-            yield MaskSource(row.name, where, size=row.size, data=row.masks, stored=stored_row(path, row))
+            yield MaskSource(row.name, where, size=row.size, data=row.masks, stored=stored_row(str(path), row))
 
     @classmethod
     def count(cls, source: MaskSource) -> int:

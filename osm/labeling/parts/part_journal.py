@@ -27,6 +27,8 @@ class PartJournal(LabelJournal):
         first, listed = 0, self.settings()["listed by workers"]
         current = ""
         for name in self.store.names("parts"):
+            if not name.startswith("part-"):
+                continue
             partition = name.split("-")[1]
             if listed and current and partition != current:
                 first += done_counts(self.store, f".osm_label/done/{current}.json").numbers
@@ -39,4 +41,5 @@ class PartJournal(LabelJournal):
 
 def open_journal(out: Path) -> LabelJournal:
     """Return the record of an earlier run in a local folder of labels, whether it has parts or not."""
-    return PartJournal(out) if (out / "parts").is_dir() else LabelJournal.existing(out)
+    found = LabelJournal.existing(out)
+    return PartJournal(out) if "listed by workers" in found.settings() else found

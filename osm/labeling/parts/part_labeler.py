@@ -22,6 +22,7 @@ from osm.labeling.labeler import ImageLabeler
 from osm.labeling.parts.part_rows import PartCounts, part_bytes, part_records
 from osm.labeling.parts.part_store import PartStore
 from osm.labeling.parts.partitions import LabelPartition, in_parts, tasks_of_partition
+from osm.storage.cache import user_cache
 from osm.storage.locations import is_remote, public
 from osm.terminal import message_logger
 
@@ -69,10 +70,15 @@ class _Attempts:
         """Whether the images are marked one by one."""
         return self.begun > MAX_ATTEMPTS
 
-    def mark(self, image: int) -> None:
-        """Note that an image is begun."""
+    def mark(self, image: int | None) -> None:
+        """Note that an image is begun, or that none is in progress."""
         self.image = image
         self._write()
+
+    def take_back(self) -> None:
+        """Do not count this attempt, because the worker was told to stop, or raised an error that it could report."""
+        self.begun -= 1
+        self.mark(None)
 
     def _write(self) -> None:
         values = {"begun": self.begun, "image": self.image, "deaths": self.deaths}
@@ -114,25 +120,44 @@ class PartLabeler:
             for record in self._part(partition, part, own):
                 counts.add_record(record)
         self.store.write(partition.done_name, json.dumps(counts.as_dict()).encode())
+        if partition.file and is_remote(partition.file):
+            user_cache().forget(partition.file)  # the disk would fill up with shards
         return counts
 
     def _part(self, partition: LabelPartition, part: int, tasks: Sequence[LabelTask]) -> list[Record]:
         name = partition.part_name(part)
         stored = self.store.read(name)
         before = {} if stored is None else _by_number(part_records(stored, self.store.where(name)))
-        if stored is not None and before.keys() != {task.number for task in tasks}:
+        names = {number: record["file_name"] for number, record in before.items()}
+        if stored is not None and names != {task.number: task.file_name for task in tasks}:
             where = self.store.where(name)
             raise OsmError(f"{where}: has other images than the input; choose another output folder, or --overwrite")
         left = [task for task in tasks if before.get(task.number, _UNTRIED)["failed"] not in ("", KILLED)]
         if stored is None or left:
+            if left:
+                assert self.labeler is not None  # is loaded before the attempt is counted
             attempts = _Attempts.begin(self.store, partition.attempts_name(part))
-            for record in self._records(left, attempts):
-                if partition.file and is_remote(partition.file):
-                    record["path"] = public(partition.file)  # instead of the file in the cache
-                before[record["number"]] = record
-            self.store.write(name, part_bytes(before[task.number] for task in tasks))
+            try:
+                for record in self._records(left, attempts):
+                    if partition.file and is_remote(partition.file) and "member" in record:
+                        record["path"] = public(partition.file)  # instead of the file in the cache
+                    before[record["number"]] = record
+                self._keep_better(name, before)
+                self.store.write(name, part_bytes(before[task.number] for task in tasks))
+            except (Exception, KeyboardInterrupt, SystemExit):
+                attempts.take_back()
+                raise
             self.store.remove(attempts.name)
         return [before[task.number] for task in tasks]
+
+    def _keep_better(self, name: str, records: dict[int, Record]) -> None:
+        """Replace failed images by what another worker has meanwhile written, if it could label them."""
+        if not any(record["failed"] for record in records.values()):
+            return
+        stored = self.store.read(name)
+        for record in part_records(stored, self.store.where(name)) if stored is not None else ():
+            if records.get(record["number"], {}).get("failed") and not record["failed"]:
+                records[record["number"]] = record
 
     def _records(self, tasks: Sequence[LabelTask], attempts: _Attempts) -> Iterator[Record]:
         if not tasks:
@@ -147,6 +172,7 @@ class PartLabeler:
                 continue
             attempts.mark(task.number)
             yield from self.labeler.records([task])
+        attempts.mark(None)
 
 
 def _by_number(records: Sequence[Record]) -> dict[int, Record]:
@@ -173,6 +199,8 @@ def result_of(labeler: PartLabeler, partition: LabelPartition) -> PartitionResul
         labeler.label(partition)
     except OsmError as error:
         return PartitionResult(partition.number, str(error), isinstance(error, RunStopped))
+    except Exception as error:  # a file that no reader has foreseen must not stop the other partitions
+        return PartitionResult(partition.number, f"unexpected error: {type(error).__name__}: {error}")
     return PartitionResult(partition.number)
 
 
@@ -183,6 +211,10 @@ def done_counts(store: PartStore, name: str) -> PartCounts:
         OsmError: the file is damaged.
     """
     stored: Any = store.read(name)
+    if stored is None:
+        raise OsmError(
+            f"{store.where(name)}: there is no such file, because the run is not complete; complete it first"
+        )
     try:
         return PartCounts.of(parse_json(stored))
     except (TypeError, ValueError, KeyError):

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from osm.errors import OsmError
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
-from osm.labeling.label_journal import Record, image_of, image_record, unread_reasons
+from osm.labeling.label_journal import Record, failed_image, image_of, image_record, unread_reasons
 
 COLUMNS = {
     "image": "string",
@@ -53,10 +53,15 @@ def part_bytes(records: Iterable[Record]) -> bytes:
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
     schema = arrow.schema([(name, arrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    rows = [row for record in records for row in rows_of(record)]
+    rows = [{name: _legal(value) for name, value in row.items()} for record in records for row in rows_of(record)]
     buffer = io.BytesIO()
     parquet.write_table(arrow.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _legal(value: Any) -> Any:
+    """Replace the lone surrogates in a text, which stand for undecodable bytes of file names."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 def part_records(data: bytes, where: str) -> list[Record]:
@@ -72,7 +77,7 @@ def part_records(data: bytes, where: str) -> list[Record]:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
     except (arrow.ArrowException, OSError) as error:
         raise OsmError(
-            f"{where}: not a Parquet file ({str(error).splitlines()[0]}); remove it, and label again"
+            f"{where}: not a Parquet file ({str(error).splitlines()[0]}); remove it, and run the same command again"
         ) from None
     if rows and set(rows[0]) != COLUMNS.keys():
         raise OsmError(f"{where}: its columns are not those of a part; choose another output folder")
@@ -111,8 +116,8 @@ def _cells(shape: LabelShape) -> dict[str, Any]:
     x, y, width, height = map(float, shape.bounds)
     return {
         "source_row": shape.row,
-        "id": shape.id if isinstance(shape.id, int) else None,
-        "id_text": shape.id if isinstance(shape.id, str) else None,
+        "id": shape.id if isinstance(shape.id, int) and shape.id in _INT64 else None,
+        "id_text": None if shape.id is None or (isinstance(shape.id, int) and shape.id in _INT64) else str(shape.id),
         "label": shape.label,
         "name": shape.name,
         "prob": shape.prob,
@@ -129,8 +134,7 @@ def _cells(shape: LabelShape) -> dict[str, Any]:
     }
 
 
-class _Unread(Exception):
-    """A mask that could not be read, as `image_record` takes it."""
+_INT64 = range(-(1 << 63), 1 << 63)
 
 
 def _record(rows: list[dict[str, Any]]) -> Record:
@@ -196,7 +200,7 @@ class PartCounts:
         if record["failed"]:
             self.failed += 1
             if len(self.failures) < self.MAX_FAILURES:
-                self.failures[record["path"]] = record["failed"]
+                self.failures[failed_image(record)] = record["failed"]
             return
         self.images += 1
         shapes = image_of(record).shapes

@@ -63,16 +63,17 @@ def label_parts(options: LabelOptions) -> tuple[LabelSummary, float]:
         logger.info(f"{plan.left_out} images with masks are not in the list of images, and are left out")
     share, shares = options.shares()
     own = plan.partitions[share::shares]
-    before = _done(store, own)
+    parts = store.names(PARTS)
+    before = _done(store, own, parts)
     left = [partition for partition in own if partition.number not in before or before[partition.number].failed]
-    if before:
-        logger.info(f"{len(before)} of {len(own)} partitions have been labeled before, and are not labeled again")
-    fresh = len(left) == len(own) and not store.names("parts")
+    if len(left) < len(own):
+        logger.info(f"{len(own) - len(left)} of {len(own)} partitions are complete, and are not labeled again")
+    fresh = len(left) == len(own) and not parts
     started = time.monotonic()
     errors = _label(options, plan, left) if left else {}
     seconds = time.monotonic() - started
-    done = _done(store, own)
-    unfinished = [partition for partition in own if partition.number not in done]
+    done = _done(store, own, store.names(PARTS))
+    unfinished = [one for one in own if one.number not in done or one.number in errors]
     if unfinished:
         first = unfinished[0].number
         reason = errors.get(first, "see the messages of its process")
@@ -90,8 +91,8 @@ def label_parts(options: LabelOptions) -> tuple[LabelSummary, float]:
 def _prepare(store: PartStore, options: LabelOptions, plan: PartitionPlan) -> None:
     """Check that the output folder has no labels that were made with other options."""
     if options.overwrite:
+        store.clear(FOLDER)  # first: a partition without its parts must not count as complete
         store.clear(PARTS)
-        store.clear(FOLDER)
     settings = {
         **options.settings(plan.identity),
         "part_images": options.part_images,
@@ -102,13 +103,22 @@ def _prepare(store: PartStore, options: LabelOptions, plan: PartitionPlan) -> No
         store.write(name, settings_text(settings).encode())
 
 
-def _done(store: PartStore, partitions: Iterable[LabelPartition]) -> dict[int, PartCounts]:
-    """Return what the complete ones of some partitions hold, by their numbers."""
+def _done(store: PartStore, partitions: Iterable[LabelPartition], parts: list[str]) -> dict[int, PartCounts]:
+    """Return what the complete ones of some partitions hold, by their numbers.
+
+    A partition is complete if it says so, and none of its `parts`, which are the names of all files, is missing.
+    """
+    files = Counter(name.rpartition("-")[0] for name in parts)
     names = set(store.names(f"{FOLDER}/done"))
     there = [one for one in partitions if one.done_name.rpartition("/")[2] in names]
     with ThreadPoolExecutor(_THREADS) as pool:
         counts = pool.map(lambda one: done_counts(store, one.done_name), there)
-        return {one.number: found for one, found in zip(there, counts, strict=True)}
+        found = list(zip(there, counts, strict=True))
+    return {one.number: value for one, value in found if files[_stem(one)] == value.parts}
+
+
+def _stem(partition: LabelPartition) -> str:
+    return partition.part_name(0).rpartition("/")[2].rpartition("-")[0]
 
 
 def _label(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]) -> dict[int, str]:
@@ -136,6 +146,7 @@ def _work(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]
 def label_here(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]) -> Iterator[PartitionResult]:
     """Label partitions in this process."""
     labeler = PartLabeler(options, plan.reader)
+    assert labeler.labeler is not None  # a model that cannot be loaded ends the run here
     for partition in left:
         yield result_of(labeler, partition)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from osm.errors import OsmError, write_failed
 from osm.storage import remote
 from osm.storage.locations import is_remote, join, public
 
+_THREADS = 32  # that remove files
 MAX_BYTES = 1 << 30  # the maximum size of a file that is read
 
 
@@ -46,6 +48,8 @@ class PartStore:
             return Path(self.folder, name).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise OsmError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, which replaces one with the same name.
@@ -85,8 +89,8 @@ class PartStore:
                 listed = list(remote.list_files(join(self.folder, folder)))
             except FileNotFoundError:
                 return
-            for name in listed:
-                remote.remove(join(self.folder, f"{folder}/{name}"))
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(lambda name: remote.remove(join(self.folder, f"{folder}/{name}")), listed))
         elif Path(self.folder, folder).is_dir():
             try:
                 shutil.rmtree(Path(self.folder, folder))

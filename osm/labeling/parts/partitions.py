@@ -8,17 +8,17 @@ so a worker that is killed loses at most one part of its partition.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from osm.data.shard_lists import existing_shards
+from osm.data.shard_lists import expand_shards
 from osm.errors import OsmError
 from osm.labeling.formats.label_format import LabelFormat
 from osm.labeling.label_options import LabelOptions
 from osm.labeling.label_tasks import LabelTask, contained_format, find_tasks, holds_images, tasks_of
-from osm.labeling.stored_images import images_of_shards, images_of_tables, is_table
+from osm.labeling.stored_images import StoredImage, images_of_shard, images_of_table, is_table
 from osm.storage.cache import localize
-from osm.storage.locations import is_remote, public
+from osm.storage.locations import is_remote, public, sibling
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def plan_partitions(options: LabelOptions) -> PartitionPlan:
     """
     if holds_images(options.images) and not options.masks:
         reader = None if options.auto else contained_format(options.images, options.form or None)
-        files = existing_shards(options.images, "images")
+        files = expand_shards(options.images)  # a file that is missing fails when it is labeled
         if len(set(files)) < len(files):
             raise OsmError(f"images {public(options.images)}: lists a file twice")
         partitions = [LabelPartition(number, file=file) for number, file in enumerate(files)]
         return PartitionPlan(partitions, reader, None, None, [(public(file), 0) for file in files])
-    out = Path() if is_remote(options.out) else options.out
+    out = None if is_remote(options.out) else options.out
     found = find_tasks(options.images, options.masks, options.image_dir, options.form or None, options.auto, out)
     size = options.part_images
     starts = range(0, len(found.tasks), size)
@@ -102,9 +102,20 @@ def tasks_of_partition(partition: LabelPartition, reader: type[LabelFormat] | No
         return list(partition.tasks)
     path = localize(partition.file, "images")
     if reader is not None:
-        return tasks_of(reader.sources(path))
-    names = (images_of_tables if is_table(partition.file) else images_of_shards)(str(path)).names
-    return [LabelTask(number, name, image, None) for number, (name, image) in enumerate(names.items())]
+        tasks = tasks_of(reader.sources(path))
+    else:
+        found = (images_of_table if is_table(partition.file) else images_of_shard)(str(path))
+        tasks = [LabelTask(number, name, image, None) for number, (name, image) in enumerate(found.items())]
+    return [_beside(task, partition.file, path) for task in tasks] if is_remote(partition.file) else tasks
+
+
+def _beside(task: LabelTask, file: str, copy: Path) -> LabelTask:
+    """Return a task of a remote table. Its image files are beside the table, not beside the copy in the cache."""
+    image = task.image
+    if image.member is not None or image.fault or is_remote(image.location):
+        return task
+    name = Path(image.location).relative_to(copy.parent).as_posix()
+    return replace(task, image=StoredImage(sibling(file, name)))
 
 
 def in_parts(tasks: Sequence[LabelTask], size: int) -> Iterator[tuple[int, Sequence[LabelTask]]]:

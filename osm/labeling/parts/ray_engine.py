@@ -25,7 +25,7 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-_STORE_BYTES = 256 << 20  # Ray's shared memory, if it is started here: partitions and results are small
+_STORE_BYTES = 256 << 20  # at least, Ray's shared memory, if it is started here
 
 
 class RayWorker:
@@ -74,20 +74,21 @@ def label_with_ray(
     import ray.data
 
     count = min(options.processes, len(left))
-    _connect(ray, options, count)
+    rows = [{"partition": pickle.dumps(partition)} for partition in left]
+    _connect(ray, options, count, sum(len(row["partition"]) for row in rows))
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         # Each partition is a block of its own, so that it is given to an actor, and repeated, by itself.
-        rows = [{"partition": pickle.dumps(partition)} for partition in left]
         results = ray.data.from_items(rows, override_num_blocks=len(left)).map_batches(
             RayWorker,
             fn_constructor_args=(options, reader),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=count),
+            # With more tasks in flight, a busy actor would keep a partition from an idle one.
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             num_cpus=options.cpus_per_process or 1,
-            num_gpus=_gpus(ray, options),
+            num_gpus=_gpus(ray, options, count),
         )
         for row in results.iter_rows():
             yield PartitionResult(int(row["number"]), str(row["error"]), bool(row["stopped"]))
@@ -98,8 +99,8 @@ def label_with_ray(
         ray.shutdown()
 
 
-def _connect(ray: Any, options: LabelOptions, count: int) -> None:
-    """Connect to a cluster, or start one on this machine."""
+def _connect(ray: Any, options: LabelOptions, count: int, size: int) -> None:
+    """Connect to a cluster, or start one on this machine with room for partitions of `size` bytes."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
@@ -107,16 +108,22 @@ def _connect(ray: Any, options: LabelOptions, count: int) -> None:
     if address == "local":
         # A machine with fewer cores than processes still runs all of them.
         cpus = max(os.cpu_count() or 1, count * (options.cpus_per_process or 1)) + 1
-        more = {"num_cpus": cpus, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        more = {"num_cpus": cpus, "object_store_memory": max(_STORE_BYTES, 3 * size), "include_dashboard": False}
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **more)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise OsmError(f"--ray_address {address}: {str(error).splitlines()[0]}") from None
-    logger.info(f"Ray: {count} processes on {len(ray.nodes())} nodes")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    logger.info(f"Ray: {count} processes on {len(nodes)} nodes")
+    cpus = options.cpus_per_process or 1
+    fitting = sum(int(node.get("CPU", 0) // cpus) for node in nodes)
+    if fitting < count:
+        logger.warning(f"Ray has room for {fitting} processes of {cpus} CPUs; the others wait for more nodes")
 
 
-def _gpus(ray: Any, options: LabelOptions) -> float:
+def _gpus(ray: Any, options: LabelOptions, count: int) -> float:
     """Return the share of a GPU that each process has."""
     if options.gpus_per_process is not None:
         return options.gpus_per_process
-    return 1.0 if options.device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
+    gpus = 0.0 if options.device == "cpu" else ray.cluster_resources().get("GPU", 0.0)
+    return min(1.0, gpus / count)

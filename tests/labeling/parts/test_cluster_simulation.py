@@ -52,6 +52,6 @@ def test_the_plan_of_a_million_pictures() -> None:
     found = plan(replace(SERVICE, on_gpu=True), Cluster(nodes=2, cores=16, gpus=4), WORK, 100.0, MILLION)
     assert found["hours"] == 2.8 and found["gpu_hours"] == 22 and found["core_hours"] == 89
     blocks = -(-100_000_000 // FETCH_BLOCK)
-    assert found["get_and_head_requests"] == 1000 * (blocks + 5) + 2000 * 2
+    assert found["get_and_head_requests"] == 1000 * (blocks + 4) + 2000 * 2
     assert found["put_and_list_requests"] == 1000 + 2000 * 4
     assert found["read_tb"] == 0.1 and found["written_gb"] == 2.0 and found["files"] == 3000

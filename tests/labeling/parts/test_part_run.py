@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from cluster_simulation import PART_REQUESTS, SHARD_REQUESTS
@@ -22,8 +25,10 @@ from noise_photos import COUNT, noise_photos
 from servers import S3Server
 
 from osm.errors import OsmError, RunStopped
+from osm.io.segmentation import encode_rle
+from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_cli import main, options_of, parser
-from osm.labeling.label_journal import Record
+from osm.labeling.label_journal import Record, image_record
 from osm.labeling.label_tasks import LabelTask
 from osm.labeling.parts import part_run
 from osm.labeling.parts.part_labeler import KILLED, PartitionResult, PartLabeler
@@ -99,7 +104,9 @@ def test_the_rows_hold_all_of_a_record(whole: Path) -> None:
 def test_other_formats_are_made_from_parts(
     whole: Path, command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tmp_path, "--to", "coco")) == 1
+    words = command(tmp_path, "--to", "coco")
+    at = words.index("--part_images")
+    assert main(words[:at] + words[at + 2 :]) == 1
     assert (whole / "labels.json").read_bytes() == (tmp_path / "labels.json").read_bytes()
     assert review_main([str(whole)]) == 0
     assert "annotation_without_mask" not in (whole / "review.html").read_text()
@@ -253,11 +260,12 @@ def test_shards_on_s3_to_s3_with_few_requests(
     assert of_parts == {kind: 4 * number for kind, number in PART_REQUESTS.items() if kind != "LIST"}
     of_shards = requests(clean_s3, ".tar", "done/")
     assert of_shards == Counter({"GET": count}) + Counter({kind: count * n for kind, n in SHARD_REQUESTS.items()})
-    assert clean_s3.requests("bucket", "GET") - 4 * PART_REQUESTS["LIST"] <= 6  # lists; the others are of the whole run
+    assert clean_s3.requests("bucket", "GET") - 4 * PART_REQUESTS["LIST"] <= 8  # lists; the others are of the whole run
     found = rows("s3://bucket/out")
     assert {row["path"] for row in found} == {f"s3://bucket/in/{number:03d}.tar" for number in range(count)}
     assert [{**row, "path": ""} for row in found] == [{**row, "path": ""} for row in rows(tmp_path / "local")]
     assert len(found) == ROWS - 3
+    assert not list((tmp_path / "cache").rglob("*.tar"))  # the disk does not fill up
     before = clean_s3.requests(method="PUT")
     assert main(remote) == 0
     assert clean_s3.requests(method="PUT") == before  # nothing is labeled again
@@ -285,6 +293,106 @@ def test_a_broken_shard_does_not_stop_the_others(
     assert len(rows(tmp_path / "out")) == ROWS - 3
 
 
+def test_a_shard_that_is_missing_is_not_forgotten(
+    photos: Path, command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards(photos, tmp_path / "shards", 6)
+    words = command(tmp_path / "out", "--to", "parts", images=f"{tmp_path}/shards/{{000..002}}.tar", masks=False)
+    assert main(words) == 3
+    assert "1 of 3 partitions were not finished" in capsys.readouterr().err
+    shutil.copyfile(tmp_path / "shards" / "000.tar", tmp_path / "shards" / "002.tar")
+    assert main(words) == 0
+
+
+def test_a_complete_partition_whose_part_is_gone_is_labeled_again(
+    whole: Path, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    (out / "parts" / "part-000002-00000.parquet").unlink()
+    assert main(command(out, "--to", "parts")) == 1
+    assert files(out) == files(whole)
+
+
+def test_unusual_ids_and_texts_get_rows() -> None:
+    rle = {"size": [30, 40], "counts": encode_rle(np.ones((30, 40), bool))["counts"]}
+    shapes = [LabelShape(rle, id=one, label="caf\udce9", name="cup") for one in (1 << 70, -5, "a", None)]
+    record = image_record(LabeledImage(0, "caf\udce9.jpg", "/caf\udce9.jpg", (40, 30), tuple(shapes)))
+    found = parquet.read_table(io.BytesIO(part_bytes([record]))).to_pylist()
+    assert [(row["id"], row["id_text"]) for row in found] == [
+        (None, str(1 << 70)),
+        (-5, None),
+        (None, "a"),
+        (None, None),
+    ]
+    assert {row["label"] for row in found} == {"caf?"}
+
+
+def test_a_stopped_worker_is_no_attempt(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    options = options_of(parser().parse_args(command(tmp_path, "--to", "parts")))
+    plan = plan_partitions(options)
+    labeler = PartLabeler(options, plan.reader)
+    good = labeler.labeler
+
+    class Stopped(DeadlyLabeler):
+        def records(self, tasks: Sequence[LabelTask]) -> Iterator[Record]:
+            yield from self.labeler.records(tasks[:1])
+            raise KeyboardInterrupt
+
+    for _ in range(5):
+        labeler._labeler = Stopped(good, deadly=0)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            labeler.label(plan.partitions[1])
+    stored = labeler.store.read(plan.partitions[1].attempts_name(0))
+    assert stored is not None and json.loads(stored) == {"begun": 0, "image": None, "deaths": {}}
+    labeler._labeler = good
+    assert labeler.label(plan.partitions[1]).failed == 0
+
+
+def test_a_worker_that_breaks_stops_instead_of_failing_every_image(
+    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(parser().parse_args(command(tmp_path, "--to", "parts", "--part_images", "100")))
+    plan = plan_partitions(options)
+    labeler = PartLabeler(options, plan.reader)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(labeler.labeler.recognizer, "set_image", broken)
+    # One of the twelve images is no image, which is an error of its file, and starts the count again.
+    monkeypatch.setattr("osm.labeling.labeler.MAX_FAULTS", 5)
+    with pytest.raises(
+        RunStopped, match="5 images in a row failed; the last: unexpected error: RuntimeError: CUDA error"
+    ):
+        labeler.label(plan.partitions[0])
+    assert not files(tmp_path)
+
+
+def test_workers_end_with_their_parent(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    token = f"OSM_PART_TEST={time.time_ns()}"
+    name, _, value = token.partition("=")
+    words = [sys.executable, "-m", "osm", "label", *command(tmp_path, "--to", "parts", "--processes", "2")]
+    process = subprocess.Popen(words, env={**os.environ, name: value}, stderr=subprocess.DEVNULL)
+
+    def children() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if token.encode() in (path / "environ").read_bytes() and int(path.name) != process.pid:
+                    found.append(int(path.name))
+        return found
+
+    deadline = time.monotonic() + 60
+    while len(children()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while children():
+        assert time.monotonic() < deadline, "the workers go on"
+        time.sleep(0.05)
+
+
 def test_a_server_that_fails_ends_the_run() -> None:
     stopped = [PartitionResult(k, "the server is away", True) for k in range(50)]
     with pytest.raises(RunStopped, match=f"{part_run.MAX_STOPS} partitions in a row failed"):
@@ -301,9 +409,11 @@ def test_a_server_that_fails_ends_the_run() -> None:
         (["--share", "0/2", "--overwrite"], "--overwrite cannot be combined with --share"),
         (["--to", "parts", "--min_prob", "0.5"], "--min_prob 0.5 has no effect on --to parts"),
         (["--to", "parts", "--part_images", "0"], "--part_images 0 must be 1 or more"),
-        (["--gpus_per_process", "0.5"], "--gpus_per_process has no effect without --engine ray"),
+        (["--part_images", "7"], "--part_images has no effect without --to parts"),
+        (["--engine", "ray", "--gpus_per_process", "1.5"], "--gpus_per_process 1.5 must be from 0 to 1"),
+        (["--to", "parts", "--gpus_per_process", "0.5"], "--gpus_per_process has no effect without --engine ray"),
         (["--engine", "spark"], "--engine 'spark' is not one of local, ray"),
-        (["--engine", "ray", "--gpus_per_process", "-1"], "--gpus_per_process -1.0 must be from 0 to 8"),
+        (["--engine", "ray", "--gpus_per_process", "-1"], "--gpus_per_process -1.0 must be from 0 to 1"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(
