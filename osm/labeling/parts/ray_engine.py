@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,18 +24,23 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
+_BYTES_OF_MASK = 4000  # more than most RLEs have
 _STORE_BYTES = 256 << 20  # at least, Ray's shared memory, if it is started here
 
 
 class RayWorker:
-    """An actor's model. Ray Data calls it with batches of one partition.
+    """An actor's model. Ray Data calls it with batches of the number of one partition.
 
     Args:
         options: what is labeled, and how.
         reader: the format of the masks; None if a segmenter finds them.
+        partitions: Ray's references to the partitions, by their numbers.
     """
 
-    def __init__(self, options: LabelOptions, reader: type[LabelFormat] | None) -> None:
+    def __init__(self, options: LabelOptions, reader: type[LabelFormat] | None, partitions: dict[int, Any]) -> None:
+        import ray
+
+        self.partitions, self.get = partitions, ray.get
         self.labeler = PartLabeler(for_process(options, 0, 1), reader)
         self.error = ""
         try:
@@ -49,12 +53,11 @@ class RayWorker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label the partitions of a batch, and return their results."""
         found = []
-        for data in batch["partition"]:
-            partition: LabelPartition = pickle.loads(data)  # from the driver, which is this program
+        for number in batch["partition"].tolist():
             if self.error:
-                found.append(PartitionResult(partition.number, self.error, True))
+                found.append(PartitionResult(number, self.error, True))
             else:
-                found.append(result_of(self.labeler, partition))
+                found.append(result_of(self.labeler, self.get(self.partitions[number])))
         columns = zip(PartitionResult._fields, zip(*found, strict=True), strict=True)
         return {name: np.array(values) for name, values in columns}
 
@@ -74,16 +77,17 @@ def label_with_ray(
     import ray.data
 
     count = min(options.processes, len(left))
-    rows = [{"partition": pickle.dumps(partition)} for partition in left]
-    _connect(ray, options, count, sum(len(row["partition"]) for row in rows))
+    _connect(ray, options, count, _BYTES_OF_MASK * sum(task.stated_masks for one in left for task in one.tasks))
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        rows = [{"partition": partition.number} for partition in left]
+        partitions = {partition.number: ray.put(partition) for partition in left}
         # Each partition is a block of its own, so that it is given to an actor, and repeated, by itself.
         results = ray.data.from_items(rows, override_num_blocks=len(left)).map_batches(
             RayWorker,
-            fn_constructor_args=(options, reader),
+            fn_constructor_args=(options, reader, partitions),
             batch_size=1,
             # With more tasks in flight, a busy actor would keep a partition from an idle one.
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
@@ -108,7 +112,7 @@ def _connect(ray: Any, options: LabelOptions, count: int, size: int) -> None:
     if address == "local":
         # A machine with fewer cores than processes still runs all of them.
         cpus = max(os.cpu_count() or 1, count * (options.cpus_per_process or 1)) + 1
-        more = {"num_cpus": cpus, "object_store_memory": max(_STORE_BYTES, 3 * size), "include_dashboard": False}
+        more = {"num_cpus": cpus, "object_store_memory": max(_STORE_BYTES, size), "include_dashboard": False}
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **more)
     except (ConnectionError, ValueError, RuntimeError) as error:
