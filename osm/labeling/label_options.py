@@ -170,12 +170,9 @@ class LabelOptions:
                 raise OsmError(f"--to {PARTS} and --engine ray label images; extract the frames of a video first")
             if not others:
                 self._check_rules()
-            if is_remote(self.destination) and (self.corrections or self.unsure == "review"):
-                raise OsmError("--corrections and --unsure review need a local folder of labels")
-        if self.in_parts and not others and self.corrections:
-            raise OsmError(
-                f"--corrections has no effect on --to {PARTS}; add another format, such as --to {PARTS},coco"
-            )
+                if self.corrections:
+                    another = f"add another format, such as --to {PARTS},coco"
+                    raise OsmError(f"--corrections has no effect on --to {PARTS}; {another}")
         if not self.in_parts and self.part_images != LabelOptions.part_images:
             raise OsmError(f"--part_images has no effect without --to {PARTS}")
         for name in ("ray_address", "gpus_per_process"):

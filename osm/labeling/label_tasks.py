@@ -157,7 +157,7 @@ def contained_format(pattern: str, form: str | None) -> type[LabelFormat]:
 
 
 def tasks_of(sources: Iterable[MaskSource]) -> list[LabelTask]:
-    """Return the tasks of sources that contain their images."""
+    """Return a task for each source that contains its image."""
     return [LabelTask(k, one.image, one.stored, one) for k, one in enumerate(sources) if one.stored is not None]
 
 

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "is not valid json" in str(error)
     with pytest.raises(OsmError, match="row 1 of row group 0 has no image"):
         found.tasks[1].image.source()
-    # A dictionary of one long text makes a small file of large cells.
+    # Parquet stores a repeated text once, so a small file can hold a large table.
     bomb = write(tmp_path / "c.parquet", {"image": [photo(0)] * 1000, "key": ["x" * 10_000] * 1000}, rows_in_group=1000)
     monkeypatch.setattr(image_tables, "MAX_GROUP_BYTES", 1_000_000)
     with pytest.raises(OsmError, match="the cells of row group 0 exceed the limit of 1000000 bytes"):

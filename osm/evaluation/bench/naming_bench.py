@@ -173,7 +173,7 @@ def score(bench: NamingBench, masks: list[NamedMask], bootstrap: Bootstrap | Non
 
 
 def run_bench(bench: NamingBench, data: Path, image_dir: str | None, options: LabelOptions) -> BenchResult:
-    """Name the masks of a benchmark, score the names, and write `scores.json` into the output folder.
+    """Name the masks of a benchmark, and score the names.
 
     Raises:
         OsmError: files are missing or invalid, or a mask cannot be scored.

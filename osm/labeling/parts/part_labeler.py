@@ -86,7 +86,7 @@ class _Attempts:
 
 
 class PartLabeler:
-    """Labels partitions. The model is loaded when the first image is labeled.
+    """Labels partitions. The model is loaded by `load`, or when the first image is labeled.
 
     Args:
         options: what is labeled, and how.
@@ -101,9 +101,14 @@ class PartLabeler:
     @property
     def labeler(self) -> ImageLabeler:
         """The model, and what else names the masks of an image."""
+        self.load()
+        assert self._labeler is not None
+        return self._labeler
+
+    def load(self) -> None:
+        """Load the model, unless it is loaded. Raises OsmError if it cannot be loaded."""
         if self._labeler is None:
             self._labeler = load_labeler(self.options, self.reader)
-        return self._labeler
 
     def label(self, partition: LabelPartition) -> PartCounts:
         """Label the images of a partition that are not in its parts yet, and write the parts.
@@ -135,7 +140,7 @@ class PartLabeler:
         left = [task for task in tasks if before.get(task.number, _UNTRIED)["failed"] not in ("", KILLED)]
         if stored is None or left:
             if left:
-                assert self.labeler is not None  # is loaded before the attempt is counted
+                self.load()  # before the attempt is counted
             attempts = _Attempts.begin(self.store, partition.attempts_name(part))
             try:
                 for record in self._records(left, attempts):

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 
 from osm.errors import RunStopped
 from osm.labeling.corrections import Corrections
+from osm.labeling.formats.label_format import LabelFormat
 from osm.labeling.label_journal import FOLDER, SETTINGS, check_settings, settings_text
 from osm.labeling.label_options import PARTS, LabelOptions
 from osm.labeling.label_output import LabelSummary, write_labels
@@ -65,14 +66,15 @@ def label_parts(options: LabelOptions) -> tuple[LabelSummary, float]:
     own = plan.partitions[share::shares]
     parts = store.names(PARTS)
     before = _done(store, own, parts)
-    left = [partition for partition in own if partition.number not in before or before[partition.number].failed]
+    complete = {number: counts for number, counts in before.items() if not counts.failed}
+    left = [partition for partition in own if partition.number not in complete]
     if len(left) < len(own):
         logger.info(f"{len(own) - len(left)} of {len(own)} partitions are complete, and are not labeled again")
     fresh = len(left) == len(own) and not parts
     started = time.monotonic()
     errors = _label(options, plan, left) if left else {}
     seconds = time.monotonic() - started
-    done = _done(store, own, store.names(PARTS))
+    done = {**complete, **_done(store, left, store.names(PARTS))}
     unfinished = [one for one in own if one.number not in done or one.number in errors]
     if unfinished:
         first = unfinished[0].number
@@ -130,23 +132,26 @@ def _label(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition
             return consume(label_with_ray(options, plan.reader, left), len(left))
     count = min(options.processes, len(left))
     if count == 1:
-        return consume(label_here(for_process(options, 0, 1), plan, left), len(left))
-    bare = PartitionPlan([], plan.reader, plan.masks, plan.images, ())
-    run_processes(_work, [(options, bare, left[k::count], k, count) for k in range(count)])
+        return consume(label_here(for_process(options, 0, 1), plan.reader, left), len(left))
+    run_processes(_work, [(options, plan.reader, left[k::count], k, count) for k in range(count)])
     return {}
 
 
 @quiet_command
-def _work(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition], process: int, count: int) -> int:
-    results = label_here(for_process(options, process, count), plan, left)
+def _work(
+    options: LabelOptions, reader: type[LabelFormat] | None, left: list[LabelPartition], process: int, count: int
+) -> int:
+    results = label_here(for_process(options, process, count), reader, left)
     consume(results, len(left), shown=process == 0)
     return 0
 
 
-def label_here(options: LabelOptions, plan: PartitionPlan, left: list[LabelPartition]) -> Iterator[PartitionResult]:
+def label_here(
+    options: LabelOptions, reader: type[LabelFormat] | None, left: list[LabelPartition]
+) -> Iterator[PartitionResult]:
     """Label partitions in this process."""
-    labeler = PartLabeler(options, plan.reader)
-    assert labeler.labeler is not None  # a model that cannot be loaded ends the run here
+    labeler = PartLabeler(options, reader)
+    labeler.load()  # a model that cannot be loaded ends the run here
     for partition in left:
         yield result_of(labeler, partition)
 

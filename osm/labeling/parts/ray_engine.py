@@ -45,7 +45,7 @@ class RayWorker:
         self.error = ""
         try:
             with quiet_lines():
-                assert self.labeler.labeler is not None  # loads the model
+                self.labeler.load()
         except OsmError as error:
             # An error here would let Ray start the actor again and again.
             self.error = str(error)

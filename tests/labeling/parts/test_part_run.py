@@ -409,6 +409,7 @@ def test_a_server_that_fails_ends_the_run() -> None:
         (["--share", "0/2", "--overwrite"], "--overwrite cannot be combined with --share"),
         (["--to", "parts", "--min_prob", "0.5"], "--min_prob 0.5 has no effect on --to parts"),
         (["--to", "parts", "--part_images", "0"], "--part_images 0 must be 1 or more"),
+        (["--to", "parts", "--corrections", "a.json"], "--corrections has no effect on --to parts; add another format"),
         (["--part_images", "7"], "--part_images has no effect without --to parts"),
         (["--engine", "ray", "--gpus_per_process", "1.5"], "--gpus_per_process 1.5 must be from 0 to 1"),
         (["--to", "parts", "--gpus_per_process", "0.5"], "--gpus_per_process has no effect without --engine ray"),
