@@ -14,11 +14,13 @@ class Alternative:
         text: the name.
         prob: the probability of the whole name, including its end token. None for the method `mapped`.
         cosine: for the method `mapped`, the cosine similarity to the free name, -1 to 1.
+        class_id: the id of the class in the vocabulary, if the vocabulary has ids.
     """
 
     text: str
     prob: float | None = None
     cosine: float | None = None
+    class_id: int | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Return the candidate as a JSON object: the name, and its probability or its cosine."""

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from osm.data.processor import Processor
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.models.checkpoint import published_state_dict
 from osm.models.osm import OmniScientModel
 from osm.models.weights import fingerprint_tensors
+from osm.recognition.answers import Alternative
 from osm.recognition.recognizer import Recognizer, load_recognizer
 
 
@@ -23,11 +25,12 @@ class Name:
     """The predicted name of a mask, with its probability.
 
     `prob` is the product of the name's token probabilities, excluding the end token. For an empty name, `prob` is the
-    probability of the end token.
+    probability of the end token. With top_k > 1, `top` holds the most likely names.
     """
 
     text: str
     prob: float
+    top: tuple[Alternative, ...] = ()
 
 
 class Namer:
@@ -75,9 +78,10 @@ class Namer:
         images: Sequence[Image.Image],
         masks: Sequence[np.ndarray],
         modes: Sequence[str],
-        vocabulary: Sequence[str] | None = None,
+        vocabulary: Sequence[str | LabelClass] | None = None,
         method: str = "constrained",
         boxed: bool = False,
+        top_k: int = 1,
     ) -> list[list[dict[str, Name] | None]]:
         """Name each mask in each vocabulary mode with the benchmark prompt.
 
@@ -89,6 +93,7 @@ class Namer:
             modes: the modes in which each mask is named; duplicates are ignored.
             vocabulary, method: see `Recognizer.name`.
             boxed: see `Recognizer.name_batch`.
+            top_k: number of candidate names per mask.
 
         Returns:
             for each mask of each image, a dict from mode to name; None if the mask is empty after resizing.
@@ -103,11 +108,13 @@ class Namer:
         if not modes:
             return [[{} for _ in of_image] for of_image in checked]
         found = self.recognizer.name_batch(
-            images, checked, modes=modes, vocabulary=vocabulary, method=method, boxed=boxed
+            images, checked, modes=modes, vocabulary=vocabulary, method=method, boxed=boxed, top_k=top_k
         )
         return [
             [
-                None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}
+                None
+                if any(answer.skipped for answer in answers)
+                else {a.mode: Name(a.text, a.prob, a.top) for a in answers}
                 for answers in of_image
             ]
             for of_image in found

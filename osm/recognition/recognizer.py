@@ -541,7 +541,8 @@ def _best_classes(mode: str, shares_K: Sequence[float], vocabulary: Vocabulary, 
         if share > 0:
             classes[number] = classes.get(number, 0.0) + share
     best = sorted(classes, key=lambda number: -classes[number])[:top_k]
-    top = tuple(Alternative(vocabulary.classes[number].names[0], classes[number]) for number in best)
+    named = [(vocabulary.classes[number], classes[number]) for number in best]
+    top = tuple(Alternative(one.names[0], share, class_id=one.id) for one, share in named)
     one = vocabulary.classes[best[0]]
     return Recognition(mode, one.names[0], classes[best[0]], top=top if top_k > 1 else (), class_id=one.id)
 

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--data", type=Path, required=True, help="folder of the benchmark's files, or the file of its masks"
     )
-    out.add_argument("--image_dir", help="folder of the images [the folder of the masks]")
+    out.add_argument("--image_dir", help="folder of the images [the benchmark's usual one]")
     out.add_argument("--config", help="the model config of .pt files that do not have their own")
     out.add_argument(
         "--set", action="append", dest="settings", metavar="PATH=VALUE", help="a value that overrides the config"
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from osm.evaluation.bench.naming_bench import as_text, run_bench, table
+    from osm.evaluation.bench.benchmark import as_text, table
     from osm.files import write_output
     from osm.labeling.label_options import LabelOptions
 
@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         processes=args.processes,
     )
-    result = run_bench(bench, args.data, args.image_dir, options)
+    result = bench.run(args.data, args.image_dir, options)
     write_output(args.out / "scores.json", "out", [as_text(result)])
     echo(*table(bench, result))
     for reason, count in sorted(result.unnamed.items()):

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from osm.errors import OsmError
-from osm.evaluation.bench.naming_bench import BenchCard, NamedMask, NamingBench
+from osm.evaluation.bench.benchmark import BenchCard
+from osm.evaluation.bench.naming_bench import NamedMask, NamingBench
 from osm.evaluation.bench.osprey import similarities
 from osm.evaluation.metrics.published import head_is_correct, is_correct
 from osm.evaluation.metrics.semantic import semantic_iou

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from osm.evaluation.bench.naming_bench import BenchCard, NamedMask, NamingBench
+from osm.evaluation.bench.benchmark import BenchCard
+from osm.evaluation.bench.naming_bench import NamedMask, NamingBench
 from osm.evaluation.metrics.published import normalize
 from osm.evaluation.metrics.semantic import semantic_iou, semantic_similarities
 

@@ -94,6 +94,26 @@ class Lexicon:
         relation = min((self._relation(said, entry) for entry in meant), key=order.index)
         return Judgement(relation, max(self._similarity(said, entry) for entry in meant), by_head)
 
+    def path_similarity(self, prediction: str, names: Iterable[str]) -> float:
+        """Return the largest WordNet path similarity (0 to 1) between a prediction and any of the names.
+
+        The path similarity of two senses is 1 / (1 + n), where n is the number of steps between them on the shortest
+        path through a common hypernym. It is 1 for equal names, and 0 for a name that is not in WordNet.
+        """
+        names = tuple(names)
+        if is_correct(prediction, names):
+            return 1.0
+        said, best = self.entry(prediction), 0.0
+        for meant in map(self.entry, names):
+            for a in said.senses:
+                above_a = self.wordnet.above(a)
+                for b in meant.senses:
+                    above_b = self.wordnet.above(b)
+                    steps = [above_a[one] + above_b[one] for one in above_a.keys() & above_b.keys()]
+                    if steps:
+                        best = max(best, 1 / (1 + min(steps) + said.below + meant.below))
+        return best
+
     def _same_lemma(self, prediction: str, names: Iterable[str]) -> bool:
         """Return whether the prediction and a class name share a WordNet entry, as "men" and "man" do.
 

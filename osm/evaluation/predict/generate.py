@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from osm.datasets.labels import LabelClass
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, not_one_of, write_failed
 from osm.evaluation.predict.alter import ALTERATIONS, blank, other_mask
@@ -45,12 +46,14 @@ annotations, which have no prediction.
 
 
 class NameLike(Protocol):
-    """A predicted name and its probability (0 to 1)."""
+    """A predicted name and its probability (0 to 1). `top` is only read if `top_k` is above 1."""
 
     @property
     def text(self) -> str: ...
     @property
     def prob(self) -> float: ...
+    @property
+    def top(self) -> Sequence[Any]: ...
 
 
 class NamerLike(Protocol):
@@ -65,9 +68,10 @@ class NamerLike(Protocol):
         images: Sequence[Image.Image],
         masks: Sequence[np.ndarray],
         modes: Sequence[str],
-        vocabulary: Sequence[str] | None = None,
+        vocabulary: Sequence[str | LabelClass] | None = None,
         method: str = "constrained",
         boxed: bool = False,
+        top_k: int = 1,
     ) -> Sequence[Sequence[Any]]: ...
 
 
@@ -82,7 +86,7 @@ class _Run:
         alter: one of `ALTERATIONS`.
         seed: random seed of `alter`.
         batch: number of images that are named together.
-        restricted: arguments of `name_images` that restrict the names to a list.
+        restricted: arguments of `name_images` that restrict the names to a list, and the number of candidates.
         max_bad_annotations: maximum share of unusable annotations, 0 to 1.
     """
 
@@ -141,8 +145,9 @@ def generate_predictions(
     alter: str = "none",
     seed: int = 0,
     proposals: str | Path | None = None,
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Sequence[str | LabelClass] | None = None,
     method: str = "constrained",
+    top_k: int = 1,
     batch: int = 1,
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
 ) -> Path | str:
@@ -167,8 +172,10 @@ def generate_predictions(
         alter: one of `ALTERATIONS`.
         seed: random seed of `alter`.
         proposals: file of masks that are named instead of the ground truth.
-        vocabulary: the names to choose from. None allows any name.
+        vocabulary: the names or classes to choose from. None allows any name.
         method: how a name is chosen from the vocabulary (see `osm.recognition.recognizer`).
+        top_k: number of candidates per mask. If it is above 1, each prediction also has them as `top`, a list of
+            [class id or name, probability], most likely first.
         batch: number of images that are named together.
         max_bad_annotations: maximum share of unusable annotations, 0 to 1. If the share is above 0, one unusable
             annotation is always allowed.
@@ -184,6 +191,8 @@ def generate_predictions(
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
     if vocabulary is not None:
         run = replace(run, restricted={"vocabulary": list(vocabulary), "method": method})
+    if top_k > 1:
+        run = replace(run, restricted={**run.restricted, "top_k": top_k})
     header = {
         "checkpoint": namer.fingerprint,
         "set": row.name,
@@ -195,6 +204,7 @@ def generate_predictions(
         "alter": alter,
         "seed": seed,
         "vocabulary": None if vocabulary is None else [method, len(vocabulary), _digest(vocabulary)],
+        **({"top_k": top_k} if top_k > 1 else {}),
     }
     name = prediction_path(Path(), row.name, part, parts, run.split.kind).name
     meta_name = meta_path(Path(name), run.split.kind).name
@@ -272,7 +282,8 @@ def _start(
     return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)
 
 
-def _digest(names: Sequence[str]) -> str:
+def _digest(vocabulary: Sequence[str | LabelClass]) -> str:
+    names = [one if isinstance(one, str) else json.dumps([one.id, *one.names]) for one in vocabulary]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
@@ -319,7 +330,7 @@ class _MaskChunk:
 
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
     """Name the masks of several images and store the names in the annotations. Return the counters of each image."""
-    named = [0] * len(numbered)
+    named, top_k = [0] * len(numbered), run.restricted.get("top_k", 1)
     for _, item in numbered:
         for annotation in item.annotations:
             annotation.pop(FIELD, None)  # the annotations may themselves come from a prediction file
@@ -337,7 +348,7 @@ def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]
             for k, names in zip(chunk.positions, of_image, strict=True):
                 if names is not None:
                     annotation = numbered[chunk.place][1].annotations[k]
-                    annotation[FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
+                    annotation[FIELD] = {mode: _prediction(names[mode], top_k) for mode in run.modes}
                     named[chunk.place] += 1
     return [
         {
@@ -390,8 +401,12 @@ def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
         yield pack
 
 
-def _prediction(name: NameLike) -> dict[str, Any]:
-    return {"class": name.text.strip(), "prob": float(name.prob)}
+def _prediction(name: NameLike, top_k: int) -> dict[str, Any]:
+    prediction = {"class": name.text.strip(), "prob": float(name.prob)}
+    if top_k == 1:
+        return prediction
+    top = [[one.text if one.class_id is None else one.class_id, one.prob] for one in name.top]
+    return {**prediction, "top": top}
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:

@@ -15,18 +15,23 @@ limits on the number of masks per image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from osm.errors import OsmError
+from osm.io.segmentation import encode_rle
 
 _COCO_MASKS, _LVIS_MASKS = 100, 300
 # Maximum number of (image, class) pairs per evaluation; `faster-coco-eval` keeps one object per pair in memory.
 _PAIRS_AT_ONCE = 1_000_000
 _AP50, _AP75 = 0, 5  # indices of the IoU thresholds
+
+
+Mask = np.ndarray | Mapping[str, Any]
+"""A bool array (H, W), or a compressed COCO RLE."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +81,25 @@ class MaskPrecision:
         self._room = _LVIS_MASKS
         self._evaluated = set(about.absent)
 
-    def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
-        """Add a bool ground-truth mask of the current image."""
+    def add_truth(self, mask: Mask, category_id: int, crowd: bool = False) -> None:
+        """Add a ground-truth mask of the current image."""
         self._evaluated.add(category_id)
+        entry = self._entry(mask, category_id)
         # Boxes are required by `faster-coco-eval`, although it does not use them to evaluate masks.
-        entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
-        self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
+        more = {"iscrowd": int(crowd), "area": _area(entry["segmentation"]), "bbox": [0, 0, 0, 0]}
+        self._true.setdefault(category_id, []).append({**entry, **more})
 
-    def add_found(self, mask_HW: np.ndarray, category_id: int, score: float) -> None:
-        """Add a predicted bool mask. Add ground-truth masks first, then predicted masks in descending score order."""
+    def add_found(self, mask: Mask, category_id: int, score: float) -> None:
+        """Add a predicted mask. Add ground-truth masks first, then predicted masks in descending score order."""
         if self.federated:
             self._room -= 1
             # Masks of unevaluated classes are skipped, because `faster-coco-eval` fails on images with only such masks.
             if self._room < 0 or category_id not in self._evaluated:
                 return
-        self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
+        self._found.setdefault(category_id, []).append({**self._entry(mask, category_id), "score": score})
 
-    def _entry(self, mask_HW: np.ndarray, category_id: int) -> dict[str, Any]:
-        from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
-
-        rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    def _entry(self, mask: Mask, category_id: int) -> dict[str, Any]:
+        rle = encode_rle(mask) if isinstance(mask, np.ndarray) else mask
         return {"image_id": len(self._images), "category_id": category_id, "segmentation": rle}
 
     def by_class(self) -> dict[int, tuple[float, float, float]]:
@@ -140,6 +144,12 @@ def mean_precision(
     found = [figures for i, figures in by_class.items() if among(i)]
     means = np.mean(found, axis=0).tolist() if found else [None] * 3
     return {**dict(zip(("ap", "ap50", "ap75"), means, strict=True)), "classes": len(found)}
+
+
+def _area(rle: Mapping[str, Any]) -> int:
+    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
+    return int(coco_mask.area(rle))
 
 
 def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> list[dict[str, Any]]:
