@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+WIDTH = 120  # columns of a page's text
+
+
+def read(path: Path) -> Any:
+    """Return the figures of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]]) + "\n"
+
+
+def paragraph(*sentences: str) -> str:
+    """Return sentences as a wrapped paragraph. Links are not broken."""
+    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:

@@ -6,13 +6,13 @@ python3 benchmarks/scale_tables.py docs/benchmarks/scale docs/scaling.md
 
 from __future__ import annotations
 
-import json
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from page_tables import write_tables
+from page_tables import paragraph, read, table, write_tables
 
 STEPS = ("read", "decode", "masks", "tower", "names", "write")
 
@@ -23,6 +23,8 @@ def tables(folder: Path) -> dict[str, str]:
     costs = [read(folder / f"costs_{name}.json") for name in ("osm_nano", "osm_small")]
     simulated = read(folder / "simulation.json")["cases"]
     return {
+        "overhead": overhead(ray["overhead"], ray["pictures"]),
+        "shares": shares(costs[1], ray["overhead"]),
         "runs": table(("run", "seconds", "rows", "rows twice", "equal to the local run"), runs(ray)),
         "memory": table(("process", "peak, MiB", "second quarter, MiB", "last quarter, MiB"), memory(ray)),
         "costs": table(
@@ -52,16 +54,6 @@ def tables(folder: Path) -> dict[str, str]:
     }
 
 
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
-
-
 def runs(ray: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     def row(title: str, run: dict[str, Any], key: str = "byte_identical") -> tuple[str, ...]:
         equal = {True: "yes", False: "no"}.get(run.get(key), "")
@@ -86,6 +78,33 @@ def memory(ray: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     ):
         found = run["memory"][kind]
         yield (title, *(f"{found[name]:,}" for name in ("peak_mib", "second_quarter_mib", "last_quarter_mib")))
+
+
+def overhead(found: dict[str, Any], pictures: int) -> str:
+    """What Ray costs, from runs without and with it that took turns."""
+    steady = found["ms_per_picture_between_parts"]
+    pairs = [b - a for a, b in zip(steady["local"], steady["ray"], strict=True)]
+    *first, last = (f"{one:.1f}" for one in pairs)
+    return paragraph(
+        f"Ray needs {found['median_extra_seconds']:.1f} s more (median of {len(pairs)} pairs), which is",
+        f"{found['median_extra_ms_per_picture']:.1f} ms for each of the {pictures:,} pictures. Almost all of it is the",
+        "start of Ray, and importing torch again in the worker. From the first to the last part, a picture takes",
+        f"{statistics.median(steady['local']):.1f} ms without Ray, and",
+        f"{found['median_extra_ms_per_picture_between_parts']:.1f} ms more with Ray (the pairs: {', '.join(first)} and",
+        f"{last} ms).",
+    )
+
+
+def shares(costs: dict[str, Any], found: dict[str, Any]) -> str:
+    """How much of a picture's time the model takes."""
+    means = {step: costs["ms"][step]["mean"] for step in STEPS}
+    total = sum(means.values())
+    return paragraph(
+        f"With `{costs['model']}`, {(means['tower'] + means['names']) / total:.0%} of the time is the model's, and",
+        f"{means['tower'] / total:.0%} the tower's. Between two parts, Ray adds",
+        f"{found['median_extra_ms_per_picture_between_parts']:.1f} ms to a picture. Decoding takes",
+        f"{means['decode']:.1f} ms.",
+    )
 
 
 def cost_row(costs: dict[str, Any]) -> tuple[str, ...]:

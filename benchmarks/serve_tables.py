@@ -6,12 +6,11 @@ python3 benchmarks/serve_tables.py docs/benchmarks/serving docs/serving.md
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from page_tables import write_tables
+from page_tables import read, table, write_tables
 
 MODELS = ("osm_nano", "osm_small")
 HEAD = (
@@ -22,22 +21,25 @@ BATCHING = (
     "| model | pictures | requests/s with batching | without | gain | p50 with, ms | p50 without, ms |\n"
     "|---|---|---|---|---|---|---|\n"
 )
+SOAK = ("cache, MiB", "memory after 1,000 requests, MiB", "after 4,000", "after 10,000")
+SOAKED = {"128": "soak.json", "512 (default)": "soak_default.json"}  # the cache of each server
 
 
 def tables(folder: Path) -> dict[str, str]:
     """The tables by their marks in the page."""
     load, batching = HEAD, BATCHING
     for model in MODELS:
-        document = json.loads((folder / f"load_{model}.json").read_text(encoding="utf-8"))
+        document = read(folder / f"load_{model}.json")
         load += "".join(load_row(model, row) for row in document["load"])
         batching += "".join(batching_row(model, row) for row in document["batching"])
-    saturated = json.loads((folder / "saturation.json").read_text(encoding="utf-8"))
+    saturated = read(folder / "saturation.json")
     load += "".join(load_row("osm_nano", row | {"pictures": "shared, `--max_queue 32`"}) for row in saturated["load"])
-    faults = json.loads((folder / "faults.json").read_text(encoding="utf-8"))["faults"]
+    faults = read(folder / "faults.json")["faults"]
     rows = "".join(f"| {row['what']} | {row['happened']} |\n" for row in faults)
     return {
         "load": load,
         "batching": batching,
+        "soak": table(SOAK, (soak_row(limit, read(folder / name)["soak"]) for limit, name in SOAKED.items())),
         "faults": f"| what is tried | what happens |\n|---|---|\n{rows}",
     }
 
@@ -46,6 +48,11 @@ def load_row(model: str, row: dict[str, Any]) -> str:
     latencies = " | ".join(f"{row[f'p{q}_ms']:,.0f}" for q in (50, 95, 99))
     facts = f"`{model}` | {row['pictures']} | {row['clients']} | {row['requests_per_second']:.2f} | {latencies}"
     return f"| {facts} | {row['refused']:,} | {row['resident_mib']:,.0f} |\n"
+
+
+def soak_row(limit: str, points: list[dict[str, Any]]) -> tuple[str, ...]:
+    found = {point["requests"]: point["resident_mib"] for point in points}
+    return limit, *(f"{found[count]:,.0f}" for count in (1000, 4000, 10000))
 
 
 def batching_row(model: str, row: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import speed_tables
 import yaml
 from page_tables import with_tables
 
@@ -195,11 +196,35 @@ def test_the_tables_of_plans_are_those_of_the_files() -> None:
         assert plan_tables.with_tables(text, lines) == text, f"{page}: run benchmarks/plan_tables.py --tables"
 
 
-@pytest.mark.parametrize(
-    ("script", "figures", "page"), [("serve_tables", "serving", "serving"), ("scale_tables", "scale", "scaling")]
-)
+TABLES = [("serve_tables", "serving", "serving"), ("scale_tables", "scale", "scaling")]
+
+
+def tables_of(script: str, figures: str) -> dict[str, str]:
+    found: dict[str, str] = importlib.import_module(script).tables(ROOT / "docs" / "benchmarks" / figures)
+    return found
+
+
+@pytest.mark.parametrize(("script", "figures", "page"), TABLES)
 def test_the_tables_are_those_of_the_figures(script: str, figures: str, page: str) -> None:
     """`benchmarks/SCRIPT.py docs/benchmarks/FIGURES docs/PAGE.md` writes them."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    tables = importlib.import_module(script).tables(ROOT / "docs" / "benchmarks" / figures)
+    tables = tables_of(script, figures)
     assert tables and with_tables(text, tables) == text
+
+
+@pytest.mark.parametrize("page", speed_tables.PAGES)
+def test_the_speed_figures_are_those_of_the_measurements(page: str) -> None:
+    """`benchmarks/speed_tables.py docs/benchmarks docs` writes them."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = speed_tables.PAGES[page](ROOT / "docs" / "benchmarks")
+    assert blocks and with_tables(text, blocks) == text, f"{page}: run benchmarks/speed_tables.py docs/benchmarks docs"
+
+
+def test_every_generated_block_of_a_page_belongs_to_a_table() -> None:
+    """A block whose table was removed would keep its old figures."""
+    made = {f"docs/{page}": set(blocks(ROOT / "docs" / "benchmarks")) for page, blocks in speed_tables.PAGES.items()}
+    made |= {f"docs/{page}.md": set(tables_of(script, figures)) for script, figures, page in TABLES}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        marks = set(re.findall(r"<!-- end of (\w+) -->", text))
+        assert marks <= made.get(page.relative_to(ROOT).as_posix(), set()), page

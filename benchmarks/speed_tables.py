@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Writes the speed figures of the documentation from the measured values in docs/benchmarks.
+
+python3 benchmarks/speed_tables.py docs/benchmarks docs
+
+Each block lies between `<!-- mark -->` and `<!-- end of mark -->` in its page. The raw values are the JSON documents
+that the benchmarks print. `benchmarks/all.sh` runs these benchmarks again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from page_tables import paragraph, read, table, with_tables
+
+FORMS = {"coco": "COCO form", "lvis": "LVIS form", "a847": "semantic"}
+STEP_PARTS = {
+    "tower": ("tower",),
+    "bridge": ("bridge",),
+    "LLM": ("llm",),
+    "backward": ("backward",),
+    "clip, AdamW": ("optimizer",),
+    "pixels, masks, other": ("pixels", "masks", "copy", "other"),
+}
+# These parts of a step are left out when the tokens of the tower come from the feature cache.
+CACHED = ("pixels", "tower")
+START = {
+    "python": "Python",
+    "imports": "importing torch and the recognizer",
+    "model": "importing timm and transformers, loading the model",
+    "image": "encoding the image",
+    "name": "naming the box",
+}
+ONLY_FULL = ("before training", "wrong masks", "grey images")
+WAYS = {"everything": "all segments", "segmented and encoded": "all segments and encoding for naming"}
+WAYS |= {"point": "the mask of a click", "box": "the mask of a box", "box, GrabCut": "the mask of a box by GrabCut"}
+
+
+def training(figures: Path) -> dict[str, str]:
+    """The blocks of docs/training.md."""
+    loader = read(figures / "loader" / "loader.json")
+    head = ("images", "shards", "this project", "a loop like the published loader", "ratio")
+    more = ("a loop with one polygon mask per sample", "ratio", "decode / resize / mask in this project, ms")
+    parts = ("masks per image", "names/s", "step, s", "slowest step, s", *STEP_PARTS, "names/s without the tower")
+    cpu = {path: read(path) for path in sorted((figures / "train_step").glob("*_cpu.json"))}
+    gpu = read(figures / "train_step" / "osm_flamingo_h200.json")
+    columns = ("masks per image", "compiled", "names/s", "MFU", "names/s at the GPU's peak", "peak memory, GiB")
+    return {
+        "loader": table((*head, *more), loader_rows(loader["cases"])),
+        "train_step": table(
+            ("model", *parts), (row for path, document in cpu.items() for row in cpu_steps(title(path), document))
+        ),
+        "train_step_gpu": table(columns, map(gpu_step, gpu["cases"])),
+    }
+
+
+def title(path: Path) -> str:
+    """The model of a file, as in `osm_small_cpu.json`, or `osm_small_cached_cpu.json` for a run with the cache."""
+    name = path.stem.removesuffix("_cpu")
+    model = f"`{name.removesuffix('_cached')}`"
+    return f"{model} with `--feature_cache`" if name.endswith("_cached") else model
+
+
+def loader_rows(cases: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """One row for each size and form, with its layouts beside each other."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for case in cases:
+        groups.setdefault((case["size"], case["set"]), []).append(case)
+    for (size, name), layouts in groups.items():
+        # The layout of the package webdataset is the one that the page calls plain.
+        named = [case["layout"].replace("webdataset", "plain") for case in layouts]
+
+        def both(kind: str, loop: str, digits: int, layouts: list[dict[str, Any]] = layouts) -> str:
+            return " / ".join(f"{case[kind][loop]:.{digits}f}" for case in layouts if loop in case[kind])
+
+        rates = (both("samples_per_second", "ours", 0), both("samples_per_second", "published", 0))
+        one_mask = (both("samples_per_second", "published_with_one_mask", 0),)
+        one_mask += (both("times_faster", "published_with_one_mask", 1),)
+        stages = " / ".join(f"{layouts[0]['ms']['ours'][stage]:.1f}" for stage in ("decode", "resize", "mask"))
+        shards = f"{FORMS.get(name, name)}, {' / '.join(named)}"
+        faster = both("times_faster", "published", 1)
+        yield size.replace("x", " x "), shards, *rates, faster, *one_mask, f"{stages} ({named[0]})"
+
+
+def cpu_steps(model: str, document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for case in document["cases"]:
+        seconds, shares, rows = case["part_seconds"], case["shares"], case["names_per_step"]
+        without = rows / (case["step_seconds"] - sum(seconds.get(part, 0.0) for part in CACHED))
+        times = (
+            f"{case['names_per_second']:.1f}",
+            f"{case['step_seconds']:.1f}",
+            f"{case['step_seconds_seen'][1]:.1f}",
+        )
+        percent = (f"{sum(shares.get(part, 0.0) for part in of_it):.0%}" for of_it in STEP_PARTS.values())
+        yield model, str(case["masks_per_image"]), *times, *percent, f"{without:.1f}"
+
+
+def gpu_step(case: dict[str, Any]) -> tuple[str, ...]:
+    compiled = {"on": "yes", "off": "no"}[case["compile"]]
+    speed = f"{case['names_per_second']:.1f}"
+    peak = f"{case['floor']['names_per_second']:.0f}"
+    return str(case["masks_per_image"]), compiled, speed, f"{case['mfu']:.0%}", peak, f"{case['peak_memory_gib']:.1f}"
+
+
+def recognition(figures: Path) -> dict[str, str]:
+    """The blocks of docs/recognition.md."""
+    random = "random weights: published Q-Former at 1120, 135M-class LLM, a tower without cost"
+    found = {random: read(figures / "recognition" / "random_cpu.json")}
+    for path in sorted((figures / "recognition").glob("*_cpu.json")):
+        if path.stem != "random_cpu":
+            found[f"{title(path)} with an untrained bridge"] = read(path)
+    floor = ("model", "masks", "TFLOP", "at the speed of a large matrix product, s", "measured, s", "share")
+    many = ("model", "masks", "seconds", "names/s", "memory of 32 masks, GiB", "more with all masks, GiB")
+    return {
+        "speed": table(("model", "masks", "here", "published procedure", "speedup"), speed_rows(found)),
+        "floor": table(floor, (floor_row(model, document) for model, document in found.items())),
+        "many": table(many, (many_row(model, one["many"]) for model, one in found.items() if "many" in one)),
+        "start": table(("part", "median, s", "lowest to highest, s"), start_rows(figures)),
+    }
+
+
+def speed_rows(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for model, document in found.items():
+        for number, case in enumerate(document["cases"]):
+            rates = case["names_per_second"]
+            speeds = (f"{rates['ours']:.2f}", f"{rates['published']:.2f}", f"{case['times_faster']:.1f}")
+            yield "" if number else model, str(case["masks"]), *speeds
+
+
+def floor_row(model: str, document: dict[str, Any]) -> tuple[str, ...]:
+    floor = document["floor"]
+    measured = next(case["seconds"]["ours"] for case in document["cases"] if case["masks"] == floor["masks"])
+    seconds = max(floor["floor_seconds"].values())
+    share = f"{floor['share_reached']:.0%}"
+    return model, str(floor["masks"]), f"{floor['gflop'] / 1000:.2f}", f"{seconds:.1f}", f"{measured:.1f}", share
+
+
+def many_row(model: str, many: dict[str, Any]) -> tuple[str, ...]:
+    memory = (f"{many['gib'][name]:.1f}" for name in ("with_32_masks", "more_with_all"))
+    return model, str(many["masks"]), f"{many['seconds']:.0f}", f"{many['names_per_second']:.1f}", *memory
+
+
+def start_rows(figures: Path) -> Iterator[tuple[str, ...]]:
+    seconds = read(figures / "startup" / "loading.json")["seconds"]["here"]
+    named = {f"part: {part}": title for part, title in START.items()}
+    named |= {"osm name --box": "`osm name` in all, with its start and end"}
+    for key, part in named.items():
+        values = seconds[key]
+        yield part, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"
+
+
+def results(figures: Path) -> dict[str, str]:
+    """The blocks of docs/results.md."""
+    queries, flamingo = (logged(figures / name / "log.jsonl") for name in ("osm_small", "osm_flamingo_small"))
+    document = read(figures / "vocabularies" / "osm_small_queries.json")
+    head = ("dataset", "names in the list", "way", "own mode Acc", "`any` Acc", "own NIV", "seconds")
+    return {
+        "training_time": paragraph(
+            f"Training took {queries['steps']} steps and {queries['seconds'] / 3600:.2f} hours, with",
+            f"{queries['names']:,} (mask, name) examples in total.",
+        ),
+        "training_times": paragraph(
+            f"In training, osm-small-queries took {queries['seconds'] / queries['names']:.3f} s per name, and",
+            f"osm-flamingo-small {flamingo['seconds'] / flamingo['names']:.3f} s.",
+        ),
+        "lists": table(head, list_rows(document["cases"])),
+    }
+
+
+def logged(path: Path) -> dict[str, Any]:
+    """The steps, names and seconds of a training run, from the speed of each part of its log."""
+    seconds, names, steps = 0.0, 0, 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if "names_per_second" in record:
+            seconds += (record["names"] - names) / record["names_per_second"]
+            names, steps = record["names"], record["step"]
+    return {"steps": steps, "names": names, "seconds": seconds}
+
+
+def list_rows(cases: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    last = ""
+    for case in cases:
+        name = (case["set"], str(case["list"])) if case["set"] != last else ("", "")
+        last = case["set"]
+        own = case["not_in_vocabulary"]["own"]
+        rates = (f"{100 * case['accuracy']['own']:.1f}", f"{100 * case['accuracy']['any']:.1f}")
+        yield *name, case["way"], *rates, f"{100 * own:.1f}" if own else "0", f"{case['seconds']:.0f}"
+
+
+def quickstart(figures: Path) -> dict[str, str]:
+    """The blocks of docs/quickstart.md."""
+    seconds = read(figures / "osm_nano" / "stages_42.json")["seconds"]
+    before = read(figures / "osm_nano_queries" / "stages_42.json")
+    rows = [(name + (" (only with `--full`)" if name in ONLY_FULL else ""), took) for name, took in seconds.items()]
+    always = sum(took for name, took in seconds.items() if name not in ONLY_FULL)
+    rows += [("all without `--full`", always), ("all", sum(seconds.values()))]
+    return {
+        "stages": table(("stage", "seconds (seed 42)"), ((name, f"{took:.0f}") for name, took in rows)),
+        "queries_time": paragraph(
+            f"It was trained for {before['options']['epochs']} epochs, which took {before['seconds']['training']:.0f}",
+            "seconds.",
+        ),
+    }
+
+
+def flamingo(figures: Path) -> dict[str, str]:
+    """The blocks of docs/flamingo.md."""
+    runs = ("osm_flamingo_nano/stages_42", "osm_flamingo_nano/stages_43", "osm_nano_queries/stages_42")
+    first, second, queries = (f"{read(figures / f'{run}.json')['seconds']['training']:.0f}" for run in runs)
+    return {
+        "training_times": paragraph(
+            f"The two training runs of `osm_flamingo_nano` took {first} and {second} seconds, and training",
+            f"`osm_nano_queries` with seed 42 took {queries} seconds.",
+        )
+    }
+
+
+def labeling(figures: Path) -> dict[str, str]:
+    """The blocks of docs/labeling.md."""
+    found = [read(figures / "labeling" / f"{name}.json") for name in ("osm_nano", "osm_small")]
+    of_each = ("{}, s", "masks/s", "memory, MiB")
+    head = ("model", "photos", "masks", *(part.format("`osm label`") for part in of_each))
+    head += ("images/s while naming", *(part.format("`generate_pred.py`") for part in of_each))
+    head += ("equal after two kills",)
+    return {"series": table(head, map(series_row, found))}
+
+
+def series_row(run: dict[str, Any]) -> tuple[str, ...]:
+    label, generate = (
+        (f"{command['seconds']:.0f}", f"{command['masks_per_second']:.0f}", f"{command['peak_mib']:,}")
+        for command in (run["label"], run["generate"])
+    )
+    # `osm label` prints its own speed, which excludes loading, tracing and writing.
+    naming = run["label"]["said"].rpartition("(")[2].removesuffix(" images/s)")
+    equal = "yes" if run["byte_identical"] else "no"
+    return f"`{run['model']}`", f"{run['pictures']:,}", f"{run['masks']:,}", *label, naming, *generate, equal
+
+
+def demos(figures: Path) -> dict[str, str]:
+    """The blocks of docs/demos.md."""
+    seconds = read(figures / "segmenters" / "embedded_coco_panoptic.json")["now"]["median_seconds"]
+    rows = ((WAYS[name], f"{1000 * took:,.0f}") for name, took in seconds.items())
+    return {"segmenting": table(("step", "median, ms"), rows)}
+
+
+def finetuning(figures: Path) -> dict[str, str]:
+    """The blocks of docs/finetuning.md."""
+    found = read(figures / "finetune" / "finetune.json")
+    stages = found["stages"]["seconds"]
+    return {
+        "duration": paragraph(
+            f"On {found['cores']} CPU cores, the command took {found['minutes']:.1f} minutes, of which training took",
+            f"{stages['training'] / 60:.1f}.",
+        )
+    }
+
+
+def long_runs(figures: Path) -> dict[str, str]:
+    """The blocks of docs/long_runs.md."""
+    smoke = read(figures / "gpu_smoke" / "h200.json")
+    memory = read(figures / "reliability" / "fsdp_memory.json")
+    one, first, second = (memory[name]["peak"] / 1024 for name in ("one.0", "two.0", "two.1"))
+    return {
+        "gpu_smoke": paragraph(
+            f"All {len(smoke['cases'])} cases of `scripts/gpu_smoke.py` passed on an {smoke['device']} in",
+            f"{smoke['seconds'] / 60:.1f} minutes ([values](benchmarks/gpu_smoke/h200.json)).",
+        ),
+        "fsdp_memory": paragraph(
+            f"Without FSDP, a single process peaked at {one:.1f} GiB of memory. With `--fsdp` on two processes, the",
+            f"process that reads the model files peaked at {first:.1f} GiB, and the second process at {second:.1f} GiB,",
+            f"which is {memory['share_of_peak']:.0%} of the peak without FSDP. Python and its libraries account for",
+            f"{memory['two.1']['imports'] / 1024:.1f} GiB of the second process's {second:.1f} GiB.",
+        ),
+    }
+
+
+PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
+    "training.md": training,
+    "recognition.md": recognition,
+    "results.md": results,
+    "quickstart.md": quickstart,
+    "flamingo.md": flamingo,
+    "labeling.md": labeling,
+    "demos.md": demos,
+    "finetuning.md": finetuning,
+    "long_runs.md": long_runs,
+}
+"""The pages in docs/, and the function that makes the blocks of each."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("figures", type=Path, help="folder of the raw values, docs/benchmarks")
+    parser.add_argument("pages", type=Path, help="folder of the pages, docs")
+    args = parser.parse_args()
+    for name, blocks in PAGES.items():
+        page = args.pages / name
+        old = page.read_text(encoding="utf-8")
+        new = with_tables(old, blocks(args.figures))
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            print(f"{page}: written anew")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
