@@ -274,7 +274,7 @@ def long_runs(figures: Path) -> dict[str, str]:
         ),
         "fsdp_memory": paragraph(
             f"Without FSDP, a single process peaked at {one:.1f} GiB of memory. With `--fsdp` on two processes, the",
-            f"process that reads the model files peaked at {first:.1f} GiB, and the second process at {second:.1f} GiB,",
+            f"process that reads the model files peaked at {first:.1f} GiB, and the second one at {second:.1f} GiB,",
             f"which is {memory['share_of_peak']:.0%} of the peak without FSDP. Python and its libraries account for",
             f"{memory['two.1']['imports'] / 1024:.1f} GiB of the second process's {second:.1f} GiB.",
         ),
