@@ -1,11 +1,16 @@
-"""Agreement of the metrics with the verdicts of a person on sampled predictions (`scripts/judged.py`)."""
+"""Samples predictions for people to judge: a list and sheets for one person, or blind files for several raters.
+
+`scripts/judged.py` is the command. `rater_files.py` reads what is written here, once the verdicts are filled in.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +20,41 @@ from PIL import Image, ImageDraw, ImageFont
 from osm.datasets.table import ANY_MODE, DatasetTable
 from osm.errors import OsmError, shown, write_failed
 from osm.evaluation.metrics import is_correct, normalize
-from osm.evaluation.metrics.lexical import Lexicon
-from osm.evaluation.metrics.semantic import best_semantic_iou, semantic_similarities
-from osm.evaluation.metrics.statistics import auroc
-from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.evaluation.predict.generate import OWN_MODE
-from osm.evaluation.predict.records import SetRecords, prediction_in, read_set
+from osm.evaluation.predict.records import SetRecords, read_set
 from osm.evaluation.report.result_images import masks_by_image
-from osm.files import read_json, write_output
+from osm.files import write_output
 from osm.forms import Split, split_of
-from osm.recognition.similarity import SentenceEncoder
 from osm.terminal import echo
 
-VERDICTS = ("right", "acceptable", "wrong")
 SIDE, COLUMNS, ROWS = 300, 5, 2
+FORMAT = "judged names, 1"
+"""The field `format` of a key file."""
+_FIELDS = ("set", "image", "segment", "names", "prediction")
+_RATER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+_HOW = (
+    "Set each verdict to right, acceptable (true, but vaguer, finer or another word) or wrong. Leave the verdict empty "
+    "if you cannot tell."
+)
+Drawn = list[tuple[dict[str, Any], Image.Image]]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is sampled.
+
+    Attributes:
+        sets: names of the datasets to sample from.
+        mode: of the predictions.
+        each: number of right predictions, and of wrong ones, to sample from each dataset and model, if there are as
+            many.
+        seed: of the sampling, and of the orders.
+    """
+
+    sets: Sequence[str]
+    mode: str = ANY_MODE
+    each: int = 10
+    seed: int = 0
 
 
 def sample(
@@ -42,7 +68,7 @@ def sample(
     each: int = 10,
     seed: int = 0,
 ) -> None:
-    """Sample predictions. Write them as a list with empty verdicts, and as sheets of images.
+    """Sample predictions for one person. Write them as a list with empty verdicts, and as sheets of images.
 
     Args:
         folder: of the prediction files.
@@ -50,47 +76,168 @@ def sample(
         out_list: the json list to write.
         sheets: folder of the sheets.
         table: the datasets.
-        sets: names of the datasets to sample from.
-        mode: of the predictions.
-        each: number of right predictions, and of wrong ones, to sample from each dataset, if it has as many.
-        seed: of the sampling.
+        sets, mode, each, seed: what is sampled (see `SampleOptions`).
 
     Raises:
         OsmError: the list exists, a dataset is unknown, or the predictions are invalid.
     """
-    for flag, count in (("parts", parts), ("--each", each)):
+    _refuse_existing(out_list)
+    drawn = draw_entries({"": folder}, parts, table, SampleOptions(sets, mode, each, seed))
+    _write_sheets(sheets, [(entry["prediction"], picture) for entry, picture in drawn])
+    entries = [
+        {**{field: entry[field] for field in _FIELDS}, "prob": entry["models"][""], "number": number, "verdict": ""}
+        for number, (entry, _) in enumerate(drawn, 1)
+    ]
+    write_output(out_list, "out_list", [json.dumps(entries, indent=1) + "\n"])
+
+
+def sample_for_raters(
+    models: Mapping[str, Path],
+    parts: int,
+    key: Path,
+    folder: Path,
+    table: DatasetTable,
+    options: SampleOptions,
+    raters: Sequence[str],
+) -> None:
+    """Sample predictions for several raters. Write a key, and a folder for each rater with a list and sheets.
+
+    A rater's folder has the pictures, the predicted names and ids of the items, in an order of its own. The classes,
+    datasets, probabilities and models are in the key alone. If two models give the same name to a mask, the name is
+    one item. Names are in lower case, because upper case could tell the models apart.
+
+    Args:
+        models: folders of prediction files by the models' titles.
+        parts: number of parts of the predictions.
+        key: the key file to write.
+        folder: of the raters' folders. RATER/RATER.json is a rater's list.
+        table: the datasets.
+        options: what is sampled.
+        raters: names of the raters.
+
+    Raises:
+        OsmError: a file exists, a rater's name cannot be that of a file, a dataset is unknown, or the predictions are
+            invalid.
+    """
+    _check_raters(raters)
+    for path in (key, *(folder / name for name in raters)):
+        _refuse_existing(path)
+        if path in key.parents:
+            raise OsmError(f"{key} is in the folder of the rater {path.name}, who may not see it; give another folder")
+    drawn = draw_entries(models, parts, table, options)
+    for entry, _ in drawn:
+        entry["prediction"] = normalize(entry["prediction"])
+    drawn.sort(key=lambda pair: pair[0]["item"])
+    for name in raters:
+        own = list(drawn)
+        random.Random(f"{options.seed} {name}").shuffle(own)
+        _write_sheets(folder / name, [(entry["prediction"], picture) for entry, picture in own])
+        items = [
+            {"number": number, "item": entry["item"], "prediction": entry["prediction"], "verdict": ""}
+            for number, (entry, _) in enumerate(own, 1)
+        ]
+        _write_json(folder / name / f"{name}.json", {"rater": name, "how": _HOW, "items": items})
+    # The key is written last: if it is there, the raters' files are complete.
+    facts = {"format": FORMAT, "mode": options.mode, "each": options.each, "seed": options.seed}
+    _write_json(key, {**facts, "models": list(models), "raters": list(raters), "items": [entry for entry, _ in drawn]})
+    echo(f"{len(drawn)} items for {len(raters)} raters in {folder}; {key} is the key, which no rater may see")
+
+
+def titled_folders(title: str, folder: Path, also: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of predictions by the models' titles.
+
+    Args:
+        title: of the first model.
+        folder: of the first model's predictions.
+        also: "TITLE=FOLDER" of each further model.
+
+    Raises:
+        OsmError: one of these is something else, or a title is given twice.
+    """
+    models = {title: folder}
+    for given in also:
+        name, equals, place = given.partition("=")
+        if not equals or not name.strip() or not place:
+            raise OsmError(f"--also {given!r}: expected TITLE=FOLDER")
+        if name.strip() in models:
+            raise OsmError(f"--also {given!r}: the title {name.strip()!r} is given twice; expected different titles")
+        models[name.strip()] = Path(place)
+    return models
+
+
+def _check_raters(raters: Sequence[str]) -> None:
+    if not raters:
+        raise OsmError("--raters '': expected one name or more, such as ann,ben")
+    for place, name in enumerate(raters):
+        if not _RATER.fullmatch(name):
+            raise OsmError(
+                f"--raters {shown(name)}: expected a name of at most 40 letters, digits, _ and -, because a folder "
+                "gets this name"
+            )
+        # Some file systems ignore case.
+        if name.lower() in [other.lower() for other in raters[:place]]:
+            raise OsmError(f"--raters {name!r} is given twice; expected different names")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise OsmError(f"{path} exists, and its verdicts would be lost; remove it, or give another name")
+
+
+def draw_entries(models: Mapping[str, Path], parts: int, table: DatasetTable, options: SampleOptions) -> Drawn:
+    """Draw right and wrong predictions of each dataset and model at random, in random order, with their pictures.
+
+    Raises:
+        OsmError: a dataset is unknown, the predictions are invalid, or there are none.
+    """
+    for flag, count in (("parts", parts), ("--each", options.each)):
         if count < 1:
             raise OsmError(f"{flag} {count}: expected 1 or more")
-    if out_list.exists():
-        raise OsmError(f"{out_list} exists, and its verdicts would be lost; remove it, or give another name")
-    drawn: list[tuple[dict[str, Any], Image.Image]] = []
-    for name in sets:
+    drawn: dict[str, tuple[dict[str, Any], Image.Image]] = {}
+    for name in options.sets:
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)}")
         row = table[name]
-        split, records = split_of(row), read_set(row, folder, parts)
-        if records.meta.get("annotations", split.source_hash) != split.source_hash:
-            raise OsmError(f"{split.source} has changed since the predictions were made; its masks may be others")
-        known = candidates(records, row.name if mode == OWN_MODE else mode)
-        rng = random.Random(f"{seed} {name}")
-        for right in (True, False):
-            some = [entry for entry in known if is_correct(entry["prediction"], entry["names"]) == right]
-            for entry in rng.sample(some, min(each, len(some))):
-                drawn.append((entry, draw_mask(split, entry)))
+        split, of_model = split_of(row), {}
+        for title, folder in models.items():
+            records = read_set(row, folder, parts)
+            if records.meta.get("annotations", split.source_hash) != split.source_hash:
+                raise OsmError(f"{split.source} has changed since the predictions were made; its masks may be others")
+            of_model[title] = candidates(records, row.name if options.mode == OWN_MODE else options.mode)
+        rng = random.Random(f"{options.seed} {name}")
+        for known in merged(of_model).values():
+            for right in (True, False):
+                some = [entry for entry in known if is_correct(entry["prediction"], entry["names"]) == right]
+                for entry in rng.sample(some, min(options.each, len(some))):
+                    if entry["item"] not in drawn:
+                        drawn[entry["item"]] = (entry, draw_mask(split, entry))
     if not drawn:
-        raise OsmError(
-            f"{folder}: no prediction in mode {mode!r} of {', '.join(sets) or 'no set'} (see --mode, --sets)"
-        )
-    random.Random(seed).shuffle(drawn)  # otherwise the order reveals which names are right
-    for number, (entry, _) in enumerate(drawn, 1):
-        entry["number"] = number
-    try:
-        sheets.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(drawn), COLUMNS * ROWS):
-            draw_sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
-    except OSError as error:
-        raise write_failed(error, f"sheets {sheets}", "a folder that can be written") from None
-    write_output(out_list, "out_list", [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
+        folders, sets = ", ".join(map(str, models.values())), ", ".join(options.sets) or "no set"
+        raise OsmError(f"{folders}: no prediction in mode {options.mode!r} of {sets} (see --mode, --sets)")
+    found = list(drawn.values())
+    random.Random(options.seed).shuffle(found)  # otherwise the order reveals which names are right
+    return found
+
+
+def merged(of_model: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Make one entry of equal names that several models give to a mask, and let it be in the list of each of them.
+
+    Each entry gets an id (`item`), which only depends on the mask and the name, and `models`: the probability of the
+    name by the title of each model that gave it.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for title, known in of_model.items():
+        found[title] = []
+        for entry in known:
+            where = [entry[field] for field in ("set", "image", "segment", "at")]
+            text = json.dumps([*where, normalize(entry["prediction"])])
+            item = hashlib.sha256(text.encode()).hexdigest()[:12]
+            prob = entry.pop("prob")
+            one = entries.setdefault(item, {**entry, "item": item, "models": {}})
+            one["models"][title] = prob
+            found[title].append(one)
+    return found
 
 
 def candidates(records: SetRecords, mode: str) -> list[dict[str, Any]]:
@@ -137,105 +284,26 @@ def draw_mask(split: Split, entry: dict[str, Any]) -> Image.Image:
     return Image.fromarray(crop)
 
 
-def draw_sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
-    """Arrange images in a grid, each with its number and the predicted name."""
+def draw_sheet(named: Sequence[tuple[str, Image.Image]], first: int) -> Image.Image:
+    """Arrange images in a grid, each with its number, from `first` on, and the predicted name."""
     page = Image.new("RGB", (COLUMNS * (SIDE + 8), ROWS * (SIDE + 40)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(22)
-    for place, (entry, picture) in enumerate(pairs):
+    for place, (name, picture) in enumerate(named):
         left, top = place % COLUMNS * (SIDE + 8), place // COLUMNS * (SIDE + 40)
         page.paste(picture, (left, top + 34))
-        draw.text((left + 4, top + 4), f"{entry['number']}: {entry['prediction'] or '(nothing)'}", "black", font)
+        draw.text((left + 4, top + 4), f"{first + place}: {name or '(nothing)'}", "black", font)
     return page
 
 
-def agreement(path: Path) -> None:
-    """Print how well each metric agrees with the verdicts of a list."""
-    entries = read_verdicts(path)
-    verdicts = [entry["verdict"] for entry in entries]
-    echo(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
-    true = np.array([verdict != "wrong" for verdict in verdicts])
-    grades = np.array([VERDICTS[::-1].index(verdict) for verdict in verdicts], float)
-    flags, scores = metrics(entries)
-    echo(
-        "",
-        "| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |",
-        "|---|---|---|---|---|",
-    )
-    for name, flag in flags.items():
-        agrees, kappa = (flag == true).mean(), cohens_kappa(flag, true)
-        echo(f"| {name} | {100 * agrees:.0f} % | {(true & ~flag).sum()} | {(flag & ~true).sum()} | {kappa:.2f} |")
-    echo("", "| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |", "|---|---|---|")
-    for name, values in scores.items():
-        echo(f"| {name} | {auroc(values[true], values[~true]):.2f} | {kendall_tau(values, grades):.2f} |")
-    echo("", "Of the metric Acc and the verdict they differ in:")
-    for entry, is_true, flag in zip(entries, true, flags["Acc"], strict=True):
-        if is_true != flag:
-            echo(
-                f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
-                f"{entry['verdict']}"
-            )
+def _write_sheets(folder: Path, named: Sequence[tuple[str, Image.Image]]) -> None:
+    """Write sheets of predicted names and their pictures, which are numbered from 1 on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for page, start in enumerate(range(0, len(named), COLUMNS * ROWS), 1):
+            draw_sheet(named[start : start + COLUMNS * ROWS], start + 1).save(folder / f"{page:02}.png")
+    except OSError as error:
+        raise write_failed(error, f"sheets {folder}", "a folder that can be written") from None
 
 
-def read_verdicts(path: Path) -> list[dict[str, Any]]:
-    """Read a list whose verdicts are filled in.
-
-    Raises:
-        OsmError: the file is not such a list, or all verdicts are of one kind, so that agreement is undefined.
-    """
-    entries, _ = read_json(path, "list")
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise OsmError(f"{path}: expected the list that `sample` wrote, found {shown(entries)}")
-    for place, entry in enumerate(entries, 1):
-        where = f"{path}: number {shown(entry.get('number', place))}"
-        if entry.get("verdict") not in VERDICTS:
-            raise OsmError(f"{where}: verdict {shown(entry.get('verdict'))} is not one of {', '.join(VERDICTS)}")
-        names = entry.get("names")
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise OsmError(f"{where}: names {shown(names)} is not a list of texts")
-        prediction_in({"class": entry.get("prediction"), "prob": entry.get("prob")}, where)
-    if len({entry["verdict"] == "wrong" for entry in entries}) == 1:
-        raise OsmError(f"{path}: {len(entries)} verdicts of one kind; some wrong and some others are needed")
-    return entries
-
-
-def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Apply the metrics to each prediction.
-
-    Returns:
-        The metrics that are true or false, and the metrics that are graded, each by name, as arrays (predictions,).
-    """
-    predicted, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
-    pairs = list(zip(predicted, names, strict=True))
-    # Equal names have cosines of 1 ± 2e-7. Without rounding, these ties would be ordered by noise.
-    cosines = np.round(semantic_similarities(SentenceEncoder(), pairs)[:, 1], 6)
-    lexicon = Lexicon(find_wordnet())
-    judged = [lexicon.judge(normalize(text), of_class) for text, of_class in pairs]
-    relations = np.array([one.relation for one in judged])
-    flags = {
-        "Acc": np.array([is_correct(*pair) for pair in pairs]),
-        "WordNet: exact or synonym": np.isin(relations, ("exact", "synonym")),
-        "WordNet: those, or a hyponym or hypernym": np.isin(relations, ("exact", "synonym", "hyponym", "hypernym")),
-        "Semantic Similarity of 0.6 or more": cosines >= 0.6,
-    }
-    scores = {
-        "Acc": flags["Acc"].astype(float),
-        "Semantic Similarity": cosines,
-        "Semantic IoU": np.array([best_semantic_iou(*pair) for pair in pairs]),
-        "WUPS at 0.0": np.array([one.similarity for one in judged]),
-    }
-    if all(entry.get("prob") is not None for entry in entries):
-        scores["the model's own probability"] = np.array([entry["prob"] for entry in entries], float)
-    return flags, scores
-
-
-def cohens_kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the agreement of two bool arrays beyond chance (Cohen 1960)."""
-    chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
-    return float(((one == other).mean() - chance) / (1 - chance))
-
-
-def kendall_tau(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Kendall's tau-b: concordant minus discordant pairs, corrected for ties; nan if one array is constant."""
-    a, b = (np.sign(values[:, None] - values[None]) for values in (one, other))
-    untied = math.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum()) / untied if untied else math.nan
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    write_output(path, str(path), [json.dumps(document, indent=1, ensure_ascii=False) + "\n"])

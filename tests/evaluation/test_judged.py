@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import judgements
+import judged_metrics
 import numpy as np
 import pytest
 from fake_namer import FakeName, FakeNamer
+from judged_report import agreement
 from judgements import sample
 from PIL import Image
+from rater_files import RatedItem
 from small_wordnet import write_wordnet
 
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.evaluation.predict.generate import generate_predictions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,25 +98,65 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
 def test_lists_that_are_none(tmp_path: Path, document: Any, message: str) -> None:
     (tmp_path / "list.json").write_text(json.dumps(document))
     with pytest.raises(OsmError, match=message):
-        judgements.agreement(tmp_path / "list.json")
+        agreement(tmp_path / "list.json")
+
+
+# The figures that docs/evaluation.md cites.
+OF_60 = """\
+60 predictions: 29 right, 4 acceptable, 27 wrong
+
+| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |
+|---|---|---|---|---|
+| Acc | 92 % | 4 | 1 | 0.83 |
+| WordNet: exact or synonym | 92 % | 4 | 1 | 0.83 |
+| WordNet: those, or a hyponym or hypernym | 90 % | 3 | 3 | 0.80 |
+| Semantic Similarity of 0.6 or more | 92 % | 3 | 2 | 0.83 |
+
+| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |
+|---|---|---|
+| Acc | 0.92 | 0.81 |
+| Semantic Similarity | 0.95 | 0.71 |
+| Semantic IoU | 0.92 | 0.81 |
+| WUPS at 0.0 | 0.94 | 0.70 |
+| the model's own probability | 0.68 | 0.23 |
+
+Of the metric Acc and the verdict they differ in:
+- 16 (clothing): 'jacket' for 'blazer': right
+- 22 (coco): 'couch' for 'chair': right
+- 33 (camvid): 'car' for 'car': wrong
+- 39 (clothing): 'bag' for 'accessories': acceptable
+- 57 (clothing): 'stockings' for 'leggings': right
+"""
+
+
+def test_the_published_verdicts_keep_their_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        find_wordnet()
+    except OsmError:
+        pytest.skip("WordNet is not installed")
+    agreement(ROOT / "docs" / "benchmarks" / "judged" / "osm_small_60.json", (), tmp_path / "figures.json")
+    before, after = capsys.readouterr().out.split(OF_60)
+    assert not before
+    assert "| Acc | 92 % (84 to 98) | 0.83 (0.68 to 0.96) |" in after  # 60 names in 48 images
+    assert "| the model's own probability | 0.68 (0.54 to 0.81) |" in after
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["items"], figures["images"], figures["rated_by_all"]) == (60, 48, 60)
+    assert figures["true_or_wrong"][0]["accuracy"]["value"] == pytest.approx(55 / 60)
 
 
 def test_figures_by_hand() -> None:
-    # 3 of 4 agree; by chance 1/2 * 3/4 + 1/2 * 1/4 would: (3/4 - 1/2) / (1 - 1/2).
-    one, other = np.array([True, True, False, False]), np.array([True, True, True, False])
-    assert judgements.cohens_kappa(one, other) == pytest.approx(0.5)
-    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
-    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
-    assert np.isnan(judgements.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
+    assert judged_metrics.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
+    assert judged_metrics.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
+    assert np.isnan(judged_metrics.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
     # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
-    assert judgements.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
+    assert judged_metrics.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
 
 
 def test_cosines_of_equal_names_are_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path / "wordnet")))
-    monkeypatch.setattr(judgements, "SentenceEncoder", lambda: None)
+    monkeypatch.setattr(judged_metrics, "SentenceEncoder", lambda: None)
     cosines = np.array([1 - 1e-7, 1 + 2e-7, 1.0, 0.3])
-    monkeypatch.setattr(judgements, "semantic_similarities", lambda _, pairs: np.stack([cosines, cosines], 1))
-    entries = [{"prediction": name, "names": ["dog"], "prob": 0.5} for name in ("dog", "dogs", "dog", "cat")]
-    _, scores = judgements.metrics(entries)
+    monkeypatch.setattr(judged_metrics, "semantic_similarities", lambda _, pairs: np.stack([cosines, cosines], 1))
+    items = [RatedItem(name, "pets", 1, ("dog",), name, {"": 0.5}) for name in ("dog", "dogs", "dog", "cat")]
+    _, scores = judged_metrics.metrics(items)
     assert scores["Semantic Similarity"].tolist() == [1, 1, 1, 0.3]
