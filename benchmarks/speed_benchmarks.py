@@ -28,6 +28,7 @@ class SpeedBenchmark:
             none, and its time is the figure.
         threads: the OpenMP threads of a process. 0: one for each core.
         gpu: whether it needs a GPU.
+        kept: the file in docs/benchmarks with the JSON document of one run, from which the pages are made.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SpeedBenchmark:
     result: str = STDOUT
     threads: int = 0
     gpu: bool = False
+    kept: str = ""
 
     @property
     def script(self) -> str:
@@ -85,6 +87,7 @@ BENCHMARKS = (
         "quickstart.md",
         runs=1,
         result="{work}/run/stages.json",
+        kept="osm_nano/stages_42.json",
     ),
     SpeedBenchmark(
         "loader",
@@ -96,6 +99,7 @@ BENCHMARKS = (
             ("cases[set,layout,size].ms.ours.*", "ms"),
         ),
         "training.md",
+        kept="loader/loader.json",
     ),
     SpeedBenchmark(
         "loader_paired",
@@ -104,6 +108,7 @@ BENCHMARKS = (
         _PAIRED,
         "",
         runs=1,
+        kept="loader/paired.json",
     ),
     SpeedBenchmark(
         "model_paired",
@@ -112,6 +117,7 @@ BENCHMARKS = (
         _PAIRED,
         "",
         runs=1,
+        kept="tree/model_paired.json",
     ),
     SpeedBenchmark(
         "shard_reading",
@@ -119,6 +125,7 @@ BENCHMARKS = (
         "--shards 4 --rounds 2 --samples 8",
         (("speed.*.local_ms", "ms"), ("speed.*.cached_over_local", "cached / local")),
         "training.md",
+        kept="loader/reading.json",
     ),
     SpeedBenchmark(
         "train_step_queries",
@@ -127,6 +134,7 @@ BENCHMARKS = (
         _STEPS,
         "training.md",
         runs=1,
+        kept="train_step/osm_small_queries_cpu.json",
     ),
     SpeedBenchmark(
         "train_step_small",
@@ -135,6 +143,7 @@ BENCHMARKS = (
         _STEPS,
         "training.md",
         runs=1,
+        kept="train_step/osm_small_cpu.json",
     ),
     SpeedBenchmark(
         "train_step_gpu",
@@ -143,9 +152,15 @@ BENCHMARKS = (
         (*_STEPS, (f"{_STEP}.mfu", "share of the peak"), (f"{_STEP}.peak_memory_gib", "GiB")),
         "training.md",
         gpu=True,
+        kept="train_step/osm_flamingo_h200.json",
     ),
     SpeedBenchmark(
-        "recognition_random", "benchmarks/recognition.py", "--tiny --masks 1 --rounds 1", _NAMES, "recognition.md"
+        "recognition_random",
+        "benchmarks/recognition.py",
+        "--tiny --masks 1 --rounds 1",
+        _NAMES,
+        "recognition.md",
+        kept="recognition/random_cpu.json",
     ),
     SpeedBenchmark(
         "recognition_queries",
@@ -153,6 +168,7 @@ BENCHMARKS = (
         "--config osm_small_queries --masks 1 --rounds 1 --many 2",
         (*_NAMES, ("many.seconds", "s"), ("many.names_per_second", "names/s"), ("many.gib.*", "GiB")),
         "recognition.md",
+        kept="recognition/osm_small_queries_cpu.json",
     ),
     SpeedBenchmark(
         "recognition_small",
@@ -160,6 +176,7 @@ BENCHMARKS = (
         "--config osm_small --masks 1 --rounds 1",
         _NAMES,
         "recognition.md",
+        kept="recognition/osm_small_cpu.json",
     ),
     SpeedBenchmark(
         "recognition_flamingo",
@@ -167,6 +184,7 @@ BENCHMARKS = (
         "--config osm_flamingo_small --masks 1 --rounds 1",
         _NAMES,
         "results.md",
+        kept="recognition/osm_flamingo_small.json",
     ),
     SpeedBenchmark(
         "recognition_gpu",
@@ -177,7 +195,13 @@ BENCHMARKS = (
         gpu=True,
     ),
     SpeedBenchmark(
-        "startup", "benchmarks/startup.py", "--rounds 1", (("seconds.here.*", "s"),), "recognition.md", runs=1
+        "startup",
+        "benchmarks/startup.py",
+        "--rounds 1",
+        (("seconds.here.*", "s"),),
+        "recognition.md",
+        runs=1,
+        kept="startup/loading.json",
     ),
     SpeedBenchmark(
         "plan",
@@ -202,6 +226,7 @@ BENCHMARKS = (
         (("minutes", "min"), ("stages.seconds.*", "s")),
         "finetuning.md",
         runs=1,
+        kept="finetune/finetune.json",
     ),
     SpeedBenchmark(
         "vocabularies",
@@ -210,6 +235,7 @@ BENCHMARKS = (
         (("cases[set,way].seconds", "s"), ("cases[set,way].names_per_second", "names/s")),
         "results.md",
         runs=1,
+        kept="vocabularies/osm_small_queries.json",
     ),
     SpeedBenchmark(
         "label_series_nano",
@@ -218,6 +244,7 @@ BENCHMARKS = (
         _SERIES,
         "labeling.md",
         runs=1,
+        kept="labeling/osm_nano.json",
     ),
     SpeedBenchmark(
         "label_series_small",
@@ -226,6 +253,7 @@ BENCHMARKS = (
         _SERIES,
         "labeling.md",
         runs=1,
+        kept="labeling/osm_small.json",
     ),
     SpeedBenchmark(
         "label_costs_nano",
@@ -234,6 +262,7 @@ BENCHMARKS = (
         _COSTS,
         "scaling.md",
         threads=1,
+        kept="scale/costs_osm_nano.json",
     ),
     SpeedBenchmark(
         "label_costs_small",
@@ -242,6 +271,7 @@ BENCHMARKS = (
         _COSTS,
         "scaling.md",
         threads=1,
+        kept="scale/costs_osm_small.json",
     ),
     SpeedBenchmark(
         "label_scale",
@@ -256,6 +286,7 @@ BENCHMARKS = (
         "scaling.md",
         runs=1,
         threads=1,
+        kept="scale/ray_osm_nano.json",
     ),
     SpeedBenchmark(
         "serve_load_nano",
@@ -265,6 +296,7 @@ BENCHMARKS = (
         "serving.md",
         runs=1,
         threads=1,
+        kept="serving/load_osm_nano.json",
     ),
     SpeedBenchmark(
         "serve_load_small",
@@ -274,6 +306,7 @@ BENCHMARKS = (
         "serving.md",
         runs=1,
         threads=1,
+        kept="serving/load_osm_small.json",
     ),
     SpeedBenchmark(
         "serve_soak",
@@ -283,6 +316,7 @@ BENCHMARKS = (
         "serving.md",
         runs=1,
         threads=1,
+        kept="serving/soak_default.json",
     ),
     SpeedBenchmark(
         "gpu_smoke",
@@ -293,6 +327,7 @@ BENCHMARKS = (
         runs=1,
         result="{work}/smoke.json",
         gpu=True,
+        kept="gpu_smoke/h200.json",
     ),
 )
 
@@ -325,6 +360,7 @@ NOT_SPEED = {
     "rater_agreement": "module of scripts/judged.py",
     "rater_files": "module of scripts/judged.py",
     "rater_plan": "module of scripts/judged.py",
+    "rater_statistics": "module of scripts/judged.py",
     "raw_figures": "module of all_speed.py",
     "scale_tables": "writes tables",
     "serve_tables": "writes tables",

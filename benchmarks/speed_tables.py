@@ -53,6 +53,7 @@ def training(figures: Path) -> dict[str, str]:
     columns = ("masks per image", "compiled", "names/s", "MFU", "names/s at the GPU's peak", "peak memory, GiB")
     return {
         "loader": table((*head, *more), loader_rows(loader["cases"])),
+        "shard_reading": reading(read(figures / "loader" / "reading.json")),
         "train_step": table(
             ("model", *parts), (row for path, document in cpu.items() for row in cpu_steps(title(path), document))
         ),
@@ -86,6 +87,30 @@ def loader_rows(cases: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         shards = f"{FORMS.get(name, name)}, {' / '.join(named)}"
         faster = both("times_faster", "published", 1)
         yield size.replace("x", " x "), shards, *rates, faster, *one_mask, f"{stages} ({named[0]})"
+
+
+def reading(found: dict[str, Any]) -> str:
+    """What each sample stream reads of its shards."""
+
+    def megabytes(name: str) -> str:
+        values = [value / 1e6 for value in found["bytes_of_each_lane"][name]]
+        return f"{min(values):.1f} to {max(values):.1f} MB"
+
+    wall, read_files = found["speed"]["wall"], found["bytes_of_each_lane"]
+    lanes = len(read_files["files"])
+    # An older checkout has no index. It is measured only if one is given.
+    before = ""
+    if "files, before" in read_files:
+        before = f"Without an index, each of the streams read {megabytes('files, before')} per pass over the samples. "
+    return paragraph(
+        f"The benchmark used {lanes} sample streams, and shards totaling {found['bytes_of_all_shards'] / 1e6:.1f} MB.",
+        f"{before}With an index, each of the streams read {megabytes('files')} per pass, including the library files",
+        "that its process loaded.",
+        "With `--shard_cache`, a server on the loopback interface sent only",
+        f"{found['bytes_sent_to_all_lanes']['cache'] / 1e6:.1f} MB in total to all streams. Reading a sample from the",
+        f"shard cache took {wall['cached_over_local']:.2f} times as long as reading it from local shards (median of",
+        f"{found['rounds']} alternating runs, quartiles {wall['quartiles'][0]:.2f} and {wall['quartiles'][1]:.2f}).",
+    )
 
 
 def cpu_steps(model: str, document: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -215,6 +215,17 @@ def test_the_table_is_in_order() -> None:
             assert set(benchmark.inputs(small)) <= set(INPUTS), benchmark.name
 
 
+def test_the_paths_of_figures_are_those_of_the_documents_in_the_docs() -> None:
+    checked = 0
+    for benchmark in BENCHMARKS:
+        path = ROOT / "docs" / "benchmarks" / benchmark.kept
+        if benchmark.kept and path.is_file():  # some have not been measured yet
+            found = summaries([json.loads(path.read_text())], benchmark.figures)
+            assert len({figure["key"] for figure in found}) == len(found) > 0
+            checked += 1
+    assert checked > 15
+
+
 def test_figures_are_found_in_documents() -> None:
     document = last_document('{"not": 1}\nlog\n{\n "a": {"x.y": [1, 2], "null": null, "text": "t"},\n "b": []\n}\n')
     assert list(find_values(document, "a.*")) == [("a/x.y", [1.0, 2.0])]
