@@ -160,3 +160,14 @@ def test_cosines_of_equal_names_are_ties(tmp_path: Path, monkeypatch: pytest.Mon
     items = [RatedItem(name, "pets", 1, ("dog",), name, {"": 0.5}) for name in ("dog", "dogs", "dog", "cat")]
     _, scores = judged_metrics.metrics(items)
     assert scores["Semantic Similarity"].tolist() == [1, 1, 1, 0.3]
+
+
+def test_the_intervals_of_the_docs_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        find_wordnet()
+    except OsmError:
+        pytest.skip("WordNet is not installed")
+    agreement(ROOT / "docs" / "benchmarks" / "judged" / "osm_small_60.json")
+    page = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
+    tables = capsys.readouterr().out.removeprefix(OF_60).strip()
+    assert tables.startswith("| with 95 % intervals over images |") and f"\n\n{tables}\n\n" in page
