@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import page_tables
 import pytest
 import speed_tables
 import yaml
@@ -228,3 +229,10 @@ def test_every_generated_block_of_a_page_belongs_to_a_table() -> None:
         text = page.read_text(encoding="utf-8")
         marks = set(re.findall(r"<!-- end of (\w+) -->", text))
         assert marks <= made.get(page.relative_to(ROOT).as_posix(), set()), page
+
+
+def test_the_readme_has_the_time_of_the_quickstart() -> None:
+    found = re.search(r"the quickstart takes (\d+) minutes", (ROOT / "README.md").read_text(encoding="utf-8"))
+    seconds = page_tables.read(ROOT / "docs" / "benchmarks" / "osm_nano" / "stages_42.json")["seconds"]
+    always = sum(took for stage, took in seconds.items() if stage not in speed_tables.ONLY_FULL)
+    assert found and int(found[1]) == round(always / 60)

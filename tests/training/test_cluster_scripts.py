@@ -22,7 +22,7 @@ from osm.datasets.table import PUBLISHED_MODES
 from osm.training import run_config
 from osm.training.tracking import read_log
 
-SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "benchmarks").glob("*.sh")])
 NINE = set(PUBLISHED_MODES) - {"any"}
 SLURM = {
     "SLURM_JOB_ID": "4711",
