@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rating_page import rating_page
 
 from osm.datasets.table import ANY_MODE, DatasetTable
 from osm.errors import OsmError, shown, write_failed
@@ -102,15 +103,16 @@ def sample_for_raters(
 ) -> None:
     """Sample predictions for several raters. Write a key, and a folder for each rater with a list and sheets.
 
-    A rater's folder has the pictures, the predicted names and ids of the items, in an order of its own. The classes,
-    datasets, probabilities and models are in the key alone. If two models give the same name to a mask, the name is
-    one item. Names are in lower case, because upper case could tell the models apart.
+    A rater's folder has the pictures, the predicted names and ids of the items, in an order of its own, as a list with
+    sheets and as a page that saves the list. The classes, datasets, probabilities and models are in the key alone. If
+    two models give the same name to a mask, the name is one item. Names are in lower case, because upper case could
+    tell the models apart.
 
     Args:
         models: folders of prediction files by the models' titles.
         parts: number of parts of the predictions.
         key: the key file to write.
-        folder: of the raters' folders. RATER/RATER.json is a rater's list.
+        folder: of the raters' folders. RATER/RATER.json is a rater's list, RATER/RATER.html the page.
         table: the datasets.
         options: what is sampled.
         raters: names of the raters.
@@ -136,7 +138,10 @@ def sample_for_raters(
             {"number": number, "item": entry["item"], "prediction": entry["prediction"], "verdict": ""}
             for number, (entry, _) in enumerate(own, 1)
         ]
-        _write_json(folder / name / f"{name}.json", {"rater": name, "how": _HOW, "items": items})
+        document = {"rater": name, "how": _HOW, "items": items}
+        page = rating_page(document, [picture for _, picture in own])
+        write_output(folder / name / f"{name}.html", f"{name}.html", [page])
+        _write_json(folder / name / f"{name}.json", document)
     # The key is written last: if it is there, the raters' files are complete.
     facts = {"format": FORMAT, "mode": options.mode, "each": options.each, "seed": options.seed}
     _write_json(key, {**facts, "models": list(models), "raters": list(raters), "items": [entry for entry, _ in drawn]})

@@ -10,7 +10,7 @@
 `sample` draws random predictions of val masks, half of them right by the published metric. It writes sheets of numbered
 images with the mask and the predicted name, but without the class. The person then sets `verdict` in the list to
 `right`, `acceptable` (true, but vaguer, finer or another word) or `wrong`. With `--raters`, each rater gets a folder
-with a list and sheets that show no classes, datasets, probabilities or models, in an order of its own.
+with a list, sheets and a page, in an order of its own, that show no classes, datasets, probabilities or models.
 
 `agreement` compares the raters with each other, and the metrics with the raters. `plan` simulates studies to say how
 wide the intervals will be. docs/judging.md has the protocol.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from judgements import FORMAT, SIDE, SampleOptions, sample_for_raters, titled_fo
 from PIL import Image
 from rater_agreement import as_json, report_of
 from rater_files import GRADES, UNRATED, RatedItem, RatedSample, read_sample
+from rating_page import rating_page
 from sklearn.metrics import cohen_kappa_score
 from small_wordnet import write_wordnet
 
@@ -88,13 +90,16 @@ def test_what_a_rater_gets_is_blind(two_models: dict[str, Path], table: DatasetT
     orders = []
     for name in RATERS:
         own = folder / "raters" / name
-        assert {path.name for path in own.iterdir()} == {f"{name}.json", "01.png", "02.png"}
+        assert {path.name for path in own.iterdir()} == {f"{name}.json", f"{name}.html", "01.png", "02.png"}
         document = load(own / f"{name}.json")
         assert set(document) == {"rater", "how", "items"} and document["rater"] == name
         assert all(set(entry) == {"number", "item", "prediction", "verdict"} for entry in document["items"])
         assert [entry["number"] for entry in document["items"]] == list(range(1, len(key["items"]) + 1))
         assert {entry["prediction"] for entry in document["items"]} == {"cats", "dog"}  # one model writes "Cats"
-        text = (own / f"{name}.json").read_text()
+        page = (own / f"{name}.html").read_text()
+        pixels = re.findall(r"data:image/jpeg;base64,[\w+/=]+", page)  # letters by chance
+        assert len(pixels) == len(key["items"])
+        text = (own / f"{name}.json").read_text() + re.sub("|".join(map(re.escape, pixels)), "", page)
         others = [f'"{other}"' for other in RATERS if other != name]
         for secret in ("kitty", "hound", "pets", "prob", "0.123", "0.987", "felix", "noah", *others):
             assert secret not in text
@@ -180,6 +185,48 @@ def test_mistakes_in_a_sample_are_said(two_models: dict[str, Path], table: Datas
     refused("key.json is in the folder of the rater ann, who may not see it", ["ann"], folder / "ann" / "key.json")
     (folder / "ben").mkdir(parents=True)
     refused("ben exists, and its verdicts would be lost", ["ann", "ben"])
+
+
+def test_a_rater_judges_on_the_page(browser: Any, tmp_path: Path) -> None:
+    hostile = "</script><b>cat & \u202ehat</b>"
+    names = ("cat", hostile, "", "dog")
+    items = [{"number": k, "item": f"id{k}", "prediction": name, "verdict": ""} for k, name in enumerate(names, 1)]
+    path, colors = tmp_path / "ann.html", ("red", "green", "blue", "white")
+    document = {"rater": "ann", "how": "Judge.", "items": items}
+    path.write_text(rating_page(document, [Image.new("RGB", (SIDE, SIDE), color) for color in colors]))
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    assert page.inner_text("#name") == "cat" and page.inner_text("#progress") == "item 1 of 4, 0 judged"
+    first = page.get_attribute("#picture", "src")
+    page.keyboard.press("1")
+    assert page.text_content("#name") == hostile and page.get_attribute("#picture", "src") != first
+    page.keyboard.press("3")
+    assert page.inner_text("#name") == "(nothing)"
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute("button[aria-pressed=true]", "data-verdict") == "wrong"
+    page.click("text=2 acceptable")
+    page.keyboard.press("3")  # the third
+    page.keyboard.press("1")  # the fourth; the page stays there
+    page.keyboard.press("0")  # and is taken back
+    assert page.inner_text("#progress") == "item 4 of 4, 3 judged, not saved yet"
+    page.on("dialog", lambda dialog: dialog.accept())  # it warns before the page is left
+    page.reload()
+    assert page.inner_text("#progress") == "item 4 of 4, 3 judged, not saved yet"  # the first without a verdict
+    page.keyboard.press("n")  # there is no other one
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "ann.json"
+    saved = load(download.value.path())
+    verdicts = ("right", "acceptable", "wrong", "")
+    assert saved == {**document, "items": [{**e, "verdict": v} for e, v in zip(items, verdicts, strict=True)]}
+    assert page.inner_text("#progress") == "item 4 of 4, 3 judged"
+    assert not faults and not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    page.close()
 
 
 def test_models_are_named() -> None:
