@@ -124,7 +124,7 @@ def sample_for_raters(
     _check_raters(raters)
     for path in (key, *(folder / name for name in raters)):
         _refuse_existing(path)
-        if path in key.parents:
+        if path.resolve() in key.resolve().parents:
             raise OsmError(f"{key} is in the folder of the rater {path.name}, who may not see it; give another folder")
     drawn = draw_entries(models, parts, table, options)
     for entry, _ in drawn:
