@@ -21,10 +21,12 @@ def tables(folder: Path) -> dict[str, str]:
     """The tables by their marks in the page."""
     ray = read(folder / "ray_osm_nano.json")
     costs = [read(folder / f"costs_{name}.json") for name in ("osm_nano", "osm_small")]
-    simulated = read(folder / "simulation.json")["cases"]
+    simulation = read(folder / "simulation.json")
+    simulated = simulation["cases"]
     return {
         "overhead": overhead(ray["overhead"], ray["pictures"]),
         "shares": shares(costs[1], ray["overhead"]),
+        "simulated": compared(simulation["check"]),
         "runs": table(("run", "seconds", "rows", "rows twice", "equal to the local run"), runs(ray)),
         "memory": table(("process", "peak, MiB", "second quarter, MiB", "last quarter, MiB"), memory(ray)),
         "costs": table(
@@ -104,6 +106,15 @@ def shares(costs: dict[str, Any], found: dict[str, Any]) -> str:
         f"{means['tower'] / total:.0%} the tower's. Between two parts, Ray adds",
         f"{found['median_extra_ms_per_picture_between_parts']:.1f} ms to a picture. Decoding takes",
         f"{means['decode']:.1f} ms.",
+    )
+
+
+def compared(check: dict[str, Any]) -> str:
+    """The simulation beside a measurement."""
+    more = check["simulated_ms"] / check["measured_ms"] - 1
+    return paragraph(
+        f"The simulation of one process with `{check['model']}` gives {check['simulated_ms']:.1f} ms for a picture,",
+        f"{more:.0%} more than the measured {check['measured_ms']:.1f} ms.",
     )
 
 
