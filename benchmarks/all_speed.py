@@ -157,6 +157,7 @@ class SpeedRun:
             last = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             raise OsmError(f"exit code {done.returncode}, and the log {log} ends with\n{last}")
         document = self._document(benchmark, output, work, seconds)
+        summaries([document], benchmark.figures)  # before hours of further runs, whether it has all figures
         write_output(self.out / "raw" / f"{name}.json", "OUT", [json.dumps(document, indent=1) + "\n"])
         return {"raw": f"raw/{name}.json", "seconds": seconds, "load_before": round(load, 2)}
 

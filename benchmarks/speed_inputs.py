@@ -98,7 +98,7 @@ class SpeedInputs:
         table = str(photos / "panoptic.json")
         row = {"form": "coco_panoptic", "title": "scenes", "labels": table, "json_file": table}
         row |= {"image_dir": str(photos / "images"), "mask_dir": str(photos / "panoptic")}
-        text = yaml.safe_dump({"datasets": {name: row for name in ("camvid", "clothing")}})
+        text = yaml.safe_dump({"datasets": {name: dict(row) for name in ("camvid", "clothing")}})
         (folder / "sets.yaml").write_text(text, encoding="utf-8")
 
     def _untrained(self, folder: Path) -> None:
