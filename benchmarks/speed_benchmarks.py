@@ -222,7 +222,7 @@ BENCHMARKS = (
     SpeedBenchmark(
         "finetune",
         "benchmarks/finetune.py {work}/out {photos}",
-        "{work}/out {photos} --photos 5",
+        "{work}/out {photos} --photos 10",
         (("minutes", "min"), ("stages.seconds.*", "s")),
         "finetuning.md",
         runs=1,
@@ -361,6 +361,7 @@ NOT_SPEED = {
     "rater_files": "module of scripts/judged.py",
     "rater_plan": "module of scripts/judged.py",
     "rater_statistics": "module of scripts/judged.py",
+    "rating_page": "module of scripts/judged.py",
     "raw_figures": "module of all_speed.py",
     "scale_tables": "writes tables",
     "serve_tables": "writes tables",
