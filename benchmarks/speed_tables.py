@@ -56,7 +56,9 @@ def training(figures: Path) -> dict[str, str]:
         "shard_reading": reading(read(figures / "loader" / "reading.json")),
         "train_step": table(
             ("model", *parts), (row for path, document in cpu.items() for row in cpu_steps(title(path), document))
-        ),
+        )
+        + "\n"
+        + paragraph(*(settings(title(path), document) for path, document in cpu.items())),
         "train_step_gpu": table(columns, map(gpu_step, gpu["cases"])),
     }
 
@@ -124,6 +126,15 @@ def cpu_steps(model: str, document: dict[str, Any]) -> Iterator[tuple[str, ...]]
         )
         percent = (f"{sum(shares.get(part, 0.0) for part in of_it):.0%}" for of_it in STEP_PARTS.values())
         yield model, str(case["masks_per_image"]), *times, *percent, f"{without:.1f}"
+
+
+def settings(model: str, document: dict[str, Any]) -> str:
+    """How the steps of a model were measured."""
+    threads = f"{document['threads']} thread{'s' if document['threads'] > 1 else ''}"
+    return (
+        f"{model}: {document['precision']}, {document['images_per_step']} images per step, {threads}, best of "
+        f"{document['rounds']} rounds, torch {document['torch'].partition('+')[0]}."
+    )
 
 
 def gpu_step(case: dict[str, Any]) -> tuple[str, ...]:
