@@ -255,9 +255,9 @@ def main(argv: Sequence[str] | None = None, table: Sequence[SpeedBenchmark] = BE
         with (out / ".lock").open("w") as held:
             if not lock(held):
                 raise OsmError(f"{out} is used by another run: expected a folder that no run writes to")
-            if args.fresh:
-                (out / "all.json").unlink(missing_ok=True)
             run = SpeedRun(out, benchmarks, inputs, small, root)
+            for benchmark in benchmarks if args.fresh else ():
+                run.records.pop(benchmark.name, None)
             if args.list:
                 for benchmark in benchmarks:
                     command, lacking = run.command(benchmark)

@@ -112,6 +112,8 @@ def test_a_killed_run_continues_where_it_was(checkout: Path, tmp_path: Path) -> 
     assert (second["median"], second["lowest"], second["highest"]) == (5, 5, 5)
     assert main([str(out)], table(calls), checkout) == 0
     assert len(calls.read_text().split()) == 6  # nothing was left to do
+    assert main([str(out), "--only", "third", "--fresh"], table(calls), checkout) == 0
+    assert calls.read_text().split()[6:] == ["third"] and len(results(out)["figures"]) == 3
 
 
 def test_a_failed_benchmark_is_reported_and_the_others_run(
