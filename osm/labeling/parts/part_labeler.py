@@ -101,11 +101,11 @@ class PartLabeler:
     @property
     def labeler(self) -> ImageLabeler:
         """The model, and what else names the masks of an image."""
-        self.load()
+        self.load_model()
         assert self._labeler is not None
         return self._labeler
 
-    def load(self) -> None:
+    def load_model(self) -> None:
         """Load the model, unless it is loaded. Raises OsmError if it cannot be loaded."""
         if self._labeler is None:
             self._labeler = load_labeler(self.options, self.reader)
@@ -140,7 +140,7 @@ class PartLabeler:
         left = [task for task in tasks if before.get(task.number, _UNTRIED)["failed"] not in ("", KILLED)]
         if stored is None or left:
             if left:
-                self.load()  # before the attempt is counted
+                self.load_model()  # before the attempt is counted
             attempts = _Attempts.begin(self.store, partition.attempts_name(part))
             try:
                 for record in self._records(left, attempts):

@@ -151,7 +151,7 @@ def label_here(
 ) -> Iterator[PartitionResult]:
     """Label partitions in this process."""
     labeler = PartLabeler(options, reader)
-    labeler.load()  # a model that cannot be loaded ends the run here
+    labeler.load_model()  # a model that cannot be loaded ends the run here
     for partition in left:
         yield result_of(labeler, partition)
 

@@ -45,7 +45,7 @@ class RayWorker:
         self.error = ""
         try:
             with quiet_lines():
-                self.labeler.load()
+                self.labeler.load_model()
         except OsmError as error:
             # An error here would let Ray start the actor again and again.
             self.error = str(error)
