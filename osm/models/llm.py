@@ -138,7 +138,10 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
         every supervised token has the highest logit (R,), so that greedy search would generate exactly these tokens.
     """
     logits_RtV, targets_Rt = _supervised_logits(llm, inputs, labels_RT)
-    losses_Rt = F.cross_entropy(logits_RtV.float().transpose(1, 2), targets_Rt, ignore_index=-100, reduction="none")
+    # Flattened, because a transposed copy of the logits, which cross_entropy needs otherwise, takes long on a CPU.
+    losses_Rt = F.cross_entropy(
+        logits_RtV.float().flatten(0, 1), targets_Rt.flatten(), ignore_index=-100, reduction="none"
+    ).view_as(targets_Rt)
     supervised_Rt = targets_Rt != -100
     found = losses_Rt.sum(1), supervised_Rt.sum(1)
     return (*found, ((logits_RtV.argmax(2) == targets_Rt) | ~supervised_Rt).all(1)) if scored else found

@@ -48,7 +48,9 @@ class EncodedImage:
 
 
 def stack_images(images: Sequence[EncodedImage]) -> ImageState:
-    """Concatenate the bridge states of several images, in the order of the images."""
+    """Concatenate the bridge states of several images, in the order of the images. One image is not copied."""
+    if len(images) == 1:
+        return images[0].state
     return [
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)

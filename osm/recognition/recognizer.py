@@ -21,6 +21,7 @@ from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import load_model, pick_device
+from osm.models.fast_inference import speed_up
 from osm.models.llm import stop_ids
 from osm.models.llm_forward import LlmInputs
 from osm.models.osm import OmniScientModel
@@ -557,6 +558,7 @@ def load_recognizer(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
     tf32: bool = False,
+    fast: bool = True,
     **options: Any,
 ) -> Recognizer:
     """Load a checkpoint as a `Recognizer`.
@@ -569,10 +571,9 @@ def load_recognizer(
         settings: changes of single config values, as given to `--set`.
         device: the device of the tower and the bridge, and also of the LLM if `device_map` is None.
         device_map: how to split an LLM that is too large for one device; see `osm.recognition.placement.spread`.
-        max_memory: the memory of each device that the LLM may use.
-        offload_folder: a folder for the parts of the LLM that fit on no device.
-        tf32: whether to multiply float32 matrices in TF32 on GPUs that support TF32. This is faster but less exact, and
-            affects the whole process.
+        max_memory, offload_folder: the memory of each device for the LLM, and a folder for what fits on no device.
+        tf32: whether to multiply float32 matrices in TF32, which is faster but less exact, in the whole process.
+        fast: on a CPU, change the model for inference (see `osm.models.fast_inference`). It must not be trained then.
         options: arguments of `Recognizer`.
     """
     target = pick_device(device)
@@ -594,4 +595,6 @@ def load_recognizer(
         llm, model.llm = model.llm, nn.Module()  # not moved as a whole, because `spread` moves the LLM layer by layer
         model.to(target)
         model.llm = spread(llm, device_map, max_memory, offload_folder)
+    if fast and target.type == "cpu" and device_map is None:
+        speed_up(model)
     return Recognizer(model, processor, **options)

@@ -29,6 +29,7 @@ from osm.forms.base import ANNOTATION
 from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
 from osm.models.osm import OmniScientModel
+from osm.models.packed_linear import pack_linears
 from osm.startup import quick_loading
 from osm.storage.locations import public
 from osm.terminal import clock, message_logger
@@ -165,6 +166,8 @@ class Trainer:
             task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
+            if world.device.type == "cpu" and config.precision == "fp32":
+                pack_linears(task.model.llm)  # also the backward pass is faster then
             return task, {}
         values: dict[str, Tensor] = {}
 

@@ -45,8 +45,10 @@ def test_the_pooled_regions_are_the_first_tokens_of_the_full_pooling(prefix: int
     masks = some_masks()
     features = region_features(masks, context_mask(masks, 0.5), PATCH)
     tokens, image_index = torch.randn(2, prefix + (SIZE // PATCH) ** 2, WIDTH), torch.tensor([1, 0, 1, 1])
-    expected = pool(tokens, image_index, features, 2).tokens_RTC[:, :SINGLES]
-    torch.testing.assert_close(pool_regions(tokens, image_index, features), expected, atol=1e-6, rtol=1e-6)
+    expected = pool(tokens, tokens.mean(1), image_index, features, 2).tokens_RTC[:, :SINGLES]
+    torch.testing.assert_close(
+        pool_regions(tokens, tokens.mean(1), image_index, features), expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_the_path_starts_as_a_linear_map_of_the_given_spread() -> None:
@@ -56,9 +58,11 @@ def test_the_path_starts_as_a_linear_map_of_the_given_spread() -> None:
     path = DirectPath(QFormerConfig(**DIRECT), 400, 64, dropout=0.1).eval()
     path.reset(0.05)
     tokens = torch.randn(1, (SIZE // PATCH) ** 2, 400)
-    found = path(tokens, torch.zeros(4, dtype=torch.long), features)
+    found = path(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features)
     assert found.shape == (4, 3, 64) and float(found.detach().std()) == pytest.approx(0.05, rel=0.2)
-    pooled = torch.nn.functional.layer_norm(pool_regions(tokens, torch.zeros(4, dtype=torch.long), features), (400,))
+    pooled = torch.nn.functional.layer_norm(
+        pool_regions(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features), (400,)
+    )
     torch.testing.assert_close(found.flatten(1), pooled.flatten(1) @ path.linear.weight.T, atol=1e-5, rtol=1e-4)
 
 

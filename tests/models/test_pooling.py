@@ -52,7 +52,7 @@ def test_the_mask_and_the_context_equal_the_mean_over_their_pixels() -> None:
     masks, tokens = some_masks(), torch.randn(1, 2 + G * G, C)
     contexts = context_mask(masks, 0.5)
     features = region_features(masks, contexts, P)
-    found = pool(tokens, torch.zeros(len(masks), dtype=torch.long), features, K)
+    found = pool(tokens, tokens.mean(1), torch.zeros(len(masks), dtype=torch.long), features, K)
     image = tokens[0, 2:].reshape(G, G, C).repeat_interleave(P, 0).repeat_interleave(P, 1)
     boxes, around = bounding_boxes(masks).tolist(), bounding_boxes(contexts).tolist()
     everywhere = torch.ones(S, S)
@@ -83,7 +83,7 @@ def test_parts_without_mask_are_absent_and_zero() -> None:
     mask = torch.zeros(1, 1, S, S, dtype=torch.bool)
     mask[0, 0, :12, :12] = mask[0, 0, 48:, 48:] = True  # two far corners
     features = region_features(mask, torch.ones_like(mask), P)
-    found = pool(torch.ones(1, G * G, C), torch.zeros(1, dtype=torch.long), features, G)
+    found = pool(torch.ones(1, G * G, C), torch.ones(1, C), torch.zeros(1, dtype=torch.long), features, G)
     present = found.present_RT[0, SINGLES : SINGLES + G * G].reshape(G, G)
     assert present.nonzero().tolist() == [[0, 0], [G - 1, G - 1]]
     assert not found.tokens_RTC[0, SINGLES : SINGLES + G * G][~present.flatten()].any()
@@ -96,7 +96,7 @@ def test_a_small_mask_keeps_its_signal() -> None:
     mask[0, 0, 30, 30] = True
     tokens = torch.zeros(1, G * G, C)
     tokens[0, 2 * G + 2] = 1
-    found = pool(tokens, torch.zeros(1, dtype=torch.long), region_features(mask, mask, P), K)
+    found = pool(tokens, tokens.mean(1), torch.zeros(1, dtype=torch.long), region_features(mask, mask, P), K)
     torch.testing.assert_close(found.tokens_RTC[0, [0, SINGLES, SINGLES + 8]], torch.ones(3, C))
 
 
@@ -104,10 +104,12 @@ def test_rows_of_several_images_in_any_order_are_each_alone() -> None:
     torch.manual_seed(0)
     masks, tokens = some_masks(), torch.randn(3, 1 + G * G, C, requires_grad=True)
     features, index = region_features(masks, context_mask(masks, 0.5), P), torch.tensor([2, 0, 2, 0, 2])
-    found = pool(tokens, index, features, K)
+    found = pool(tokens, tokens.mean(1), index, features, K)
     assert [len(one) for one in features.rows()] == [1] * 5
     for row, one in enumerate(features.rows()):
-        alone = pool(tokens[index[row]][None], torch.zeros(1, dtype=torch.long), one, K)
+        alone = pool(
+            tokens[index[row]][None], tokens[index[row]].mean(0)[None], torch.zeros(1, dtype=torch.long), one, K
+        )
         torch.testing.assert_close(found.tokens_RTC[row], alone.tokens_RTC[0], atol=1e-6, rtol=1e-6)
         assert torch.equal(found.geometry_RT6[row], alone.geometry_RT6[0])
     stacked: RegionFeatures = MaskFeatures.stack(features.rows())
@@ -122,9 +124,11 @@ def test_several_images_under_autocast_give_what_one_gives() -> None:
     masks, tokens = some_masks(), torch.randn(2, 1 + G * G, C)
     features, index = region_features(masks, context_mask(masks, 0.5), P), torch.tensor([1, 0, 1, 0, 1])
     with torch.autocast("cpu", torch.bfloat16):
-        found = pool(tokens, index, features, K).tokens_RTC
+        found = pool(tokens, tokens.mean(1), index, features, K).tokens_RTC
         for row, one in enumerate(features.rows()):
-            alone = pool(tokens[index[row]][None], torch.zeros(1, dtype=torch.long), one, K).tokens_RTC[0]
+            alone = pool(
+                tokens[index[row]][None], tokens[index[row]].mean(0)[None], torch.zeros(1, dtype=torch.long), one, K
+            ).tokens_RTC[0]
             torch.testing.assert_close(found[row], alone, atol=0.02, rtol=0.02)
 
 

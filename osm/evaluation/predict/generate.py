@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -331,6 +332,7 @@ class _MaskChunk:
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
     """Name the masks of several images and store the names in the annotations. Return the counters of each image."""
     named, top_k = [0] * len(numbered), run.restricted.get("top_k", 1)
+    decoded = cache(lambda place: _image(run, numbered[place][1]))
     for _, item in numbered:
         for annotation in item.annotations:
             annotation.pop(FIELD, None)  # the annotations may themselves come from a prediction file
@@ -341,7 +343,7 @@ def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]
         for chunk in _mask_chunks(run, place, index, item, boxed)
     )
     for chunks in _packed(every):
-        images = [_image(run, numbered[chunk.place][1]) for chunk in chunks]
+        images = [decoded(chunk.place) for chunk in chunks]
         further = {**run.restricted, **({"boxed": True} if chunks[0].boxed else {})}
         found = namer.name_images(images, [chunk.masks for chunk in chunks], run.modes, **further)
         for chunk, of_image in zip(chunks, found, strict=True):

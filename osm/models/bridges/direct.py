@@ -73,15 +73,16 @@ class DirectPath(nn.Module):
         nn.init.zeros_(self.mlp_out.weight)
         nn.init.zeros_(self.mlp_out.bias)
 
-    def forward(self, tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
+    def forward(self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
         """Return the embeddings (R, D, W).
 
         Args:
             tokens_NLC: the images' tokens. Class tokens come before the grid tokens.
+            mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
             features: the coverage and the boxes of the masks.
         """
-        pooled_RTC = pool_regions(tokens_NLC, image_index_R, features).to(self.norm.weight.dtype)
+        pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
         hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
         return (self.linear(inputs_RX) + self.mlp_out(hidden_RX)).unflatten(1, (self.tokens, -1))

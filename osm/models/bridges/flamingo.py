@@ -130,7 +130,8 @@ class FlamingoBridge(Bridge):
         return region_features(mask_R1SS, context_R1SS, patch)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
-        return [(tokens_NLC.to(self.query.dtype),)]
+        tokens_NLC = tokens_NLC.to(self.query.dtype)
+        return [(tokens_NLC, tokens_NLC.mean(1))]
 
     def forward(
         self,
@@ -148,14 +149,15 @@ class FlamingoBridge(Bridge):
         """
         (image,) = state
         assert image is not None
-        pooled = pool(image[0], image_index_R, features, self.config.roi)
+        tokens_NLC, mean_NC = image
+        pooled = pool(tokens_NLC, mean_NC, image_index_R, features, self.config.roi)
         tokens_RTD = self.projection(self.token_norm(pooled.tokens_RTC))
         tokens_RTD = tokens_RTD + self.place + self.geometry(fourier(pooled.geometry_RT6).to(tokens_RTD))
         queries_RQD = torch.cat([self.query.expand(len(tokens_RTD), -1, -1), lookup(self.mode_query, modes)], 1)
         for layer in self.resampler:
             queries_RQD = layer(queries_RQD, tokens_RTD, pooled.present_RT)
         if self.config.direct_tokens:
-            queries_RQD = torch.cat([queries_RQD, self.direct(image[0], image_index_R, features)], 1)
+            queries_RQD = torch.cat([queries_RQD, self.direct(tokens_NLC, mean_NC, image_index_R, features)], 1)
         return Condition(queries_RQD.new_zeros(len(queries_RQD), 0, 0), self.gated.project(self.norm(queries_RQD)))
 
     def layers(self) -> list[nn.Module]:

@@ -37,6 +37,7 @@ from osm.models.model_config import (
     check_layers,
     check_sizes,
 )
+from osm.models.packed_linear import PackedLinear
 from osm.models.towers.tower import Tower
 
 _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `base_model.` in published checkpoints
@@ -232,7 +233,8 @@ class _Intermediate(nn.Module):
         self.dense = nn.Linear(width, inner)
 
     def forward(self, x_BPC: Tensor) -> Tensor:
-        return F.gelu(self.dense(x_BPC))
+        dense = self.dense
+        return dense.gelu(x_BPC) if isinstance(dense, PackedLinear) else F.gelu(dense(x_BPC))
 
 
 class MaskQFormerLayer(nn.Module):
@@ -261,16 +263,19 @@ class MaskQFormerLayer(nn.Module):
         self,
         x_RUC: Tensor,
         queries: int,
-        self_visible_R11U: Tensor,
+        self_visible_R11U: Tensor | None,
         image_kv: LayerKV | None,
         image_visible: Tensor | Sequence[VisibleKeyIndices],
         groups: RowGroups,
         mask_queries: int,
+        last: bool = False,
     ) -> Tensor:
+        """Return the outputs of all positions, or only those of the mask queries if this is the last layer."""
         block = self.attention
-        x_RUC = block.output(
-            block.attention.attend(x_RUC, block.attention.keys_values(x_RUC), self_visible_R11U), x_RUC
-        )
+        keys_values, read_RPC = block.attention.keys_values(x_RUC), x_RUC
+        if last and image_kv is None:
+            queries, read_RPC = mask_queries, x_RUC[:, :mask_queries]
+        x_RUC = block.output(block.attention.attend(read_RPC, keys_values, self_visible_R11U), read_RPC)
         query_RQC, text_RTC = x_RUC[:, :queries], x_RUC[:, queries:]
         if image_kv is not None:
             block = self.crossattention
@@ -338,7 +343,7 @@ class MaskQFormer(nn.Module):
         groups: RowGroups,
         mask_queries: int,
     ) -> Tensor:
-        """Return the output queries (R, Q, C).
+        """Return the outputs of the mask queries (R, M, C).
 
         Args:
             queries_RQC: mask queries, context queries, then the mode's query.
@@ -360,9 +365,13 @@ class MaskQFormer(nn.Module):
         self_visible_R11U = torch.cat([text_visible_RT.new_ones(len(x_RUC), count), text_visible_RT], 1)[:, None, None]
         # Unused query slots attend to all keys, because a softmax over zero keys would be NaN, as would its gradient.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
-        for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
-            x_RUC = layer(x_RUC, count, self_visible_R11U, kv, image_visible, groups, mask_queries)
-        return x_RUC[:, :count]
+        # Training computes all outputs of the last layer, so that its results do not depend on this shortcut.
+        layers, shorter = self.encoder.layers(), not torch.is_grad_enabled()
+        seen_R11U = None if shorter and x_RUC.is_cpu and text_visible_RT.all() else self_visible_R11U
+        for layer, kv in zip(layers, image_kv, strict=True):
+            last = shorter and layer is layers[-1]
+            x_RUC = layer(x_RUC, count, seen_R11U, kv, image_visible, groups, mask_queries, last)
+        return x_RUC[:, :mask_queries]
 
 
 class MaskQFormerBridge(Bridge):
@@ -485,7 +494,7 @@ class MaskQFormerBridge(Bridge):
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
         tokens_NLC = tokens_NLC.to(self.mask_query.dtype)
         image_kv = self.qformer.image_keys_values(tokens_NLC)
-        return [*image_kv, (tokens_NLC,)] if self.config.direct_tokens else list(image_kv)
+        return [*image_kv, (tokens_NLC, tokens_NLC.mean(1))] if self.config.direct_tokens else list(image_kv)
 
     def forward(
         self,
@@ -528,14 +537,15 @@ class MaskQFormerBridge(Bridge):
                 ],
                 1,
             )
-        out_RQC = self.qformer(
+        out_RMC = self.qformer(
             queries_RQC, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
-        prefix_RMW = self.language_projection(out_RQC[:, : config.mask_queries])
+        prefix_RMW = self.language_projection(out_RMC)
         prefix = [prefix_RMW, lookup(self.mode_query, modes)]
         if config.direct_tokens:
             assert state[-1] is not None and isinstance(features, DirectKeys)
-            prefix.insert(1, self.direct(state[-1][0], image_index_R, features))
+            tokens_NLC, mean_NC = state[-1]
+            prefix.insert(1, self.direct(tokens_NLC, mean_NC, image_index_R, features))
         return Condition(torch.cat(prefix, 1))
 
     def layers(self) -> list[nn.Module]:

@@ -100,11 +100,12 @@ class Pooled:
     present_RT: Tensor
 
 
-def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k: int) -> Pooled:
+def pool(tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures, k: int) -> Pooled:
     """Pool the image's tokens for each mask.
 
     Args:
         tokens_NLC: the images' tokens. The last G of the L tokens are the grid tokens; class tokens come first.
+        mean_NC: the mean of each image's tokens, which is computed once per image.
         image_index_R: the index of each mask's image.
         features: the coverage and the boxes of the masks.
         k: the number of cells per side of the RoI grids.
@@ -122,13 +123,13 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     whole_R3 = coverage_R1gg.sum((2, 3)).expand(-1, SINGLES)
     inside_RT = torch.cat([whole_R3, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context_RKgg).sum((2, 3))], 1)
     return Pooled(
-        _with_image(pooled_RTC, _of_whole_images(tokens_NLC, cells)[image_index_R]),
+        _with_image(pooled_RTC, _of_whole_images(tokens_NLC, mean_NC, cells)[image_index_R]),
         _geometry(features, inside_RT, k, g),
         _with_image(area_RT > _LEAST, area_RT.new_ones(len(area_RT), dtype=torch.bool)),
     )
 
 
-def pool_regions(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
+def pool_regions(tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
     """Pool the image's tokens over each mask, over its context box and over the whole image, without RoI grids.
 
     The arguments are the same as in `pool`. The result (R, 3, C) equals the first three tokens of `pool`.
@@ -138,13 +139,13 @@ def pool_regions(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeat
     weights_RTG = torch.stack([features.coverage_RG, context_RG], 1)
     mean_RTG = weights_RTG / weights_RTG.sum(2, keepdim=True).clamp(min=_LEAST)
     pooled_RTC = _of_images(mean_RTG, tokens_NLC[:, -cells:], image_index_R)
-    return _with_image(pooled_RTC, _of_whole_images(tokens_NLC, cells)[image_index_R])
+    return _with_image(pooled_RTC, _of_whole_images(tokens_NLC, mean_NC, cells)[image_index_R])
 
 
-def _of_whole_images(tokens_NLC: Tensor, cells: int) -> Tensor:
+def _of_whole_images(tokens_NLC: Tensor, mean_NC: Tensor, cells: int) -> Tensor:
     """Return the mean class token of each image (N, C), or the mean grid token if there are no class tokens."""
     prefix_NPC = tokens_NLC[:, :-cells]
-    return (prefix_NPC if prefix_NPC.shape[1] else tokens_NLC).mean(1)
+    return prefix_NPC.mean(1) if prefix_NPC.shape[1] else mean_NC
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Compares training steps with and without a packed LLM, in turns, on the same batches, without the tower.
+
+    python3 benchmarks/packed_training.py osm_small > packed_training.json
+
+The tower's tokens are computed once and then given, as with `--feature_cache`. In the first step, the losses of both
+have to be within 1e-5 and the gradients within 1e-3 of each other, relatively, or the benchmark fails. Later steps drift
+apart, because Adam enlarges the rounding errors of gradients that are zero. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+import train_step_models as models  # noqa: E402
+from train_step_parts import TrainStep  # noqa: E402
+
+from osm.models.packed_linear import pack_linears  # noqa: E402
+from osm.training.task import TrainTask  # noqa: E402
+
+BATCHES, IMAGES = 3, 4
+
+
+def prepared(config: str, masks: int, packed: bool) -> tuple[TrainStep, list[Any]]:
+    torch.manual_seed(0)
+    model, processor = models.pretrained(config)
+    batches = models.make_batches(processor, IMAGES, masks, BATCHES, models.supervise(config))
+    step = TrainStep(TrainTask(model, processor), "fp32", torch.device("cpu"))
+    with torch.no_grad():
+        tokens = iter([model.tower_tokens(processor.pixel_values(batch.canvas)) for batch in batches] * 1000)
+    model.tower_tokens = lambda *_, **__: next(tokens)
+    if packed:
+        pack_linears(model.llm)
+    return step, batches
+
+
+def gradients(step: TrainStep, batches: list[Any]) -> tuple[float, torch.Tensor]:
+    """The loss of the first batch, and its gradient with respect to all trained parameters."""
+    torch.manual_seed(0)
+    losses, counts = step.task(batches[0])
+    loss = losses.sum() / counts.sum()
+    loss.backward()
+    found = torch.cat([one.grad.flatten() for one in step.trained if one.grad is not None])
+    step.optimizer.zero_grad()
+    return float(loss.detach()), found
+
+
+def differences(one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor]) -> tuple[float, float]:
+    return abs(one[0] - other[0]) / abs(one[0]), float((one[1] - other[1]).norm() / one[1].norm())
+
+
+def measure(config: str, masks: int, rounds: int) -> dict[str, Any]:
+    steps = {"before": prepared(config, masks, False), "after": prepared(config, masks, True)}
+    loss_apart, gradients_apart = differences(*(gradients(*one) for one in steps.values()))
+    seconds: dict[str, list[float]] = {key: [] for key in steps}
+    for number in range(rounds + 1):  # the first round warms up
+        order = list(steps) if number % 2 == 0 else list(reversed(steps))
+        for key in order:
+            step, batches = steps[key]
+            torch.manual_seed(number)  # the same dropout
+            begun = time.perf_counter()
+            step(batches[number % BATCHES])
+            seconds[key].append(time.perf_counter() - begun)
+    taken = {key: values[1:] for key, values in seconds.items()}
+    names = len(steps["before"][1][0])
+    return {
+        "masks_per_image": masks,
+        "names_per_step": names,
+        "seconds": {key: [round(value, 4) for value in values] for key, values in taken.items()},
+        "names_per_second": {key: round(names / statistics.median(values), 2) for key, values in taken.items()},
+        "gain": round(statistics.median(b / a for b, a in zip(*taken.values(), strict=True)), 3),
+        "loss_apart": loss_apart,
+        "gradients_apart": gradients_apart,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", help="the name of a config, such as osm_small")
+    parser.add_argument("--masks", default="1,4,8", help="numbers of masks per image [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each way [%(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads [%(default)s]")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cases = [measure(args.config, int(masks), args.rounds) for masks in args.masks.split(",")]
+    document = {
+        "config": args.config,
+        "threads": args.threads,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "images_per_step": IMAGES,
+        "cases": cases,
+    }
+    print(json.dumps(document, indent=1))
+    return int(any(case["loss_apart"] > 1e-5 or case["gradients_apart"] > 1e-3 for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

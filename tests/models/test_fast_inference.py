@@ -1,0 +1,173 @@
+"""Packed linear layers and folded batch norms give what the plain model gives."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import osm
+from osm.models import fast_inference
+from osm.models.fast_inference import fold_batch_norms
+from osm.models.packed_linear import PackedLinear, is_packing_right, pack_linears
+from osm.recognition.recognizer import load_recognizer
+
+needs_packing = pytest.mark.skipif(not is_packing_right(), reason="this PyTorch has no packed product")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 96), (64, 96), (3, 17, 96), (300, 96)])
+@torch.inference_mode()
+def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bias: bool) -> None:
+    linear, x = nn.Linear(96, 130, bias=bias), torch.randn(shape)
+    packed = PackedLinear(linear)
+    torch.testing.assert_close(packed(x), linear(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed.gelu(x), nn.functional.gelu(linear(x)), atol=1e-5, rtol=0)
+    if len(shape) == 3:  # rows that are not contiguous
+        torch.testing.assert_close(packed(x.transpose(0, 1)), linear(x.transpose(0, 1)), atol=1e-5, rtol=0)
+
+
+@needs_packing
+def test_its_weight_is_that_of_the_layer() -> None:
+    linear = nn.Linear(96, 130)
+    packed = PackedLinear(linear)
+    assert packed.state_dict().keys() == linear.state_dict().keys()
+    assert torch.equal(packed.weight, linear.weight) and packed.weight is packed.weight
+    assert torch.equal(packed.state_dict()["weight"], linear.weight)
+    other = PackedLinear(nn.Linear(96, 130))
+    other.load_state_dict(linear.state_dict())
+    twin, x = copy.deepcopy(other), torch.randn(5, 96)
+    with torch.inference_mode():
+        for layer in (other, twin):
+            torch.testing.assert_close(layer(x), linear(x), atol=1e-5, rtol=0)
+
+
+@needs_packing
+def test_gradients_and_autocast_are_those_of_the_layer() -> None:
+    linear, x = nn.Linear(96, 130), torch.randn(5, 7, 96, requires_grad=True)
+    packed, frozen = PackedLinear(linear), PackedLinear(nn.Linear(96, 130).requires_grad_(False))
+    frozen.load_state_dict(linear.state_dict())
+    expected = torch.autograd.grad(linear(x).square().sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(packed(x).square().sum(), x)[0], expected)
+    for _ in range(2):
+        found = torch.autograd.grad(frozen(x).square().sum(), x)[0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    smooth = torch.autograd.grad(nn.functional.gelu(linear(x)).sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(frozen.gelu(x).sum(), x)[0], smooth, atol=1e-4, rtol=1e-5)
+    packed(x).sum().backward()
+    assert packed.weight.grad is not None  # a trained layer is trained
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x), linear(x)) and packed(x).dtype == torch.bfloat16
+        assert torch.equal(packed.gelu(x), nn.functional.gelu(linear(x)))
+
+
+class Odd(nn.Linear):
+    pass
+
+
+@needs_packing
+def test_only_plain_large_float32_layers_are_packed() -> None:
+    words = nn.Embedding(100, 96)
+    head = nn.Linear(96, 100, bias=False)
+    head.weight = words.weight
+    hooked = nn.Linear(96, 96)
+    hooked.register_forward_pre_hook(lambda module, args: None)
+    model = nn.ModuleDict(
+        {
+            "words": words,
+            "head": head,
+            "plain": nn.Linear(96, 96),
+            "odd": Odd(96, 96),
+            "small": nn.Linear(96, 8),
+            "bits16": nn.Linear(96, 96).half(),
+            "with_hook": hooked,
+        }
+    )
+    assert pack_linears(model) == 2
+    packed = {name for name, one in model.items() if isinstance(one, PackedLinear)}
+    assert packed == {"head", "plain"}
+    assert model["head"].weight is words.weight  # shared, not copied
+
+
+class Net(nn.Module):
+    """A tower of two convolutions, the second of which has something between itself and its batch norm or not."""
+
+    def __init__(self, between: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.between = between
+        for norm in (self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x_N3SS: Tensor) -> tuple[None, Tensor]:
+        x = self.conv2(torch.relu(self.bn1(self.conv1(x_N3SS))))
+        return None, self.bn2(x.tanh() if self.between else x).flatten(2).transpose(1, 2)
+
+
+def test_batch_norms_are_folded_if_the_tokens_stay() -> None:
+    window = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        net = Net(between=False).eval()
+        before = net(window)[1]
+        assert fold_batch_norms(net, 32) == 2  # type: ignore[arg-type]
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+        torch.testing.assert_close(net(window)[1], before, atol=1e-5, rtol=1e-5)
+        net = Net(between=True).eval()
+        before = net(window)[1]
+        assert fold_batch_norms(net, 32) == 0  # type: ignore[arg-type]
+        assert torch.equal(net(window)[1], before)
+        assert fold_batch_norms(Net(between=False).train(), 32) == 0  # type: ignore[arg-type]
+
+
+def test_a_timm_tower_is_folded() -> None:
+    import timm
+
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = timm.create_model("efficientnet_lite0", features_only=True, out_indices=(2,))
+
+        def forward(self, x: Tensor) -> tuple[None, Tensor]:
+            return None, self.model(x)[0].flatten(2).transpose(1, 2)
+
+    tower, window = Tower().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = tower(window)[1]
+        assert fold_batch_norms(tower, 64) > 10  # type: ignore[arg-type]
+        torch.testing.assert_close(tower(window)[1], before, atol=1e-4 * float(before.abs().max()), rtol=0)
+
+
+def test_a_fast_recognizer_gives_the_same_names(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("osm.models.packed_linear._SMALLEST", 8)  # the layers of the tiny model are small
+    counts: list[int] = []
+    monkeypatch.setattr(fast_inference, "pack_linears", lambda model: counts.append(pack_linears(model)))
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    masks = np.zeros((3, 60, 80), bool)
+    masks[0, 5:20, 5:30], masks[1, 30:, :], masks[2, 10:40, 40:70] = True, True, True
+    found = []
+    for fast in (False, True):
+        recognizer = load_recognizer(checkpoint, device="cpu", fast=fast)
+        recognizer.set_image(image)
+        found.append([answers[0] for answers in recognizer.name(masks)])
+    assert counts and (counts[0] > 10 or not is_packing_right())
+    assert [one.text for one in found[0]] == [one.text for one in found[1]]
+    assert [one.prob for one in found[0]] == pytest.approx([one.prob for one in found[1]], abs=1e-4)
+
+
+def test_a_loaded_model_is_never_packed(checkpoint: Path) -> None:
+    model, _, _ = osm.load_model(checkpoint)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
