@@ -4,8 +4,8 @@
     python3 benchmarks/packed_training.py osm_small > packed_training.json
 
 The tower's tokens are computed once and then given, as with `--feature_cache`. In the first step, the losses of both
-have to be within 1e-5 and the gradients within 1e-3 of each other, relatively, or the benchmark fails. Later steps drift
-apart, because Adam enlarges the rounding errors of gradients that are zero. Prints one JSON document.
+have to be within 1e-5 and the gradients within 1e-3 of each other, relatively. Otherwise the benchmark fails. The later
+steps drift apart, because Adam enlarges the rounding errors of gradients that are zero. Prints one JSON document.
 """
 
 from __future__ import annotations

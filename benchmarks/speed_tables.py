@@ -317,6 +317,44 @@ def long_runs(figures: Path) -> dict[str, str]:
     }
 
 
+def experiments(figures: Path) -> dict[str, str]:
+    """The blocks of docs/experiments.md."""
+    naming = read(figures / "recognition" / "fast_paired.json")["models"]
+    training = read(figures / "train_step" / "packed.json")
+    head = ("model", "masks", "names/s before", "after", "gain", "other names", "largest difference of a probability")
+    peaks = ("share of a large matrix product's speed before", "after")
+    steps = ("masks per image", "names/s before", "after", "gain")
+    return {
+        "packed_naming": table((*head, *peaks), paired_rows(naming)),
+        "packed_training": table(
+            steps,
+            (
+                (
+                    str(case["masks_per_image"]),
+                    *(f"{case['names_per_second'][key]:.1f}" for key in ("before", "after")),
+                    f"{case['gain']:.2f}",
+                )
+                for case in training["cases"]
+            ),
+        ),
+    }
+
+
+def paired_rows(naming: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for model, cases in naming.items():
+        for number, case in enumerate(cases):
+            rates, shares = case["names_per_second"], case["share_of_plain_peak"]
+            yield (
+                "" if number else model if model == "random" else f"`{model}`",
+                str(case["masks"]),
+                *(f"{rates[key]:.2f}" for key in ("before", "after")),
+                f"{case['gain']:.2f}",
+                str(case["other_names"]),
+                f"{case['probabilities_apart']:.0e}",
+                *(f"{shares[key]:.0%}" for key in ("before", "after")),
+            )
+
+
 PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
     "training.md": training,
     "recognition.md": recognition,
@@ -327,6 +365,7 @@ PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
     "demos.md": demos,
     "finetuning.md": finetuning,
     "long_runs.md": long_runs,
+    "experiments.md": experiments,
 }
 """The pages in docs/, and the function that makes the blocks of each."""
 

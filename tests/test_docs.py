@@ -197,7 +197,11 @@ def test_the_tables_of_plans_are_those_of_the_files() -> None:
         assert plan_tables.with_tables(text, lines) == text, f"{page}: run benchmarks/plan_tables.py --tables"
 
 
-TABLES = [("serve_tables", "serving", "serving"), ("scale_tables", "scale", "scaling")]
+TABLES = [
+    ("serve_tables", "serving", "serving"),
+    ("scale_tables", "scale", "scaling"),
+    ("bench_tables", "benches", "benches"),
+]
 
 
 def tables_of(script: str, figures: str) -> dict[str, str]:
