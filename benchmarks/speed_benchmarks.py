@@ -57,6 +57,7 @@ class SpeedBenchmark:
         return [name for name in re.findall(r"\{(\w+)\}", " ".join(self.words(small))) if name != "work"]
 
 
+_PAIRED = ("random", "osm_small", "osm_small_queries")
 _NAMES = (("cases[masks].names_per_second.*", "names/s"), ("floor.share_reached", "share of the bound"))
 _STEP = "cases[masks_per_image,compile,checkpointing]"
 _STEPS = ((f"{_STEP}.names_per_second", "names/s"), (f"{_STEP}.step_seconds", "s"))
@@ -181,8 +182,11 @@ BENCHMARKS = (
     SpeedBenchmark(
         "fast_paired",
         "benchmarks/fast_paired.py random osm_small osm_small_queries",
-        "random --tiny --masks 1 --rounds 1",
-        (("models.*[masks].gain", "times"), ("models.*[masks].names_per_second.*", "names/s")),
+        "random osm_small osm_small_queries --tiny --masks 1 --rounds 1",
+        (
+            *((f"models.{name}[masks].gain", "times") for name in _PAIRED),
+            *((f"models.{name}[masks].names_per_second.*", "names/s") for name in _PAIRED),
+        ),
         "experiments.md",
         runs=1,
         kept="recognition/fast_paired.json",

@@ -11,11 +11,13 @@ other results than `nn.Linear`, the layers stay as they are.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from osm.errors import OsmError
 
 _ROWS = 64  # the number of rows for which oneDNN chooses the order; other numbers are about as fast
 _SMALLEST = 64  # layers with fewer inputs or outputs are too small to gain anything
@@ -99,6 +101,15 @@ class PackedLinear(nn.Module):
     def _is_plain(self, x: Tensor) -> bool:
         trained = torch.is_grad_enabled() and self._trained
         return x.is_cpu and x.dtype == torch.float32 and not trained and not torch.is_autocast_enabled("cpu")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        like = fn(torch.zeros(1))
+        if not like.is_cpu or like.dtype != torch.float32:
+            raise OsmError(
+                f"a model that was made faster for a CPU cannot be moved to {like.device} as {like.dtype}; load it for "
+                "this device, or with load_recognizer(..., fast=False)"
+            )
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import osm
+from osm.errors import OsmError
 from osm.models import fast_inference
 from osm.models.fast_inference import fold_batch_norms
 from osm.models.packed_linear import PackedLinear, is_packing_right, pack_linears
@@ -50,6 +51,15 @@ def test_its_weight_is_that_of_the_layer() -> None:
     with torch.inference_mode():
         for layer in (other, twin):
             torch.testing.assert_close(layer(x), linear(x), atol=1e-5, rtol=0)
+
+
+@needs_packing
+def test_it_stays_on_the_cpu_in_float32() -> None:
+    packed = PackedLinear(nn.Linear(96, 130))
+    assert packed.to("cpu").float() is packed
+    for move in (packed.half, packed.double, lambda: packed.to("meta")):
+        with pytest.raises(OsmError, match="load it for this device, or with load_recognizer"):
+            move()
 
 
 @needs_packing
