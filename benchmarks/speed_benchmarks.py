@@ -57,7 +57,7 @@ class SpeedBenchmark:
         return [name for name in re.findall(r"\{(\w+)\}", " ".join(self.words(small))) if name != "work"]
 
 
-_PAIRED = ("random", "osm_small", "osm_small_queries")
+_FAST_MODELS = ("random", "osm_small", "osm_small_queries")
 _NAMES = (("cases[masks].names_per_second.*", "names/s"), ("floor.share_reached", "share of the bound"))
 _STEP = "cases[masks_per_image,compile,checkpointing]"
 _STEPS = ((f"{_STEP}.names_per_second", "names/s"), (f"{_STEP}.step_seconds", "s"))
@@ -184,8 +184,8 @@ BENCHMARKS = (
         "benchmarks/fast_paired.py random osm_small osm_small_queries",
         "random osm_small osm_small_queries --tiny --masks 1 --rounds 1",
         (
-            *((f"models.{name}[masks].gain", "times") for name in _PAIRED),
-            *((f"models.{name}[masks].names_per_second.*", "names/s") for name in _PAIRED),
+            *((f"models.{name}[masks].gain", "times") for name in _FAST_MODELS),
+            *((f"models.{name}[masks].names_per_second.*", "names/s") for name in _FAST_MODELS),
         ),
         "experiments.md",
         runs=1,
