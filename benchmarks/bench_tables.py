@@ -22,7 +22,6 @@ PHOTOS = {
     "coco_mini": "49 COCO photos, things",
     "coco_panoptic": "20 COCO photos, classes of ADE20K",
     "camvid": "101 driving scenes (CamVid), classes of Cityscapes",
-    "imagenet": "100 ImageNet photos of 100 classes, whole images",
 }
 
 
