@@ -191,6 +191,10 @@ def start_rows(figures: Path) -> Iterator[tuple[str, ...]]:
         yield part, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"
 
 
+BRIDGES = {"osm_small_queries_cpu": "osm-small-queries", "osm_flamingo_small": "osm-flamingo-small"}
+"""The names in docs/benchmarks/recognition of the models whose bridges docs/results.md compares."""
+
+
 def results(figures: Path) -> dict[str, str]:
     """The blocks of docs/results.md."""
     queries, flamingo = (logged(figures / name / "log.jsonl") for name in ("osm_small", "osm_flamingo_small"))
@@ -206,7 +210,15 @@ def results(figures: Path) -> dict[str, str]:
             f"osm-flamingo-small {flamingo['seconds'] / flamingo['names']:.3f} s.",
         ),
         "lists": table(head, list_rows(document["cases"])),
+        "bridges": table(("names/s, 2 modes of one image", *BRIDGES.values()), bridge_rows(figures)),
     }
+
+
+def bridge_rows(figures: Path) -> Iterator[tuple[str, ...]]:
+    found = [read(figures / "recognition" / f"{name}.json")["cases"] for name in BRIDGES]
+    for masks in (8, 32):
+        rates = [next(one for one in cases if one["masks"] == masks)["names_per_second"]["ours"] for cases in found]
+        yield f"{masks} masks", *(f"{rate:.1f}" for rate in rates)
 
 
 def logged(path: Path) -> dict[str, Any]:

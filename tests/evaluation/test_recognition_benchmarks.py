@@ -37,9 +37,8 @@ def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
         assert case["probabilities_apart"] < 1e-4 and case["names_per_second"]["ours"] > 0
     assert document["cases"][1]["different_names"] > 1
     floor, many = document["floor"], document["many"]
-    assert (
-        floor["masks"] == 4 and floor["gflop"] > 0 and floor["forwards"]["llm"] > 1 and 0 < floor["share_reached"] < 1
-    )
+    assert floor["masks"] == 4 and floor["gflop"] > 0 and floor["forwards"]["llm"] > 1
+    assert 0 < floor["share_reached"] < 2  # the floor is that of a product without packed weights, which are faster
     assert floor["forwards"]["tower"] > 0 and list(floor["floor_seconds"]) == ["flops"]
     assert many["names"] == 80 and many["rows_at_once"] > 1 and many["gib"]["with_32_masks"] > 0
 
