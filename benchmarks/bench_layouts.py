@@ -50,7 +50,7 @@ class PanopticFolder:
             link(out / image["file_name"], self.folder / "images" / image["file_name"])
 
     def masks(self, image: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield each segment of an image that is not a crowd, with its RLE."""
+        """Yield each non-crowd segment of an image, together with its RLE."""
         entry = self.entries[image["id"]]
         ids_HW = read_panoptic(self.folder / "panoptic" / entry["file_name"])
         for segment in entry["segments_info"]:

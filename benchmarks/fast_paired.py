@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares naming with and without the changes of `osm.models.fast_inference`, in turns, with equal weights and masks.
+"""Measures naming with and without `osm.models.fast_inference`, alternating between two copies of a model.
 
     python3 benchmarks/fast_paired.py random osm_small osm_small_queries > fast_paired.json
 
@@ -22,7 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
-from recognition import NEW_TOKENS, lead, matmul_rate, ours, pictures, random_cpu_model, wait, work_of  # noqa: E402
+from recognition import (  # noqa: E402
+    NEW_TOKENS,
+    SIDE,
+    lead,
+    matmul_rate,
+    ours,
+    pictures,
+    product_rate,
+    random_cpu_model,
+    work_of,
+)
 
 from osm.models.fast_inference import speed_up  # noqa: E402
 from osm.models.packed_linear import PackedLinear  # noqa: E402
@@ -38,13 +48,9 @@ def recognizer_of(name: str, tiny: bool) -> Recognizer:
 
 def packed_rate() -> float:
     """GFLOP/s of a large float32 product with packed weights."""
-    linear, rows = PackedLinear(torch.nn.Linear(2048, 2048, bias=False)), torch.randn(2048, 2048)
+    linear, rows = PackedLinear(torch.nn.Linear(SIDE, SIDE, bias=False)), torch.randn(SIDE, SIDE)
     with torch.inference_mode():
-        linear(rows)
-        begun = wait(torch.device("cpu"))
-        for _ in range(4):
-            linear(rows)
-        return 4 * 2 * 2048**3 / (wait(torch.device("cpu")) - begun) / 1e9
+        return product_rate(lambda: linear(rows), torch.device("cpu"))
 
 
 def measure(name: str, counts: list[int], rounds: int, tiny: bool) -> list[dict[str, Any]]:

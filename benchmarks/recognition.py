@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ from osm.training.meter import memory_gib, peak_flops  # noqa: E402
 
 MODES = (models.SET, "any")
 NEW_TOKENS = 12
+SIDE = 2048  # of the large matrix product
 # SmolLM2-135M's shape.
 SMALL_LLM = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
 SMALL_LLM |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": False}
@@ -224,7 +225,10 @@ GB_PER_S = {"H100 80GB HBM3": 3350.0, "H200": 4800.0, "A100-SXM4-80GB": 2039.0, 
 
 
 def work_of(recognizer: Recognizer, image: Image.Image, masks: np.ndarray) -> dict[str, Any]:
-    """The FLOPs of our way, its forwards of each part, and the bytes of their weights. No weight may be packed."""
+    """Count the FLOPs of our way, the forward passes of each part, and the bytes of weights that they read.
+
+    The model must not have packed weights, because their products are not counted.
+    """
     calls: Counter[str] = Counter()
     parts = {"tower": recognizer.model.tower, "bridge": recognizer.model.bridge, "llm": recognizer.model.llm}
     hooks = [part.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, part in parts.items()]
@@ -261,12 +265,17 @@ def floor(device: torch.device, work: dict[str, Any], best: float, args: argpars
 
 def matmul_rate(device: torch.device) -> float:
     """GFLOP/s of a large float32 matrix product."""
-    a = torch.randn(2048, 2048, device=device)
-    a @ a
+    a = torch.randn(SIDE, SIDE, device=device)
+    return product_rate(lambda: a @ a, device)
+
+
+def product_rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """GFLOP/s of a product of two SIDE x SIDE matrices."""
+    product()
     begun = wait(device)
     for _ in range(4):
-        a @ a
-    return 4 * 2 * 2048**3 / (wait(device) - begun) / 1e9
+        product()
+    return 4 * 2 * SIDE**3 / (wait(device) - begun) / 1e9
 
 
 def many(recognizer: Recognizer, count: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -38,7 +38,10 @@ def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
     assert document["cases"][1]["different_names"] > 1
     floor, many = document["floor"], document["many"]
     assert floor["masks"] == 4 and floor["gflop"] > 0 and floor["forwards"]["llm"] > 1
-    assert 0 < floor["share_reached"] < 2  # the floor is that of a product without packed weights, which are faster
+    # The share can exceed 1, because the floor is that of a product without packed weights, which are faster.
+    measured = document["cases"][1]["seconds"]["ours"]
+    assert floor["share_reached"] == pytest.approx(floor["floor_seconds"]["flops"] / measured, rel=0.1)
+    assert 0 < floor["share_reached"] < 2
     assert floor["forwards"]["tower"] > 0 and list(floor["floor_seconds"]) == ["flops"]
     assert many["names"] == 80 and many["rows_at_once"] > 1 and many["gib"]["with_32_masks"] > 0
 

@@ -144,11 +144,18 @@ def path_credit(names: Sequence[str], true_M: np.ndarray, class_names: Sequence[
     return np.array([found[pair] for pair in zip(names, true_M.tolist(), strict=True)])
 
 
-def segmentation_scores(named: NamedTruth, classes: Sequence[int], nearest: NearestClasses) -> dict[str, Callable]:
-    """Return each score that depends on counts, as a function of how often each image counts."""
-    place = {category_id: index for index, category_id in enumerate(classes)}
-    images_M = np.array([mask.image for mask in named.masks])
-    true_M = np.array([place[mask.category_id] for mask in named.masks])
+def segmentation_scores(
+    named: NamedTruth, images_M: np.ndarray, true_M: np.ndarray, classes: Sequence[int], nearest: NearestClasses
+) -> dict[str, Callable]:
+    """Return each score that depends on counts, as a function of how often each image counts.
+
+    Args:
+        named: the masks with their names.
+        images_M: int, the index of each mask's image among the images with masks.
+        true_M: int, the index of each mask's class in `classes`.
+        classes: the ids of the classes.
+        nearest: the class of each name.
+    """
     area_M = np.array([mask.area for mask in named.masks], float)
     said_M, names = nearest.said_M, [mask.name for mask in named.masks]
     credits = {
@@ -191,16 +198,11 @@ class TrueMasksBench(TrueMaskBench):
         place = {category_id: index for index, category_id in enumerate(classes)}
         true_M = np.array([place[mask.category_id] for mask in named.masks])
         nearest = nearest_classes([mask.name for mask in named.masks], true_M, class_names(labels, classes))
-        scores = segmentation_scores(named, classes, nearest)
-        images = len({mask.image for mask in named.masks})
-        numbers = np.unique([mask.image for mask in named.masks])
-
-        def counted(weights: np.ndarray) -> dict[str, float | None]:
-            whole = np.zeros(int(numbers[-1]) + 1)
-            whole[numbers] = weights
-            return {key: score(whole) for key, score in scores.items()}
-
-        rates = set_rates(counted, images, len(named.masks))
+        numbers, images_M = np.unique([mask.image for mask in named.masks], return_inverse=True)
+        scores = segmentation_scores(named, images_M, true_M, classes, nearest)
+        rates = set_rates(
+            lambda weights: {key: score(weights) for key, score in scores.items()}, len(numbers), len(named.masks)
+        )
         rates |= precision_rates(
             named, self._detections(named, [classes[i] if i >= 0 else None for i in nearest.said_M])
         )

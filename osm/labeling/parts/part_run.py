@@ -106,7 +106,7 @@ def _prepare(store: PartStore, options: LabelOptions, plan: PartitionPlan) -> No
 
 
 def _done(store: PartStore, partitions: Iterable[LabelPartition], parts: list[str]) -> dict[int, PartCounts]:
-    """Return what the complete ones of some partitions hold, by their numbers.
+    """Return the counts of those of the given partitions that are complete, keyed by partition number.
 
     A partition is complete if it says so, and none of its `parts`, which are the names of all files, is missing.
     """
