@@ -25,6 +25,7 @@ import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
 from train_step_parts import TrainStep  # noqa: E402
 
+from osm.models.fast_llama import make_fast  # noqa: E402
 from osm.models.packed_linear import pack_linears  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
@@ -41,6 +42,7 @@ def prepared(config: str, masks: int, packed: bool) -> tuple[TrainStep, list[Any
     model.tower_tokens = lambda *_, **__: next(tokens)
     if packed:
         pack_linears(model.llm)
+        make_fast(model.llm)
     return step, batches
 
 

@@ -1,7 +1,8 @@
 """Changes to a loaded model that make naming on a CPU faster, and that training must not see.
 
-The linear layers are packed (`osm.models.packed_linear`), and the batch norms of the tower are folded into the
-convolutions before them. All values stay float32. Only the order of the sums changes.
+The linear layers are packed (`osm.models.packed_linear`), `osm.models.fast_llama` runs a small Llama, and the batch
+norms of the tower are folded into the convolutions before them. All values stay float32. Only the order of the sums
+changes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from osm.models.fast_llama import make_fast
 from osm.models.osm import OmniScientModel
 from osm.models.packed_linear import pack_linears
 from osm.models.towers.tower import Tower
@@ -24,6 +26,7 @@ def speed_up(model: OmniScientModel) -> None:
     if next(model.tower.parameters(), torch.empty(0)).is_cpu:
         fold_batch_norms(model.tower, model.config.sliding_window_size)
     pack_linears(model)
+    make_fast(model.llm)
 
 
 def fold_batch_norms(tower: Tower, side: int) -> int:

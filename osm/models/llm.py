@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError
 from osm.files import read_json
+from osm.models.fast_llama import FastLlama, ends_padded, fast_llama
 from osm.models.llm_forward import (
     LlmInputs,
     llm_config,
@@ -137,6 +138,9 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
         the summed cross entropy (R,) in float32 and the number of supervised tokens (R,). With `scored`, also whether
         every supervised token has the highest logit (R,), so that greedy search would generate exactly these tokens.
     """
+    fast = None if inputs.gated_kv else fast_llama(llm, inputs.embeds_RTW)
+    if fast is not None and ends_padded(inputs.mask_RT):
+        return _fast_losses(fast, inputs, labels_RT, scored)
     logits_RtV, targets_Rt = _supervised_logits(llm, inputs, labels_RT)
     # Flattened, because a transposed copy of the logits, which cross_entropy needs otherwise, takes long on a CPU.
     losses_Rt = F.cross_entropy(
@@ -145,6 +149,24 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
     supervised_Rt = targets_Rt != -100
     found = losses_Rt.sum(1), supervised_Rt.sum(1)
     return (*found, ((logits_RtV.argmax(2) == targets_Rt) | ~supervised_Rt).all(1)) if scored else found
+
+
+def _fast_losses(fast: FastLlama, inputs: LlmInputs, labels_RT: Tensor, scored: bool) -> tuple[Tensor, ...]:
+    """Compute `token_losses`. Of all logits, only those of the n supervised tokens are computed."""
+    supervised_RT = F.pad(labels_RT[:, 1:] != -100, (0, 1))
+    targets_n = labels_RT.roll(-1, 1)[supervised_RT]
+    row_n = supervised_RT.nonzero()[:, 0]
+    counts_R = supervised_RT.sum(1)
+    wanted_RT = (
+        supervised_RT if len(row_n) else F.pad(torch.ones_like(supervised_RT[:, :1]), (0, labels_RT.shape[1] - 1))
+    )
+    logits_nV = fast.logits_at(inputs.embeds_RTW, inputs.mask_RT, wanted_RT)
+    losses_n = F.cross_entropy(logits_nV[: len(row_n)], targets_n, reduction="none")
+    losses_R = logits_nV.new_zeros(len(labels_RT)).index_add(0, row_n, losses_n)
+    if not scored:
+        return losses_R, counts_R
+    right_n = logits_nV[: len(row_n)].argmax(1) == targets_n
+    return losses_R, counts_R, counts_R == torch.zeros_like(counts_R).index_add(0, row_n, right_n.long())
 
 
 def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> tuple[Tensor, Tensor]:

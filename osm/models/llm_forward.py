@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError
 from osm.models.bridges.gated import GatedKeyValues
+from osm.models.fast_llama import KeyValues, fast_llama
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -146,6 +147,10 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
         float32 logits (R, V) after the last position, and the decoding state for `read_tokens`.
     """
     embeds_RTW, name = inputs.embeds_RTW, cache_argument(llm)
+    fast = None if inputs.gated_kv else fast_llama(llm, embeds_RTW)
+    if fast is not None:
+        logits_RV, keys_values = fast.read_prefix(embeds_RTW)
+        return logits_RV, DecodingState(keys_values, None, None, embeds_RTW.device, embeds_RTW.shape[1])
     cached = name is not None and llm_support(llm).cache
     with inputs.conditioned():
         out = llm(inputs_embeds=embeds_RTW, use_cache=cached, **_keeping(llm, 1))
@@ -172,6 +177,11 @@ def read_tokens(
         after each of the n tokens.
     """
     tokens_RT = torch.tensor([list(row) for row in ids], device=state.device)
+    if isinstance(state.cache, KeyValues):
+        fast = fast_llama(llm)
+        assert fast is not None
+        logits = fast.read_tokens(tokens_RT, state.cache, every_position)
+        return logits, replace(state, length=state.length + tokens_RT.shape[1])
     if state.embeds_RTW is None and tokens_RT.shape[1] > 1 and not llm_support(llm).chunks:
         each = []
         for column_R1 in tokens_RT.split(1, dim=1):
@@ -236,6 +246,8 @@ def copied_cache(cache: Any) -> Any:
 
     Only the containers (dicts, lists, sets) are copied, not the tensors, because selecting rows creates new tensors.
     """
+    if isinstance(cache, KeyValues):
+        return cache.copied()
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)
     new = _with_own_containers(cache)

@@ -10,12 +10,14 @@ other results than `nn.Linear`, the layers stay as they are.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from osm.errors import OsmError
 
@@ -87,16 +89,42 @@ class PackedLinear(nn.Module):
     def transposed(self) -> Tensor:
         """Return the transposed weight in oneDNN's order, which is made at the first use."""
         if self._transposed is None:
-            dense = self._packed.to_dense() if self._dense is None else self._dense.detach()
-            vars(self)["_transposed"] = torch.ops.mkldnn._reorder_linear_weight(dense.t().contiguous(), _ROWS)
+            weight = self.values().t().contiguous()
+            vars(self)["_transposed"] = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         assert self._transposed is not None
         return self._transposed
 
     def gelu(self, x: Tensor) -> Tensor:
         """Return the GELU of the layer's output, computed in the same pass."""
-        if self._is_plain(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        if self._is_fused(x):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "gelu", [], "none")
         return F.gelu(self(x))
+
+    def silu(self, x: Tensor) -> Tensor:
+        """Return the SiLU of the layer's output, computed in the same pass."""
+        if self._is_fused(x):
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "swish", [], "")
+        return F.silu(self(x))
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return the layer's output plus a tensor of its shape, computed in the same pass."""
+        return self._combined(x, other, "add") if self._is_fused(x, other) else self(x) + other
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return the layer's output times a tensor of its shape, computed in the same pass."""
+        return self._combined(x, other, "mul") if self._is_fused(x, other) else self(x) * other
+
+    def _combined(self, x: Tensor, other: Tensor, how: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, how)
+
+    def values(self) -> Tensor:
+        """Return the weight (out_features, in_features) without keeping it."""
+        return self._packed.to_dense() if self._dense is None else self._dense.detach()
+
+    def _is_fused(self, *inputs: Tensor) -> bool:
+        """Whether further operations can be computed in the same pass, which has no gradient."""
+        graded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return self._is_plain(inputs[0]) and not graded
 
     def _is_plain(self, x: Tensor) -> bool:
         trained = torch.is_grad_enabled() and self._trained
@@ -116,7 +144,7 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self._packed.to_dense() if self._dense is None else self._dense.detach()
+        destination[prefix + "weight"] = self.values()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key = prefix + "weight"
@@ -143,6 +171,7 @@ def pack_linears(model: nn.Module) -> int:
     """
     if not is_packing_right():
         return 0
+    _count_flops()
     uses: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -154,6 +183,17 @@ def pack_linears(model: nn.Module) -> int:
                 setattr(parent, name, PackedLinear(child, keep=uses[id(child.weight)] > 1))
                 count += 1
     return count
+
+
+@cache
+def _count_flops() -> None:
+    """Make PyTorch's `FlopCounterMode` count packed products."""
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def flops(x_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+        # The arguments are (weight, bias, activation, ...), or (other, weight, bias, operation).
+        outputs, inputs = args[0] if isinstance(args[2], str) else args[1]
+        return 2 * math.prod(x_shape[:-1]) * inputs * outputs
 
 
 def _can_be_packed(linear: nn.Linear) -> bool:

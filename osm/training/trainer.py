@@ -28,6 +28,7 @@ from osm.files import write_atomically
 from osm.forms.base import ANNOTATION
 from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
+from osm.models.fast_llama import make_fast
 from osm.models.osm import OmniScientModel
 from osm.models.packed_linear import pack_linears
 from osm.startup import quick_loading
@@ -168,6 +169,8 @@ class Trainer:
             task.model.to(world.device)
             if world.device.type == "cpu" and config.precision == "fp32":
                 pack_linears(task.model.llm)  # also the backward pass is faster then
+                if not config.gradient_checkpointing:  # which keeps the activations of transformers' layers
+                    make_fast(task.model.llm)
             return task, {}
         values: dict[str, Tensor] = {}
 

@@ -1,0 +1,168 @@
+"""A fast Llama gives what transformers' layers give."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from osm.models import fast_llama as fast_module
+from osm.models import llm as llms
+from osm.models.fast_llama import fast_llama, make_fast
+from osm.models.llm_forward import LlmInputs, read_prefix, read_tokens
+from osm.models.lora import LoraConfig, add_lora
+from osm.models.packed_linear import is_packing_right, pack_linears
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+}
+ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE["original_max_position_embeddings"] = 16
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "tied": {"tie_word_embeddings": True},
+    "all heads have keys": {"num_key_value_heads": 4},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "wide heads": {"head_dim": 64},
+    "scaled positions": {"rope_parameters": ROPE},
+    "qwen2": {},
+}
+pytestmark = pytest.mark.skipif(not is_packing_right(), reason="this PyTorch has no packed product")
+
+
+def make(kind: str = "llama") -> Any:
+    torch.manual_seed(0)
+    given = {"tie_word_embeddings": False, **SIZES, **KINDS[kind]}
+    llm = Qwen2ForCausalLM(Qwen2Config(**given)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**given))
+    for name, parameter in llm.named_parameters():
+        if "norm" in name or "bias" in name:  # ones or zeros at first
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        elif "proj" in name:
+            parameter.data *= 8  # so that no layer is negligible
+    return llm.eval().requires_grad_(False)
+
+
+def fast(plain: Any) -> Any:
+    llm = copy.deepcopy(plain)
+    pack_linears(llm)
+    assert make_fast(llm) and fast_llama(llm) is not None
+    return llm
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_logits_with_the_cache(kind: str) -> None:
+    """A prefix, single tokens beyond the cache's room, several tokens at once, and other rows."""
+    plain = make(kind)
+    llm, embeds, words = fast(plain), torch.randn(5, 7, 128), plain.get_input_embeddings()
+    ids = torch.randint(101, (5, 30))
+
+    def expected(rows: list[int], tokens: int, kept: int = 1) -> Tensor:
+        whole = torch.cat([embeds, words(ids[:, :tokens])], 1)[rows]
+        return plain(inputs_embeds=whole, use_cache=False).logits[:, -kept:]
+
+    logits, state = read_prefix(llm, LlmInputs(embeds, torch.ones(5, 7)))
+    close(logits, expected([0, 1, 2, 3, 4], 0)[:, 0])
+    for step in range(20):
+        logits, state = read_tokens(llm, ids[:, step : step + 1].tolist(), state)
+        close(logits, expected([0, 1, 2, 3, 4], step + 1)[:, 0])
+    other = state.copied([4, 4, 0])
+    found, _ = read_tokens(llm, ids[[4, 4, 0], 20:23].tolist(), other, every_position=True)
+    close(found, expected([4, 4, 0], 23, 3))
+    state = state.keep([0, 2, 3])  # the copy has not changed the original
+    found, state = read_tokens(llm, ids[[0, 2, 3], 20:24].tolist(), state)
+    close(found, expected([0, 2, 3], 24)[:, 0])
+    found, _ = read_tokens(llm, ids[[0, 2, 3], 24:25].tolist(), state)
+    close(found, expected([0, 2, 3], 25)[:, 0])
+
+
+@torch.inference_mode()
+def test_a_long_prefix() -> None:
+    plain = make()
+    embeds = torch.randn(2, fast_module._SHORT + 9, 128)
+    logits, state = read_prefix(fast(plain), LlmInputs(embeds, torch.ones(2, embeds.shape[1])))
+    close(logits, plain(inputs_embeds=embeds, use_cache=False).logits[:, -1])
+    assert state.length == embeds.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_losses_and_gradients(kind: str, padding: str) -> None:
+    plain = make(kind)
+    llm = fast(plain)
+    embeds, mask = torch.randn(4, 9, 128, requires_grad=True), torch.ones(4, 9, dtype=torch.long)
+    labels = torch.randint(101, (4, 9))
+    labels[:, :3] = labels[1, 5] = labels[3] = -100
+    for row in range(4 if padding != "none" else 0):
+        place = slice(9 - row, None) if padding == "right" else slice(0, row)
+        mask[row, place], labels[row, place] = 0, -100
+
+    def results(one: Any) -> tuple[Tensor, ...]:
+        losses, counts, right = llms.token_losses(one, LlmInputs(embeds, mask), labels, scored=True)
+        (gradient,) = torch.autograd.grad((losses * torch.arange(1.0, 5)).sum(), embeds)
+        return losses.detach(), gradient, counts, right
+
+    found, expected = results(llm), results(plain)
+    close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-3 * float(expected[1].abs().max()), rtol=0)
+    assert torch.equal(found[2], expected[2]) and torch.equal(found[3], expected[3])
+    assert right_answers(llm, embeds, mask).all()
+
+
+def right_answers(llm: Any, embeds: Tensor, mask: Tensor) -> Tensor:
+    """Whether the likeliest next tokens count as right."""
+    likeliest = llm(inputs_embeds=embeds, attention_mask=mask, position_ids=llms.positions(mask)).logits.argmax(-1)
+    labels = likeliest.roll(1, 1).masked_fill(mask == 0, -100)
+    labels[torch.arange(len(labels)), mask.argmax(1)] = -100  # nothing predicts a row's first token
+    return llms.token_losses(llm, LlmInputs(embeds, mask), labels, scored=True)[2]
+
+
+def test_a_batch_with_nothing_supervised() -> None:
+    embeds = torch.randn(2, 5, 128, requires_grad=True)
+    losses, counts = llms.token_losses(fast(make()), LlmInputs(embeds, torch.ones(2, 5)), torch.full((2, 5), -100))
+    losses.sum().backward()
+    assert not losses.any() and not counts.any() and embeds.grad is not None and not embeds.grad.any()
+
+
+@torch.no_grad()
+def test_autocast_uses_the_layers_of_transformers() -> None:
+    llm, embeds = fast(make()), torch.randn(2, 5, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast_llama(llm, embeds) is None
+    assert fast_llama(llm, embeds) is not None and fast_llama(llm, embeds.double()) is None
+
+
+def test_an_llm_that_computes_something_else_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(llm: Any) -> bool:
+        return not make_fast(llm) and fast_llama(llm) is None
+
+    assert refused(make())  # its layers are not packed
+    changed = make()
+    pack_linears(changed)
+    changed.model.layers[1].self_attn.scaling = 0.5
+    assert refused(changed)
+    hooked = make()
+    pack_linears(hooked)
+    hooked.model.layers[0].register_forward_hook(lambda *_: None)
+    assert refused(hooked)
+    adapted = make()
+    add_lora(adapted, LoraConfig(rank=2))
+    pack_linears(adapted)
+    assert refused(adapted)
+    wide = make()
+    pack_linears(wide)
+    monkeypatch.setattr(fast_module, "_WIDEST", 64)
+    assert refused(wide)
