@@ -34,6 +34,7 @@ from recognition import (  # noqa: E402
     work_of,
 )
 
+from osm.memory_reuse import keep_freed_memory  # noqa: E402
 from osm.models.fast_inference import speed_up  # noqa: E402
 from osm.models.packed_linear import PackedLinear  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
@@ -68,6 +69,7 @@ def measure(name: str, counts: list[int], rounds: int, tiny: bool) -> list[dict[
         for number in range(rounds):
             turns = [("before", plain), ("after", fast)]
             for key, recognizer in turns if number % 2 == 0 else reversed(turns):
+                keep_freed_memory(key == "after")
                 taken, names[key] = ours(recognizer, image, masks[:count])
                 seconds[key].append(taken)
             peaks.append((matmul_rate(torch.device("cpu")), packed_rate()))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares training steps with and without a packed LLM, in turns, on the same batches, without the tower.
+"""Compares training steps with and without the faster LLM on CPUs, in turns, on the same batches, without the tower.
 
     python3 benchmarks/packed_training.py osm_small > packed_training.json
 
@@ -25,6 +25,7 @@ import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
 from train_step_parts import TrainStep  # noqa: E402
 
+from osm.memory_reuse import keep_freed_memory  # noqa: E402
 from osm.models.fast_llama import make_fast  # noqa: E402
 from osm.models.packed_linear import pack_linears  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
@@ -69,6 +70,7 @@ def measure(config: str, masks: int, rounds: int) -> dict[str, Any]:
         order = list(steps) if number % 2 == 0 else list(reversed(steps))
         for key in order:
             step, batches = steps[key]
+            keep_freed_memory(key == "after")
             torch.manual_seed(number)  # the same dropout
             begun = time.perf_counter()
             step(batches[number % BATCHES])

@@ -35,7 +35,7 @@ _CLASSES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 _WIDEST = 2048  # in wider LLMs, nearly all of the time is spent in the matrix products
 _CLOSE = 1e-4  # largest difference of a logit, relative to the largest logit
 _SHORT = 128  # up to this number of positions, plain matrix products are faster than PyTorch's fused attention
-_ROOM = 16  # number of positions by which a cache grows
+_ROOM = 12  # number of positions by which a cache grows; most names are shorter
 
 
 class KeyValues:
@@ -46,11 +46,12 @@ class KeyValues:
         length: the number of positions so far.
     """
 
-    def __init__(self, values: Tensor, length: int = 0) -> None:
-        self.values, self.length = values, length
+    def __init__(self, values: Tensor, length: int = 0, shared: bool = False) -> None:
+        self.values, self.length, self._shared = values, length, shared
 
     def add(self, layer: int, keys_RKTD: Tensor, values_RKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the next positions of a layer, and return all keys and values (R, K, S, D) of the layer."""
+        assert not self._shared
         end = self.length + keys_RKTD.shape[2]
         if end > self.values.shape[4]:
             wider = self.values.new_empty((*self.values.shape[:4], end + _ROOM, self.values.shape[5]))
@@ -62,12 +63,18 @@ class KeyValues:
         return stored_2RKSD[0], stored_2RKSD[1]
 
     def reorder_cache(self, rows_K: Tensor) -> None:
-        """Select rows in place. Indices may repeat."""
-        self.values = self.values.index_select(2, rows_K)
+        """Select rows in place. Indices may repeat. Of fewer rows, only those that change their place are copied."""
+        count = len(rows_K)
+        moved_k = (rows_K != torch.arange(count)).nonzero().flatten()
+        if self._shared or count > self.values.shape[2] or bool((rows_K[moved_k] < count).any()):
+            self.values, self._shared = self.values.index_select(2, rows_K), False
+            return
+        self.values[:, :, moved_k] = self.values[:, :, rows_K[moved_k]]
+        self.values = self.values[:, :, :count]
 
     def copied(self) -> KeyValues:
-        """Return a copy whose rows can be selected without a change to the original."""
-        return KeyValues(self.values, self.length)
+        """Return a copy whose rows can be selected without a change to the original. It shares memory until then."""
+        return KeyValues(self.values, self.length, shared=True)
 
 
 @dataclass

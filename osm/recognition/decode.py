@@ -102,6 +102,7 @@ class Decoder:
             if not kept or step == steps - 1:
                 break
             if len(kept) < len(live):
+                kept = _with_few_moves(kept)
                 state = state.keep(kept)
                 live = [live[place] for place in kept]
             logits_RV, state = read_tokens(self.llm, [[ids[row][-1]] for row in live], state)
@@ -250,6 +251,15 @@ class Decoder:
             later_PT = logits_PTV.log_softmax(-1).gather(2, ids_PT[:, 1:, None])[..., 0]
             scores_P = scores_P + (later_PT * real_PT[:, 1:]).sum(1).double()
         return scores_P
+
+
+def _with_few_moves(kept: list[int]) -> list[int]:
+    """Order the rows that stay in a batch so that as few as possible change their place."""
+    count = len(kept)
+    ordered, late = list(range(count)), [row for row in kept if row >= count]
+    for hole, row in zip(sorted(set(ordered).difference(kept)), late, strict=True):
+        ordered[hole] = row
+    return ordered
 
 
 def _allowed(logits_RV: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:

@@ -19,7 +19,7 @@ from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.io.resizing import fitted_size
 from osm.models.bridges.bridge import ImageState
-from osm.models.masks import MaskFeatures, context_mask
+from osm.models.masks import MaskFeatures, context_mask, is_any
 from osm.models.osm import OmniScientModel
 from osm.recognition.budget import memory_of
 from osm.recognition.regions import Region
@@ -228,7 +228,7 @@ class MaskEncoder:
             canvas_11SS = self.processor.canvas_masks(mask[None])
             if not mask.any():
                 found.append(EncodedMask(skipped="the mask is empty"))
-            elif not canvas_11SS.any():
+            elif not is_any(canvas_11SS):
                 found.append(EncodedMask(skipped="the mask vanishes at the model's input size"))
             else:
                 found.append(None)

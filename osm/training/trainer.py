@@ -26,6 +26,7 @@ from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epo
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.forms.base import ANNOTATION
+from osm.memory_reuse import keep_freed_memory
 from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
 from osm.models.fast_llama import make_fast
@@ -167,6 +168,8 @@ class Trainer:
             task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
+            if world.device.type == "cpu":
+                keep_freed_memory()
             if world.device.type == "cpu" and config.precision == "fp32":
                 pack_linears(task.model.llm)  # also the backward pass is faster then
                 if not config.gradient_checkpointing:  # which keeps the activations of transformers' layers

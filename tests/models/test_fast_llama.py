@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from osm.models import fast_llama as fast_module
 from osm.models import llm as llms
-from osm.models.fast_llama import fast_llama, make_fast
+from osm.models.fast_llama import KeyValues, fast_llama, make_fast
 from osm.models.llm_forward import LlmInputs, read_prefix, read_tokens
 from osm.models.lora import LoraConfig, add_lora
 from osm.models.packed_linear import is_packing_right, pack_linears
@@ -166,3 +166,20 @@ def test_an_llm_that_computes_something_else_is_left_as_it_is(monkeypatch: pytes
     pack_linears(wide)
     monkeypatch.setattr(fast_module, "_WIDEST", 64)
     assert refused(wide)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0, 4, 2], [4, 3], [2, 0], [1, 1, 3, 0, 4, 2, 2], [3], []])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_of_a_cache(rows: list[int], shared: bool) -> None:
+    original = KeyValues(torch.randn(2, 2, 5, 3, 8, 4), length=6)
+    before, place = original.values.clone(), original.values.data_ptr()
+    cache = original.copied() if shared else original
+    cache.reorder_cache(torch.tensor(rows, dtype=torch.long))
+    assert torch.equal(cache.values, before[:, :, rows]) and cache.length == 6
+    few_moves = rows in ([0, 1, 2], [0, 4, 2], [4, 3], [3], [])
+    assert not rows or (cache.values.data_ptr() == place) == (few_moves and not shared)
+    if shared:
+        assert torch.equal(original.values, before)
+    keys = torch.randn(len(rows), 3, 5, 4)  # more than there is room for
+    found, _ = cache.add(1, keys, keys)
+    assert torch.equal(found, torch.cat([before[1, 0, rows][:, :, :6], keys], 2))

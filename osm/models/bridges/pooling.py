@@ -49,15 +49,22 @@ def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> Regi
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
     inside_R1SS = mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
-    # Summing integers, first over the rows, is three times as fast as the mean of floats.
     # A true value from Pillow is the byte 255 instead of 1, even in a bool tensor.
-    bytes_R1SS = inside_R1SS.view(torch.uint8).clamp(max=1)
-    counts_R1GS = bytes_R1SS.unflatten(-2, (-1, patch)).sum(-2, dtype=torch.int32)
-    counts_RG = counts_R1GS.unflatten(-1, (-1, patch)).sum(-1, dtype=torch.int32).flatten(1)
-    coverage_RG = counts_RG.float() / patch**2
+    bytes_R1SS = inside_R1SS.contiguous().view(torch.uint8).clamp(max=1)
+    coverage_RG = _cell_sums(bytes_R1SS, patch).flatten(1).float() / patch**2
     box_R4 = _cells(bounding_boxes(mask_R1SS), patch)
     around_R4 = _cells(bounding_boxes(context_R1SS, "context mask"), patch)
     return RegionFeatures(coverage_RG, box_R4, around_R4)
+
+
+def _cell_sums(ones_R1SS: Tensor, patch: int) -> Tensor:
+    """Return the sums (R, 1, g, g) over the grid cells of contiguous bytes that are 0 or 1, as int32."""
+    if patch < 256 and ones_R1SS.shape[-1] % 8 == 0:
+        # Eight bytes are added as one integer. No byte overflows, since a cell has fewer than 256 rows.
+        sums_R1gS = ones_R1SS.view(torch.int64).unflatten(-2, (-1, patch)).sum(-2).view(torch.uint8)
+    else:
+        sums_R1gS = ones_R1SS.unflatten(-2, (-1, patch)).sum(-2, dtype=torch.int32)
+    return sums_R1gS.unflatten(-1, (-1, patch)).sum(-1, dtype=torch.int32)
 
 
 def _cells(box_R4: Tensor, patch: int) -> Tensor:
