@@ -201,6 +201,18 @@ BENCHMARKS = (
         kept="train_step/packed.json",
     ),
     SpeedBenchmark(
+        "once_per_image",
+        "benchmarks/once_per_image.py",
+        "--tiny --rounds 1",
+        (
+            *((f"{part}[{key}].median_seconds.*", "s") for part, key in (("mean", "model"), ("decoding", "namer"))),
+            *((f"{part}[{key}].gain", "times") for part, key in (("mean", "model"), ("decoding", "namer"))),
+        ),
+        "experiments.md",
+        runs=1,
+        kept="recognition/once_per_image.json",
+    ),
+    SpeedBenchmark(
         "recognition_flamingo",
         "benchmarks/recognition.py --config osm_flamingo_small --masks 8,32",
         "--config osm_flamingo_small --masks 1 --rounds 1",

@@ -338,6 +338,10 @@ def experiments(figures: Path) -> dict[str, str]:
     steps = ("masks per image", "names/s before", "after", "gain")
     return {
         "packed_naming": table((*head, *peaks), paired_rows(naming)),
+        "once_per_image": table(
+            ("work done once per image", "seconds before", "after", "gain"),
+            once_rows(read(figures / "recognition" / "once_per_image.json")),
+        ),
         "packed_training": table(
             steps,
             (
@@ -350,6 +354,18 @@ def experiments(figures: Path) -> dict[str, str]:
             ),
         ),
     }
+
+
+def once_rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for case in (*found["mean"], *found["decoding"]):
+        if "model" in case:
+            what = f"the mean of the tokens, `{case['model']}`, bridge alone, {case['batches']} batches"
+        else:
+            namer = "no model" if case["namer"] == "none" else f"`{case['namer']}`"
+            size = f"{case['photos']} photos of {case['megapixels']:.0f} megapixels"
+            what = f"decoding, {namer}, {size} with {case['masks_per_photo']} masks each"
+        seconds = (f"{case['median_seconds'][key]:.3f}" for key in ("before", "after"))
+        yield what, *seconds, f"{case['gain']:.2f}"
 
 
 def paired_rows(naming: dict[str, Any]) -> Iterator[tuple[str, ...]]:
