@@ -331,13 +331,14 @@ def long_runs(figures: Path) -> dict[str, str]:
 
 def experiments(figures: Path) -> dict[str, str]:
     """The blocks of docs/experiments.md."""
-    naming = read(figures / "recognition" / "fast_paired.json")["models"]
+    naming, packed = (read(figures / "recognition" / f"fast_paired{which}.json")["models"] for which in ("", "_amd"))
     training = read(figures / "train_step" / "packed.json")
     head = ("model", "masks", "names/s before", "after", "gain", "other names", "largest difference of a probability")
     peaks = ("share of a large matrix product's speed before", "after")
     steps = ("masks per image", "names/s before", "after", "gain")
     return {
-        "packed_naming": table((*head, *peaks), paired_rows(naming)),
+        "fast_naming": table((*head, *peaks), paired_rows(naming)),
+        "packed_naming": table((*head, *peaks), paired_rows(packed)),
         "once_per_image": table(
             ("work done once per image", "seconds before", "after", "gain"),
             once_rows(read(figures / "recognition" / "once_per_image.json")),

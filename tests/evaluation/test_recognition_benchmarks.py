@@ -68,3 +68,13 @@ def test_wrong_flags_are_said() -> None:
     for number, message in enumerate(WRONG_FLAGS.values()):
         assert message in lines[2 * number] and lines[2 * number + 1] == "2"
     assert len(lines) == 2 * len(WRONG_FLAGS)
+
+
+def test_before_and_after_are_compared_in_turns() -> None:
+    code, out, err = ran("benchmarks/fast_paired.py", "random", "--tiny", "--masks", "1,3", "--rounds", "2")
+    assert code == 0, err
+    cases = json.loads(out)["models"]["random"]
+    assert [(case["masks"], case["names"], case["other_names"]) for case in cases] == [(1, 2, 0), (3, 6, 0)]
+    for case in cases:
+        assert case["probabilities_apart"] <= 1e-4 and case["gain"] > 0
+        assert len(case["seconds"]["before"]) == len(case["seconds"]["after"]) == 2

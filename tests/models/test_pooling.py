@@ -138,3 +138,19 @@ def test_an_empty_mask_is_refused_by_its_place(which: int, named: str) -> None:
     pair[which][1] = 0
     with pytest.raises(SampleError, match=f"^{named} is empty"):
         region_features(*pair, P)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(96, 16), (56, 14), (98, 14), (60, 12), (512, 256), (1024, 512)])
+@pytest.mark.parametrize("true", [1, 255])
+def test_the_coverage_is_the_share_of_each_cell(size: int, patch: int, true: int) -> None:
+    """Eight bytes at a time or alone, full cells, and the true values of Pillow."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 1, size, size, generator=generator) < 0.4
+    masks[1] = True
+    pixels = (masks.to(torch.uint8) * true).view(torch.bool)
+    found = region_features(pixels, torch.ones_like(masks), patch).coverage_RG
+    cells = masks.float().unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+    torch.testing.assert_close(found, cells.mean((-1, -3)).flatten(1), atol=1e-6, rtol=0)
+    apart = pixels.transpose(-1, -2)  # not contiguous
+    found = region_features(apart, torch.ones_like(masks), patch).coverage_RG
+    torch.testing.assert_close(found, cells.mean((-1, -3)).transpose(-1, -2).flatten(1), atol=1e-6, rtol=0)
