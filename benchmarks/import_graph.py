@@ -22,6 +22,7 @@ ORDER = (
         "terminal",
         "startup",
         "quiet",
+        "memory_reuse",
         "errors",
         "command_parser",
         "registry",

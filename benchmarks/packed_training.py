@@ -16,7 +16,6 @@ import os
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,7 @@ def prepared(config: str, masks: int, packed: bool) -> tuple[TrainStep, list[Any
     if packed:
         pack_linears(model.llm)
         make_fast(model.llm)
-    else:
-        for layer in model.bridge.layers():
-            if layer.has_cross_attention:
-                attention = layer.crossattention.attention
-                attention.keys_values = partial(two_products, attention)
     return step, batches
-
-
-def two_products(attention: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Keys and values as two products, as on a GPU."""
-    return tuple(
-        part(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in (attention.key, attention.value)
-    )
 
 
 def gradients(step: TrainStep, batches: list[Any]) -> tuple[float, torch.Tensor]:

@@ -37,6 +37,7 @@ from osm.data.stages import (
 )
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
+from osm.memory_reuse import keep_freed_memory
 from osm.storage.cache import FileCache
 
 _SIGTERM_GRACE_SECONDS = 60.0  # the time for which a worker keeps running after SIGTERM
@@ -315,6 +316,7 @@ class EpochLoader:
 def init_worker(_: int) -> None:
     """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
     torch.set_num_threads(1)
+    keep_freed_memory(False)  # the training process may keep it, which makes no worker faster
     # Ctrl-C signals the whole process group; workers ignore it, because the current step still needs their batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_later)

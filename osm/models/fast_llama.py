@@ -7,13 +7,13 @@ the weights of a Llama from Hugging Face, and computes the same values as the LL
   multiplication of complex numbers.
 - The activation of the feed-forward and the residual additions are computed by the matrix products before them.
 - Keys and values are not repeated for the query heads that share them, and the cache has room for the next tokens.
-- Padding is left out, and the last layer computes only the positions whose logits are needed.
+- Padding is left out. After its attention, the last layer computes only the positions whose logits are needed.
 
 `make_fast` compares both ways on random inputs, and leaves the LLM as it is if they differ.
 
-Shapes: R rows, T new positions per row, S positions so far, N tokens, n tokens whose logits are needed, W LLM width, H
-query heads, K key heads, G = H / K query heads per key head, D width of a head, F = D / 2 frequencies, P = G * T, L
-layers, V vocabulary.
+Shapes: R rows, r some rows, T new positions per row, S positions so far, N tokens, n tokens whose logits are needed, W
+LLM width, X any width, H query heads, K key heads, G = H / K query heads per key head, D width of a head, F = D / 2
+frequencies, P = G * T, M = R * T, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ logger = message_logger(__name__)
 _CLASSES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 _WIDEST = 2048  # in wider LLMs, nearly all of the time is spent in the matrix products
 _CLOSE = 1e-4  # largest difference of a logit, relative to the largest logit
-_SHORT = 128  # up to this number of positions, plain matrix products are faster than PyTorch's fused attention
-_ROOM = 12  # number of positions by which a cache grows; most names are shorter
+_SHORT = 128  # several new positions: up to this length, plain products are faster than PyTorch's fused attention
+_ROOM = 12  # spare positions whenever a cache is allocated; most names are shorter
 
 
 class KeyValues:
@@ -46,12 +46,11 @@ class KeyValues:
         length: the number of positions so far.
     """
 
-    def __init__(self, values: Tensor, length: int = 0, shared: bool = False) -> None:
-        self.values, self.length, self._shared = values, length, shared
+    def __init__(self, values: Tensor, length: int = 0) -> None:
+        self.values, self.length = values, length
 
     def add(self, layer: int, keys_RKTD: Tensor, values_RKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the next positions of a layer, and return all keys and values (R, K, S, D) of the layer."""
-        assert not self._shared
         end = self.length + keys_RKTD.shape[2]
         if end > self.values.shape[4]:
             wider = self.values.new_empty((*self.values.shape[:4], end + _ROOM, self.values.shape[5]))
@@ -62,19 +61,19 @@ class KeyValues:
         stored_2RKSD[1, :, :, self.length :] = values_RKTD
         return stored_2RKSD[0], stored_2RKSD[1]
 
-    def reorder_cache(self, rows_K: Tensor) -> None:
+    def reorder_cache(self, rows_r: Tensor) -> None:
         """Select rows in place. Indices may repeat. Of fewer rows, only those that change their place are copied."""
-        count = len(rows_K)
-        moved_k = (rows_K != torch.arange(count)).nonzero().flatten()
-        if self._shared or count > self.values.shape[2] or bool((rows_K[moved_k] < count).any()):
-            self.values, self._shared = self.values.index_select(2, rows_K), False
+        count = len(rows_r)
+        moved = (rows_r != torch.arange(count)).nonzero().flatten()
+        if count > self.values.shape[2] or bool((rows_r[moved] < count).any()):
+            self.values = self.values.index_select(2, rows_r)
             return
-        self.values[:, :, moved_k] = self.values[:, :, rows_K[moved_k]]
+        self.values[:, :, moved] = self.values[:, :, rows_r[moved]]
         self.values = self.values[:, :, :count]
 
-    def copied(self) -> KeyValues:
-        """Return a copy whose rows can be selected without a change to the original. It shares memory until then."""
-        return KeyValues(self.values, self.length, shared=True)
+    def selected(self, rows_r: Tensor) -> KeyValues:
+        """Return a copy with the selected rows, which may repeat."""
+        return KeyValues(self.values.index_select(2, rows_r), self.length)
 
 
 @dataclass
@@ -109,9 +108,9 @@ class _Grid:
 
     def collect(self, x_RTX: Tensor, wanted_n: Tensor | None) -> Tensor:
         """Return the tokens (N, X) of a grid, or some of them."""
-        x_GX = x_RTX.flatten(0, 1)
+        x_MX = x_RTX.flatten(0, 1)
         place = self.place_N if wanted_n is None else wanted_n if self.place_N is None else self.place_N[wanted_n]
-        return x_GX if place is None else x_GX[place]
+        return x_MX if place is None else x_MX[place]
 
 
 class FastLlama:
@@ -125,8 +124,20 @@ class FastLlama:
         config = llm.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.llm, self.eps = llm, llm.model.norm.variance_epsilon
+        # Not the LLM, which refers to this object, so that it is freed as soon as it is no longer used.
+        self.words, self.rotary, self.norm, self.head = (
+            llm.model.embed_tokens,
+            llm.model.rotary_emb,
+            llm.model.norm,
+            llm.lm_head,
+        )
+        self.eps = self.norm.variance_epsilon
         self.layers = [self._layer(layer) for layer in llm.model.layers]
+        self._copied = [
+            (projection, projection.packed)
+            for layer in llm.model.layers
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        ]
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -159,6 +170,10 @@ class FastLlama:
         assert turned < len(weight)
         return PackedLinear(merged)
 
+    def is_current(self) -> bool:
+        """Return whether the weights that were copied are still those of the LLM."""
+        return all(projection.packed is weight for projection, weight in self._copied)
+
     # -- what the callers need ---------------------------------------------------------------------------------------
 
     def read_prefix(self, embeds_RTW: Tensor) -> tuple[Tensor, KeyValues]:
@@ -176,7 +191,7 @@ class FastLlama:
             the logits (R, V) after the last token or, with `every_position`, (R, T, V) after each token.
         """
         rows, length = ids_RT.shape
-        words_NW = self.llm.model.embed_tokens(ids_RT.flatten())
+        words_NW = self.words(ids_RT.flatten())
         wanted_n = None if every_position or length == 1 else torch.arange(length - 1, rows * length, length)
         logits = self._logits(words_NW, _Grid(rows, length), cache, wanted_n)
         return logits.unflatten(0, (rows, length)) if every_position else logits
@@ -210,12 +225,12 @@ class FastLlama:
             x_NW = layer.down.plus(layer.up.times(normed_NW, layer.gate.silu(normed_NW)), x_NW)
         if cache is not None:
             cache.length += grid.positions
-        return self.llm.lm_head(rms_norm(x_NW, self.llm.model.norm.weight, self.eps))
+        return self.head(rms_norm(x_NW, self.norm.weight, self.eps))
 
     def _turns(self, x_NW: Tensor, grid: _Grid, start: int) -> Tensor:
         """Return the complex numbers (N, 1, F) by which the rotary embedding multiplies queries and keys."""
         positions_1T = torch.arange(start, start + grid.positions)[None]
-        cos_1TD, sin_1TD = self.llm.model.rotary_emb(x_NW, position_ids=positions_1T)
+        cos_1TD, sin_1TD = self.rotary(x_NW, position_ids=positions_1T)
         half = self.width // 2
         turn_TF = torch.complex(cos_1TD[0, :, :half].float(), sin_1TD[0, :, :half].float())
         turn_NF = turn_TF.repeat(grid.rows, 1) if grid.place_N is None else turn_TF[grid.place_N % grid.positions]
@@ -299,12 +314,17 @@ def rms_norm(x_NW: Tensor, weight_W: Tensor, eps: float) -> Tensor:
 def make_fast(llm: nn.Module) -> bool:
     """Give an LLM with packed layers a `FastLlama`, and return whether it has one.
 
-    The LLM must be a frozen Llama of at most `_WIDEST` in float32 on the CPU, without hooks or LoRA.
+    The LLM must be a frozen Llama or Qwen2 in float32 on the CPU, without hooks or LoRA, whose hidden size is at most
+    `_WIDEST`.
     """
     if not _is_supported(llm):
         return False
     fast = FastLlama(llm)
-    if not _agrees(fast, llm):
+    try:
+        agrees = _agrees(fast, llm)
+    except (AttributeError, RuntimeError):  # an operator that this PyTorch does not have
+        agrees = False
+    if not agrees:
         logger.info(f"{type(llm).__name__} is run by transformers, because the faster way gives other values")
         return False
     vars(llm)["osm_fast"] = fast
@@ -316,7 +336,8 @@ def fast_llama(llm: nn.Module, embeds_RTW: Tensor | None = None) -> FastLlama | 
     fast: FastLlama | None = vars(llm).get("osm_fast")
     if embeds_RTW is None or fast is None:
         return fast
-    return fast if embeds_RTW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") else None
+    possible = embeds_RTW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return fast if possible and fast.is_current() else None
 
 
 def ends_padded(mask_RT: Tensor) -> bool:
@@ -342,9 +363,10 @@ def _agrees(fast: FastLlama, llm: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     words = llm.model.embed_tokens.weight
     embeds_RTW = words.std() * torch.randn(2, 5, words.shape[1], generator=generator)
-    ids_RT = torch.randint(len(words), (2, 2), generator=generator)
+    ids_RT = torch.randint(len(words), (2, 3), generator=generator)
     all_RTW = torch.cat([embeds_RTW, llm.model.embed_tokens(ids_RT)], 1)
     expected_RTV = llm(inputs_embeds=all_RTW, use_cache=False).logits[:, 4:]
     first_RV, cache = fast.read_prefix(embeds_RTW)
-    found_RTV = torch.cat([first_RV[:, None], fast.read_tokens(ids_RT, cache, every_position=True)], 1)
+    more = [fast.read_tokens(part_RT, cache, every_position=True) for part_RT in (ids_RT[:, :2], ids_RT[:, 2:])]
+    found_RTV = torch.cat([first_RV[:, None], *more], 1)
     return bool((found_RTV - expected_RTV).abs().max() <= _CLOSE * expected_RTV.abs().max())

@@ -137,6 +137,8 @@ class DecodingState:
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
         """Return a copy of the state with the selected rows. The old state remains valid, and indices may repeat."""
+        if isinstance(self.cache, KeyValues):
+            return replace(self, cache=self.cache.selected(torch.tensor(list(rows), device=self.device)))
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
@@ -147,7 +149,8 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
         float32 logits (R, V) after the last position, and the decoding state for `read_tokens`.
     """
     embeds_RTW, name = inputs.embeds_RTW, cache_argument(llm)
-    fast = None if inputs.gated_kv else fast_llama(llm, embeds_RTW)
+    graded = torch.is_grad_enabled() and embeds_RTW.requires_grad  # its cache is changed in place
+    fast = None if inputs.gated_kv or graded else fast_llama(llm, embeds_RTW)
     if fast is not None:
         logits_RV, keys_values = fast.read_prefix(embeds_RTW)
         return logits_RV, DecodingState(keys_values, None, None, embeds_RTW.device, embeds_RTW.shape[1])
@@ -246,8 +249,6 @@ def copied_cache(cache: Any) -> Any:
 
     Only the containers (dicts, lists, sets) are copied, not the tensors, because selecting rows creates new tensors.
     """
-    if isinstance(cache, KeyValues):
-        return cache.copied()
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)
     new = _with_own_containers(cache)

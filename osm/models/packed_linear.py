@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from osm.errors import OsmError
 
@@ -117,6 +117,11 @@ class PackedLinear(nn.Module):
     def _combined(self, x: Tensor, other: Tensor, how: str) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, how)
 
+    @property
+    def packed(self) -> Tensor:
+        """The weight in oneDNN's order. A weight that is loaded later is another tensor."""
+        return self._packed
+
     def values(self) -> Tensor:
         """Return the weight (out_features, in_features) without keeping it."""
         return self._packed.to_dense() if self._dense is None else self._dense.detach()
@@ -187,7 +192,9 @@ def pack_linears(model: nn.Module) -> int:
 
 @cache
 def _count_flops() -> None:
-    """Make PyTorch's `FlopCounterMode` count packed products."""
+    """Make PyTorch's `FlopCounterMode` count packed products, unless PyTorch does it itself."""
+    if torch.ops.mkldnn._linear_pointwise in flop_registry:
+        return
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def flops(x_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:

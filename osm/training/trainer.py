@@ -172,7 +172,7 @@ class Trainer:
                 keep_freed_memory()
             if world.device.type == "cpu" and config.precision == "fp32":
                 pack_linears(task.model.llm)  # also the backward pass is faster then
-                if not config.gradient_checkpointing:  # which keeps the activations of transformers' layers
+                if not config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
                     make_fast(task.model.llm)
             return task, {}
         values: dict[str, Tensor] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from osm.models import llm as llms
 from osm.models.fast_llama import KeyValues, fast_llama, make_fast
 from osm.models.llm_forward import LlmInputs, read_prefix, read_tokens
 from osm.models.lora import LoraConfig, add_lora
-from osm.models.packed_linear import is_packing_right, pack_linears
+from osm.models.packed_linear import PackedLinear, is_packing_right, pack_linears
 
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -169,17 +171,60 @@ def test_an_llm_that_computes_something_else_is_left_as_it_is(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [0, 4, 2], [4, 3], [2, 0], [1, 1, 3, 0, 4, 2, 2], [3], []])
-@pytest.mark.parametrize("shared", [False, True])
-def test_rows_of_a_cache(rows: list[int], shared: bool) -> None:
-    original = KeyValues(torch.randn(2, 2, 5, 3, 8, 4), length=6)
-    before, place = original.values.clone(), original.values.data_ptr()
-    cache = original.copied() if shared else original
+def test_rows_of_a_cache(rows: list[int]) -> None:
+    cache = KeyValues(torch.randn(2, 2, 5, 3, 8, 4), length=6)
+    before, place = cache.values.clone(), cache.values.data_ptr()
+    copied = cache.selected(torch.tensor(rows, dtype=torch.long))
+    assert torch.equal(cache.values, before)
     cache.reorder_cache(torch.tensor(rows, dtype=torch.long))
-    assert torch.equal(cache.values, before[:, :, rows]) and cache.length == 6
-    few_moves = rows in ([0, 1, 2], [0, 4, 2], [4, 3], [3], [])
-    assert not rows or (cache.values.data_ptr() == place) == (few_moves and not shared)
-    if shared:
-        assert torch.equal(original.values, before)
-    keys = torch.randn(len(rows), 3, 5, 4)  # more than there is room for
-    found, _ = cache.add(1, keys, keys)
-    assert torch.equal(found, torch.cat([before[1, 0, rows][:, :, :6], keys], 2))
+    few_moves = rows in ([0, 1, 2], [0, 4, 2], [4, 3], [3])
+    assert not rows or (cache.values.data_ptr() == place) == few_moves
+    for one in (cache, copied):
+        assert torch.equal(one.values, before[:, :, rows]) and one.length == 6
+        keys = torch.randn(len(rows), 3, 5, 4)  # more than there is room for
+        found, _ = one.add(1, keys, keys)
+        assert torch.equal(found, torch.cat([before[1, 0, rows][:, :, :6], keys], 2))
+
+
+def test_a_weight_that_is_loaded_later_counts() -> None:
+    llm, embeds = fast(make()), torch.randn(2, 5, 128)
+    other = {name: value + 0.1 * torch.randn_like(value) for name, value in make().state_dict().items()}
+    llm.load_state_dict(other)
+    assert fast_llama(llm, embeds) is None
+    plain = make()
+    plain.load_state_dict(other)
+    with torch.no_grad():
+        logits, _ = read_prefix(llm, LlmInputs(embeds, torch.ones(2, 5)))
+        close(logits, plain(inputs_embeds=embeds, use_cache=False).logits[:, -1])
+
+
+def test_a_prefix_can_be_differentiated() -> None:
+    plain, embeds = make(), torch.randn(2, 5, 128, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(read_prefix(llm, LlmInputs(embeds, torch.ones(2, 5)))[0].sum(), embeds)[0]
+        for llm in (fast(plain), plain)
+    )
+    close(found, expected)
+
+
+def test_an_llm_is_freed_without_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        llm = fast(make())
+        gone = weakref.ref(llm.model)
+        del llm
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_missing_operator_leaves_the_llm_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make()
+    pack_linears(llm)
+
+    def missing(*_: Any) -> Any:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(PackedLinear, "plus", missing)
+    assert not make_fast(llm) and fast_llama(llm) is None

@@ -52,24 +52,3 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
         other = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     assert (other[0] - found[0]).abs().max() > 1e-3
     torch.testing.assert_close(other[1:], found[1:], atol=1e-6, rtol=1e-6)
-
-
-def test_keys_and_values_of_trained_tokens_are_one_product() -> None:
-    """With the same values and gradients as two products."""
-    torch.manual_seed(0)
-    bridge = MaskQFormerBridge(QFormerConfig(layers=1, width=24, heads=2, mlp_width=32), ("any",), 20, 16, 30)
-    attention = bridge.qformer.encoder.layers()[0].crossattention.attention
-    torch.nn.init.normal_(attention.key.bias)
-    tokens = torch.randn(2, 7, 20, requires_grad=True)
-    parameters = [tokens, *attention.key.parameters(), *attention.value.parameters()]
-    factors = torch.randn(2, 2, 2, 7, 12)
-
-    def gradients(keys_values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad((torch.stack(keys_values) * factors).sum(), parameters)
-
-    one = attention.keys_values(tokens)
-    two = tuple(part(tokens).unflatten(-1, (2, -1)).transpose(1, 2) for part in (attention.key, attention.value))
-    for found, expected in zip((*one, *gradients(one)), (*two, *gradients(two)), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for found, expected in zip(attention.keys_values(tokens.detach()), two, strict=True):
-        assert torch.equal(found, expected)

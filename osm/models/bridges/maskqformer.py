@@ -182,14 +182,7 @@ class _Projections(nn.Module):
         return x_BPC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, tokens_BJC: Tensor) -> LayerKV:
-        if not (tokens_BJC.is_cpu and torch.is_grad_enabled() and tokens_BJC.requires_grad):
-            return self._split(self.key(tokens_BJC)), self._split(self.value(tokens_BJC))
-        # On a CPU, the gradient of the tokens takes twice as long if it is the sum of two products.
-        weight, bias = (
-            torch.cat([getattr(layer, name) for layer in (self.key, self.value)]) for name in ("weight", "bias")
-        )
-        key_BJC, value_BJC = F.linear(tokens_BJC, weight, bias).chunk(2, -1)
-        return self._split(key_BJC), self._split(value_BJC)
+        return self._split(self.key(tokens_BJC)), self._split(self.value(tokens_BJC))
 
     def attend(self, x_BPC: Tensor, keys_values: LayerKV, visible_B1PJ: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
