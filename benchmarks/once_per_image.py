@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import train_step_models as models  # noqa: E402
+from fast_paired import recognizer_of  # noqa: E402
 from PIL import Image  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
-from recognition import lead, pictures  # noqa: E402
+from recognition import pictures  # noqa: E402
 
 from osm.data.processor import TEST_PROMPT  # noqa: E402
 from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
@@ -46,7 +46,7 @@ BATCHES, ROWS = 8, 8
 
 
 def in_turns(before: Callable[[], Any], after: Callable[[], Any], rounds: int) -> dict[str, Any]:
-    """The seconds of both ways, and the median of their ratios. The first round warms up."""
+    """Run two functions alternately. Return the seconds of each run and the median ratio, without the first round."""
     seconds: dict[str, list[float]] = {"before": [], "after": []}
     results: dict[str, Any] = {}
     for number in range(rounds + 1):
@@ -64,16 +64,14 @@ def in_turns(before: Callable[[], Any], after: Callable[[], Any], rounds: int) -
     }
 
 
-def recognizer_of(name: str) -> Recognizer:
-    torch.manual_seed(0)
-    model, processor = models.pretrained(name)
-    lead(model.eval())
-    speed_up(model)
-    return Recognizer(model, processor)
+def fast_recognizer(name: str) -> Recognizer:
+    recognizer = recognizer_of(name, tiny=False)
+    speed_up(recognizer.model)
+    return recognizer
 
 
 def mean(name: str, rounds: int) -> dict[str, Any]:
-    recognizer = recognizer_of(name)
+    recognizer = fast_recognizer(name)
     bridge, image_and_masks = recognizer.model.bridge, pictures(BATCHES * ROWS, 640, 480)
     [image] = recognizer.encode_images([image_and_masks[0]])
     masks = list(recognizer.mask_encoder.encode(regions_of(image.size, image_and_masks[1])))
@@ -133,7 +131,7 @@ def drawn(folder: Path, photos: int, width: int, height: int, count: int) -> Dat
 
 def decoding(name: str, rounds: int, tiny: bool) -> dict[str, Any]:
     size, photos, count = ((64, 48), 2, 4) if tiny else ((4000, 3000), 2, 48)
-    namer: Any = NoModel() if name == "none" else Namer.of(recognizer_of(name))
+    namer: Any = NoModel() if name == "none" else Namer.of(fast_recognizer(name))
     at_once = size[0] * size[1] * (count - 1)  # the masks of a photo need two batches
     with tempfile.TemporaryDirectory() as work:
         row = drawn(Path(work), photos, *size, count)

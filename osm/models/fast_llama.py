@@ -185,7 +185,7 @@ class FastLlama:
         return self._logits(embeds_RTW.flatten(0, 1), _Grid(rows, length), cache, last_R), cache
 
     def read_tokens(self, ids_RT: Tensor, cache: KeyValues, every_position: bool = False) -> Tensor:
-        """Run the LLM on further tokens. The cache grows in place.
+        """Run the LLM on more tokens, and append their keys and values to the cache.
 
         Returns:
             the logits (R, V) after the last token or, with `every_position`, (R, T, V) after each token.

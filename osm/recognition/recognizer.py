@@ -573,7 +573,7 @@ def load_recognizer(
         device_map: how to split an LLM that is too large for one device; see `osm.recognition.placement.spread`.
         max_memory, offload_folder: the memory of each device for the LLM, and a folder for what fits on no device.
         tf32: whether to multiply float32 matrices in TF32, which is faster but less exact, in the whole process.
-        fast: on a CPU, change the model for inference (see `osm.models.fast_inference`). It must not be trained then.
+        fast: on a CPU, speed up the model and keep freed memory (see `osm.models.fast_inference`). No training then.
         options: arguments of `Recognizer`.
     """
     target = pick_device(device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from osm.config import as_dict
 from osm.data.batch import Batch, merge
@@ -170,10 +170,8 @@ class Trainer:
             task.model.to(world.device)
             if world.device.type == "cpu":
                 keep_freed_memory()
-            if world.device.type == "cpu" and config.precision == "fp32":
-                pack_linears(task.model.llm)  # also the backward pass is faster then
-                if not config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
-                    make_fast(task.model.llm)
+                if config.precision == "fp32":
+                    self._speed_up_llm(task.model.llm)
             return task, {}
         values: dict[str, Tensor] = {}
 
@@ -185,6 +183,11 @@ class Trainer:
             return parallel.on_meta_device(task)
 
         return world.from_main(structure), values
+
+    def _speed_up_llm(self, llm: nn.Module) -> None:
+        pack_linears(llm)
+        if not self.config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
+            make_fast(llm)
 
     def _read_task(self) -> TrainTask:
         torch.manual_seed(self.config.seed)  # the bridge starts with the same values on every rank

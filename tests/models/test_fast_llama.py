@@ -125,7 +125,7 @@ def test_losses_and_gradients(kind: str, padding: str) -> None:
 
 
 def right_answers(llm: Any, embeds: Tensor, mask: Tensor) -> Tensor:
-    """Whether the likeliest next tokens count as right."""
+    """Return whether each row counts as right if its labels are the most likely next tokens."""
     likeliest = llm(inputs_embeds=embeds, attention_mask=mask, position_ids=llms.positions(mask)).logits.argmax(-1)
     labels = likeliest.roll(1, 1).masked_fill(mask == 0, -100)
     labels[torch.arange(len(labels)), mask.argmax(1)] = -100  # nothing predicts a row's first token
