@@ -1,11 +1,35 @@
-"""Ends a process with all that it started: torchrun puts each of its workers into a session of its own."""
+"""Waiting for processes, and ending one with all that it started.
+
+torchrun puts each of its workers into a session of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+# Only a process that hangs is waited for this long. A machine that other programs use can be several times slower.
+PATIENCE_S = 900.0
+
+
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[Any] | None = None, message: str = "it did not happen"
+) -> None:
+    """Waits until a condition is true; fails if the process that would make it true ends, or after `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        ended = process is not None and process.poll() is not None  # before the condition, which it may still have met
+        if condition():
+            return
+        assert not ended, f"{message}: the process has ended"
+        assert time.monotonic() < deadline, message
+        time.sleep(0.01)
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from processes import PATIENCE_S
 
 from osm.cli import COMMANDS, main
 from osm.command_parser import CommandParser, called_as
@@ -42,7 +43,7 @@ def test_no_help_imports_torch() -> None:
         f"    heavy = [module for module in {HEAVY} if module in sys.modules]\n"
         "    assert not heavy, f'osm {name} --help imports {heavy}'\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_S
 
 import osm
 from osm import fetch
@@ -54,7 +55,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(environment: Path, links: Path, program: str) -> subprocess.CompletedProcess[str]:
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}
-    return subprocess.run([python, "-c", program], capture_output=True, text=True, env=variables, timeout=120)
+    return subprocess.run([python, "-c", program], capture_output=True, text=True, env=variables, timeout=PATIENCE_S)
 
 
 PROGRAM = """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import PATIENCE_S
 
 import osm
 from benchmarks.finetune import export
@@ -152,7 +153,7 @@ def test_one_command_trains_and_compares(tmp_path: Path) -> None:
 
     def run() -> str:
         words = [sys.executable, "-m", "osm", *map(str, command)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=ROOT)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

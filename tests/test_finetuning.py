@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATIENCE_S
 from tiny_run import Workshop
 
 import osm
@@ -35,7 +36,7 @@ def run(command: str, folder: Path) -> str:
     assert words[0] == "osm"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PAGE.parents[1])}
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout

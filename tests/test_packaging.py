@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import PATIENCE_S
 
 import osm
 from osm.datasets.table import DatasetTable
@@ -189,17 +190,19 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
         shutil.copyfile(path, target)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     sdist = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", sdist, tmp_path], check=True, timeout=300, cwd=source, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", sdist, tmp_path], check=True, timeout=PATIENCE_S, cwd=source, capture_output=True
+    )
     (archive,) = tmp_path.glob("*.tar.gz")
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(archive)]
-    subprocess.run(build, check=True, timeout=300)
+    subprocess.run(build, check=True, timeout=PATIENCE_S)
     (wheel,) = tmp_path.glob("*.whl")
 
     environment = tmp_path / "environment"
     venv.create(environment, symlinks=os.name != "nt")
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True, timeout=300)
+    subprocess.run(install, check=True, timeout=PATIENCE_S)
     # It borrows this environment's packages; the checkout is not among them, as a .pth file in them is not read.
     paths = {"base": str(environment), "platbase": str(environment)}
     borrowed = dict.fromkeys(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
@@ -208,7 +211,7 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
     configs = ",".join(path.stem for path in CONFIGS if path.parent == ROOT / "configs")
     labels = ",".join(path.stem for path in project_files() if path.match("osm/datasets/labels/*.json"))
     command = [str(python), "-I", "-c", INSTALLED, configs, labels]
-    run = subprocess.run(command, cwd=Path(tmp_path.anchor), capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=Path(tmp_path.anchor), capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 0, run.stderr
 
 

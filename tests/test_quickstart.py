@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import PATIENCE_S
 
 import osm.cli
 import osm.evaluation.evaluate_cli
@@ -354,10 +355,10 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
     for pid in family(first.pid):
         os.kill(pid, signal.SIGKILL)
     first.stdout.close()
-    assert first.wait(timeout=60) == -signal.SIGKILL
+    assert first.wait(timeout=PATIENCE_S) == -signal.SIGKILL
     assert "training" not in json.loads((tmp_path / "out" / "stages.json").read_text())["seconds"]
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     assert "[2/12] scenes: done before" in again.stdout
     options = QuickstartOptions(tmp_path / "out", full=True, **{**SHORT, **SIZES})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import PATIENCE_S
 from tiny import tiny_llm, tiny_model_section
 from tiny_run import TRAIN, Workshop
 
@@ -45,7 +46,7 @@ def run(tmp_path: Path):
         settings = {**os.environ, "ATTEMPTS": str(attempts), "PYTHONPATH": os.pathsep.join(paths), **environment}
         settings.pop("HF_HUB_OFFLINE", None)
         process = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=settings, timeout=300
+            [sys.executable, *arguments], capture_output=True, text=True, env=settings, timeout=PATIENCE_S
         )
         assert process.returncode == 0, process.stderr
         lines = [line for line in re.split(r"[\r\n]+", process.stderr) if line.strip()]

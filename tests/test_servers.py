@@ -13,6 +13,7 @@ import aiohttp
 import fsspec
 import pytest
 from fsspec.exceptions import FSTimeoutError
+from processes import PATIENCE_S
 from servers import FileServer, S3Server, registered
 
 DATA = bytes(range(256)) * 1024
@@ -38,7 +39,7 @@ NAME = "shards/a b.tar"
 def ask(
     server: FileServer, name: str = NAME, method: str = "GET", **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=PATIENCE_S)
     connection.request(method, server.url(name).removeprefix(server.address), headers=headers)
     answer = connection.getresponse()
     try:
@@ -173,7 +174,7 @@ def test_a_stall_meets_the_clients_timeout(server: FileServer) -> None:
 
 def test_a_slow_body_comes_in_blocks(server: FileServer) -> None:
     server.slow, server.delay = 1000, 3600
-    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=PATIENCE_S)
     connection.request("GET", "/shards/a%20b.tar")
     assert connection.getresponse().status == 200  # the headers do not wait
     server.close()  # nor does the end of the server

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import PATIENCE_S
 from tiny import tiny_model_yaml
 
 from osm.models.llm import unused_packages
@@ -102,7 +103,7 @@ def test_a_command_loads_its_model_without_the_packages_it_does_not_use(checkpoi
         f"print(code, gc.isenabled(), sorted({set(UNUSED) | {'torch._dynamo'}} & set(sys.modules)))\n"
     )
     words = ["name", tmp_path / "photo.png", "--checkpoint", checkpoint, "--box", "4,4,20,20", "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines()[-1] == "0 True []", done.stderr
 
 
@@ -124,7 +125,7 @@ def test_the_compiler_works_after_loading() -> None:
         "    return 0\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout == "False True 4.0\n", done.stderr
 
 
@@ -141,7 +142,7 @@ def test_anything_else_of_the_compiler_is_there_while_loading() -> None:
         "    return 0\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout == "True module False\n", done.stderr
 
 
@@ -160,5 +161,5 @@ def test_lora_finds_the_packages_that_it_needs(tmp_path: Path) -> None:
         "    return 0\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, config], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script, config], capture_output=True, text=True, timeout=PATIENCE_S)
     assert int(done.stdout) > 0, done.stderr

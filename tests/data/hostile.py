@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, features
+from processes import PATIENCE_S
 
 END = tarfile.NUL * 1024
 HUGE = (2**63 - 1, 300 << 30)  # what no memory holds, and what a lazy system may seem to give
@@ -40,7 +41,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs code in a process of its own, which may die of it; it imports what this one does."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
 
 
 # Tar.

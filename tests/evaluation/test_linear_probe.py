@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from processes import PATIENCE_S
 
 from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
 from osm.synthetic.scenes.scene_names import PLAIN
@@ -28,7 +29,7 @@ def test_statistics_of_a_few_scenes(tmp_path: Path) -> None:
 
     command = [sys.executable, str(SCRIPT), "--features", "statistics", "--datasets", str(tmp_path / "sets.yaml")]
     command += ["--shards", f"{PLAIN}={tmp_path}/shards/000000000.tar"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["benchmark"], document["features"]) == ("linear_probe", "statistics")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S
 from six_sets import AreaNamer, make, row_of
 
 from osm.evaluation.evaluate_cli import evaluate_main
@@ -52,7 +53,7 @@ def test_torchrun(root: Path) -> None:
         make(name, root, 5)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, FAKE, "auto", "auto", "my.pt", "out"]
-    subprocess.run(command, cwd=root, env=environment(), check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=root, env=environment(), check=True, capture_output=True, timeout=PATIENCE_S)
     assert {path.name: path.read_bytes() for path in root.glob("out/*_pred_*")} == parts(root, 2)
     assert evaluate_main(["out", "2"]) == 0
 
@@ -140,7 +141,7 @@ def script(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess[
     python.chmod(0o755)
     command = ["bash", str(SCRIPT), *words]
     given = environment(PYTHON=str(python), **more)
-    return subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 def test_script_on_two_gpus(root: Path) -> None:

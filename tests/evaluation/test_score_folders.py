@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from panoptic_pets import write_panoptic
+from processes import PATIENCE_S
 
 from osm.errors import OsmError
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums
@@ -59,7 +60,7 @@ def test_figures_pool_masks_and_pair_the_modes() -> None:
 
 def test_a_folder_is_named_and_scored(place: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(checkpoint), str(tmp_path / "out"), f"coco:one={place}"]
-    done = subprocess.run([*command, f"coco:two={place}"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, f"coco:two={place}"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     found = json.loads(lines[-1])["folders"]
@@ -67,5 +68,5 @@ def test_a_folder_is_named_and_scored(place: Path, checkpoint: Path, tmp_path: P
     assert found["all"]["own"]["masks"] == 2 * found["one"]["own"]["masks"] > 0
     assert [line.split("|")[1].strip() for line in lines[-4:-1]] == ["one", "two", "all"]
     assert (tmp_path / "out" / "one" / "coco_pred_1_of_2.json").is_file()
-    twice = subprocess.run([*command, f"coco:one={place}"], capture_output=True, text=True, timeout=60)
+    twice = subprocess.run([*command, f"coco:one={place}"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert twice.returncode == 2 and "two folders have the title 'one'" in twice.stderr

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import PATIENCE_S
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def document_of(*arguments: str, runner: tuple[str, ...] = ()) -> dict[str, Any]:
     command = [sys.executable, *runner, str(BENCHMARKS / "train_step.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -219,6 +220,6 @@ def test_flags_that_are_not_right(train_step: ModuleType, arguments: list[str], 
 
 def test_random_weights_are_an_instructblips() -> None:
     command = [sys.executable, str(BENCHMARKS / "train_step.py"), "--config", "osm_nano", "--random_weights"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: --config osm_nano is not built around an InstructBLIP")

@@ -14,6 +14,7 @@ import yaml
 from example_packages import ROOT, install_example
 from fake_namer import FakeNamer
 from PIL import Image
+from processes import PATIENCE_S
 from tiny_run import Workshop
 
 from osm.datasets.table import DatasetTable
@@ -52,7 +53,9 @@ def test_a_set_is_converted_trained_on_and_evaluated(
 
     def osm(*arguments: object) -> None:
         command = [sys.executable, "-m", "osm", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=PATIENCE_S
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     files = ["--image_dir", tmp_path / "images", "--json_file", tmp_path / "circles.json"]

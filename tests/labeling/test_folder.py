@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import PATIENCE_S, wait_until
 from pycocotools import mask as coco_mask
 from sams import ANY, tiny_sam
 from test_namer import built  # noqa: F401  (a fixture)
@@ -279,18 +279,18 @@ def test_killed_and_started_again(photos: Path, checkpoint: Path, tmp_path: Path
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.Popen(command(tmp_path / "killed"), env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not documents_there(tmp_path / "killed") and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: documents_there(tmp_path / "killed"), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     there = documents_there(tmp_path / "killed")
     assert 1 <= len(there) < len(some)
     times = {path: path.stat().st_mtime_ns for path in there}
-    again = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        command(tmp_path / "killed"), env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert again.returncode == 0 and f"{len(some) - len(there)} images named, {len(there)} skipped" in again.stdout
     assert times == {path: path.stat().st_mtime_ns for path in there}
-    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
     check(tmp_path / "killed", set(some))
     assert documents(tmp_path / "killed") == documents(tmp_path / "whole")
     for path in (tmp_path / "whole").iterdir():

@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from noise_photos import COUNT, noise_photos
+from processes import wait_until
 
 from osm.labeling.label_cli import main
 from osm.labeling.label_output import LabelTarget, grown_names, write_labels
@@ -67,10 +67,7 @@ def test_killed_twice_and_resumed_is_byte_identical(
     journal = tmp_path / ".osm_label" / "images_0.jsonl"
     for lines in (2, 6):
         process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
-                break
+        wait_until(lambda wanted=lines: journal.is_file() and journal.read_bytes().count(b"\n") >= wanted, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     with journal.open("ab") as file:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from convert_sets import SCRIPTS, SIZE, Set, files, members, summary, write_image
 from PIL import Image
+from processes import PATIENCE_S
 
 from osm.data.shard_writer import ShardWriter
 from osm.datasets.labels import load_labels
@@ -134,7 +135,7 @@ def test_killed_run_goes_on_byte_for_byte(tmp_path: Path) -> None:
         stuck = made.images / tar.getnames()[0]
     _, script, *arguments = made.command(killed, "--num_files_per_shard", "4", "--num_workers", "2")
     program = KILLED_AT_AN_IMAGE.format(image=str(stuck), shard=str(killed / "000000001.tar"), script=script)
-    process = subprocess.run([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL, timeout=120)
+    process = subprocess.run([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL, timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL
     assert sorted(path.name for path in killed.glob("*.tar")) == ["000000000.tar", "000000001.tar"]
     assert not (killed / "sizes.json").exists()

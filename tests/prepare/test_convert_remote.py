@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from convert_sets import Set, files
+from processes import PATIENCE_S
 from servers import S3Server, registered
 
 from osm.errors import OsmError, RunStopped
@@ -89,7 +90,7 @@ def test_killed_and_started_again_on_an_empty_machine(
         image = made.images / [name for name in tar.getnames() if name.endswith(".jpg")][1]
     call = flags(made, f"s3://{BUCKET}/out")
     program = KILLED_AT_AN_IMAGE.format(image=str(image))
-    killed = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sorted(stored(clean_s3)) == [
         ".osm.lock",

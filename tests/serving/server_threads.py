@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from processes import PATIENCE_S, wait_until
 
 from osm.io.segmentation import encode_rle
 from osm.serving.app import AccessRules, create_app
@@ -76,7 +76,7 @@ class RunningServer:
         self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str = ""
     ) -> tuple[int, Any, dict[str, str]]:
         """Send a request; a body that is not bytes is sent as JSON. Return the status, the body and the headers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         kind = {} if data is None or isinstance(body, bytes) else {"Content-Type": "application/json"}
         connection.request(method or ("GET" if data is None else "POST"), path, data, {**kind, **(headers or {})})
@@ -132,7 +132,7 @@ def served(
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     try:
-        until(lambda: "server" in started and started["server"].started)
+        wait_until(lambda: "server" in started and started["server"].started)
         yield RunningServer(sock.getsockname()[1], services, started["guard"], worker)
     finally:
         worker.held.set()
@@ -140,14 +140,6 @@ def served(
             started["server"].should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"
-
-
-def until(condition: Any, seconds: float = 30.0) -> None:
-    """Wait until a condition is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        threading.Event().wait(0.01)
 
 
 def drawn_picture(number: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import MouseEvent
+from processes import PATIENCE_S
 
 from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest
@@ -103,7 +104,7 @@ def test_the_notebook_from_top_to_bottom(checkpoint: Path, tmp_path: Path, monke
     segmenter += "segmenters.load_segmenter = lambda *a, **k: standin.Areas()"
     clicks = MOUSE + "mouse(explorer, (60, 70), (60, 70)); mouse(explorer, (60, 70), (200, 300))\nexplorer"
     notebook.cells = [new(segmenter), *notebook.cells, new(clicks), new("import matplotlib; matplotlib.get_backend()")]
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE_S, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [str(cell.get("outputs", "")) for cell in notebook.cells]
     assert "modes: " in outputs[3] and "jupyter.widget-view" in outputs[5]  # a widget that takes clicks
     assert "point 60, 70" in outputs[-2] and "box 60, 70, 140, 230" in outputs[-2]

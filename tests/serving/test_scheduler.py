@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
-from server_threads import as_base64, drawn_picture, rle_region, served, until
+from processes import wait_until
+from server_threads import as_base64, drawn_picture, rle_region, served
 
 from osm.errors import OsmError
 from osm.serving.engine import Engine
@@ -230,9 +231,9 @@ def test_over_http(engine: Engine) -> None:
         queue = server.services.models["tiny"]
         with ThreadPoolExecutor(4) as pool:
             first = pool.submit(server.send, "/v1/name", BODY)
-            until(lambda: server.worker.batches)
+            wait_until(lambda: server.worker.batches)
             second = pool.submit(server.send, "/v1/name", BODY)
-            until(lambda: queue.length == 1)
+            wait_until(lambda: queue.length == 1)
             status, document, headers = server.send("/v1/name", BODY)
             assert status == 503 and int(headers["retry-after"]) >= 1 and document["error"]["code"] == "overloaded"
             server.worker.kill()
@@ -249,5 +250,5 @@ def test_a_request_that_takes_too_long(engine: Engine) -> None:
     with served(engine, batch=BatchLimits(timeout_seconds=0.3)) as server:
         server.worker.held.clear()
         assert "took longer than 0.3 seconds" in server.message("/v1/name", BODY, 504)
-        until(lambda: server.services.models["tiny"].restarts == 1 and server.send("/ready")[0] == 200)
+        wait_until(lambda: server.services.models["tiny"].restarts == 1 and server.send("/ready")[0] == 200)
         assert server.send("/v1/name", BODY)[0] == 200

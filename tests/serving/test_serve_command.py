@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_threads import RunningServer, as_base64, drawn_picture, rle_region, until
+from processes import PATIENCE_S, wait_until
+from server_threads import RunningServer, as_base64, drawn_picture, rle_region
 
 from osm.serving.serve_cli import demo_main, main, model_names, openapi_text
 
@@ -53,7 +54,7 @@ class Command:
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=60)
+        _, log = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, log
 
 
@@ -85,7 +86,7 @@ def test_a_killed_worker_and_a_graceful_end(checkpoint: Path) -> None:
         with ThreadPoolExecutor(4) as pool:  # whoever is hit gets one error, and everybody is answered later
             statuses = [found[0] for found in pool.map(lambda _: command.send("/v1/name", BODY), range(4))]
         assert set(statuses) <= {200, 500}
-        until(lambda: command.send("/v1/name", BODY)[0] == 200, 60)
+        wait_until(lambda: command.send("/v1/name", BODY)[0] == 200)
         assert command.send("/v1/name", BODY)[1]["regions"] == answers[0]["regions"]
         assert command.send("/health")[0] == 200
 
@@ -93,7 +94,7 @@ def test_a_killed_worker_and_a_graceful_end(checkpoint: Path) -> None:
         many = {**BODY, "regions": [rle_region()] * 250, "modes": ["any"]}
         with ThreadPoolExecutor(1) as pool:
             last = pool.submit(command.send, "/v1/name", many)
-            until(lambda: b'route="/v1/name"' in command.send("/metrics")[1])
+            wait_until(lambda: b'route="/v1/name"' in command.send("/metrics")[1])
             code, log = command.end()
             assert last.result()[0] in (200, 503)
         assert code == 0, log
@@ -128,12 +129,12 @@ def test_a_signal_while_the_model_is_loaded(checkpoint: Path) -> None:
     def workers() -> list[str]:
         return subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
 
-    until(workers, 60)
+    wait_until(workers)
     children = workers()
     process.terminate()
-    out, log = process.communicate(timeout=60)
+    out, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0 and out == "" and "Traceback" not in log
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 30)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from processes import PATIENCE_S
 from servers import FileServer, S3Server
 
 from osm.errors import OsmError, RunStopped
@@ -101,7 +102,7 @@ def test_processes_fetch_a_file_once(cache: FileCache, shelf: Path, server: File
     two = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert server.wait_for(lambda: server.requests(method="HEAD") >= 2, 60)
     server.resume.set()
-    assert [process.communicate(timeout=60)[0].strip() for process in (one, two)] == [b"1000000"] * 2
+    assert [process.communicate(timeout=PATIENCE_S)[0].strip() for process in (one, two)] == [b"1000000"] * 2
     assert server.requests(method="GET") == 1 and server.sent() == 1_000_000
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S
 from servers import S3Server, registered
 
 from osm.cli import main
@@ -52,7 +53,7 @@ def test_a_lock_is_had_by_one_and_given_back(clean_s3: S3Server) -> None:
 
 def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over(clean_s3: S3Server) -> None:
     code = f"import os; from osm.storage.lock import Lock; Lock({URL!r}, 'out').__enter__(); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S).returncode == 9
     assert owner(clean_s3)["pid"] != os.getpid()
     with Lock(URL, "out"):
         assert owner(clean_s3)["pid"] == os.getpid()

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from processes import PATIENCE_S
 from tiny_run import ENVIRONMENT, TRAIN
 from torch.distributed import run as torchrun
 
@@ -67,7 +68,7 @@ class Cluster:
 
     def run(self, script: str, *flags: str, code: int = 0, **environment: str) -> str:
         process = self.start(script, *flags, **environment)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code, said
         return said
 

@@ -10,12 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_stubs import ROOT, Cluster
+from processes import PATIENCE_S, wait_until
 from tiny_run import TRAIN, Workshop, finish, losses, start
 
 from osm.datasets.table import PUBLISHED_MODES
@@ -84,7 +84,7 @@ def test_everything_can_be_said_otherwise(cluster: Cluster, script: str) -> None
 def test_one_machine_ends_as_torchrun_does(cluster: Cluster) -> None:
     cluster.job("echo $$ $TORCH_ELASTIC_SHUTDOWN_TIMEOUT; exit 7")
     process = cluster.start("train_8gpu.sh")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 7 and said.split() == [str(process.pid), "100"]  # itself, not a child of the script
     assert cluster.launched()[0].standalone
 
@@ -135,12 +135,10 @@ def stopped_run(cluster: Cluster, code: int = 0, **environment: str) -> str:
     (cluster.folder / "pid").unlink(missing_ok=True)
     cluster.job(STOPS)
     process = cluster.start("slurm_train.sh", **{**SLURM, "STEP": "12", **environment})
-    deadline = time.monotonic() + 30
-    while not (cluster.folder / "pid").exists() or not (cluster.folder / "pid").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    pid = cluster.folder / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text(), process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, said
     return said
 
@@ -240,12 +238,9 @@ def test_torchrun_lets_them_write_and_does_not_start_them_again(cluster: Cluster
     environment = {**SLURM, "SLURM_SUBMIT_DIR": str(cluster.folder), "RUN": "run", "TORCHRUN": LAUNCHER}
     process = cluster.start("slurm_train.sh", PORT=free_port(), GPUS="1", **environment)
     try:
-        deadline = time.monotonic() + 60
-        while len(list(cluster.folder.glob("worker*.pid"))) < 2:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: len(list(cluster.folder.glob("worker*.pid"))) == 2, process)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 0 and "stopped at step 5, requeued" in said, said

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PATIENCE_S
 from small_disk import mounted
 from stream_sets import bands, panoptic, write_shard
 from tiny_run import Workshop, finish, launcher, losses, start
@@ -89,7 +90,7 @@ def test_a_nan_on_one_of_two_skips_the_step_on_both(
 def test_too_many_skipped_steps_in_a_row_end_the_run(workshop: Workshop, tmp_path: Path, spoilt: Path) -> None:
     arguments = workshop.arguments(tmp_path / "run", "--max_skipped_steps", "3", sets={"pan": (1, 12)})
     process = start(["1,2,4,5,6", *arguments], (), spoilt)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3, said
     assert "error: step 7: the loss or its gradient was not finite in 3 consecutive steps (--max_skipped_steps)" in said
     assert "Traceback" not in said
@@ -115,7 +116,7 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
     )
     arguments = workshop.arguments(tmp_path / "run", "--workers", "2", sets={"pan": (1, 12)})
     process = start(arguments, (), script)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3, said
     assert "error: a data-loader worker died (DataLoader worker" in said
 
@@ -208,7 +209,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
     flags = ("--checkpoint_every_steps", "1", "--keep_checkpoints", "100", "--workers", "0")
     arguments = workshop.arguments(run, *flags, sets={"pan": (1, 40 * processes)})
     process = start(arguments, launcher(processes) if processes > 1 else ())
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (3 if processes == 1 else 1), said
     whole = readable_checkpoints(run)
     assert whole and f"The newest intact checkpoint: {whole[0]}" in said and "No space left on device" in said, said

@@ -7,12 +7,12 @@ import re
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from cluster_stubs import ROOT, Cluster
 from noise_photos import noise_photos
+from processes import PATIENCE_S, wait_until
 
 from osm.labeling.label_cli import options_of, parser
 from osm.labeling.parts.part_store import PartStore
@@ -74,12 +74,9 @@ def stopped(cluster: Cluster, code: int = 0, **environment: str) -> str:
     (cluster.folder / "ready").unlink(missing_ok=True)
     cluster.job('trap "echo stopped; exit 143" TERM; touch "$STUBS/ready"; while :; do sleep 0.05; done')
     process = cluster.start(SCRIPT, **{**ARRAY, **environment})
-    deadline = time.monotonic() + 30
-    while not (cluster.folder / "ready").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((cluster.folder / "ready").exists, process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, said
     return said
 

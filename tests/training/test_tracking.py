@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_S
 
 from osm.errors import OsmError
 from osm.training.tracking import Tracker, read_log
@@ -49,6 +50,6 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
         "import os, sys; from pathlib import Path; from osm.training.tracking import Tracker\n"
         "Tracker(Path(sys.argv[1]), True, 'off', 'osm', {}); os.kill(os.getpid(), 9)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=PATIENCE_S)
     assert killed.returncode == -9
     open_tracker(tmp_path).close()

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import kill_tree
+from processes import PATIENCE_S, kill_tree
 from servers import S3Server
 from tiny_run import Workshop, finish, launcher, losses, start
 
@@ -76,7 +76,7 @@ def test_a_store_that_fails_ends_the_run_with_a_sentence(
         server.status = {f"training/pan/{number:03d}.tar": 503 for number in range(2)}
         server.methods = {"GET"}
         run = start(arguments(workshop, tmp_path / "again", "s3://training/pan/{000..001}.tar"), **environment)
-        said, _ = run.communicate(timeout=200)
+        said, _ = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 3, said
         assert re.search(
             r"error: s3://training/pan/00[01].tar: .*tried 3 times.; run the same command again to resume", said

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from processes import PATIENCE_S
 from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write_shard
 from tiny import tiny_llm, tiny_model_section
 
@@ -119,7 +120,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     return said
 

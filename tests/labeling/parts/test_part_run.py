@@ -22,6 +22,7 @@ import pyarrow.parquet as parquet
 import pytest
 from cluster_simulation import PART_REQUESTS, SHARD_REQUESTS
 from noise_photos import COUNT, noise_photos
+from processes import wait_until
 from servers import S3Server
 
 from osm.errors import OsmError, RunStopped
@@ -382,15 +383,10 @@ def test_workers_end_with_their_parent(command: Callable[..., list[str]], tmp_pa
                     found.append(int(path.name))
         return found
 
-    deadline = time.monotonic() + 60
-    while len(children()) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(children()) >= 2, process)
     process.kill()
     process.wait()
-    while children():
-        assert time.monotonic() < deadline, "the workers go on"
-        time.sleep(0.05)
+    wait_until(lambda: not children(), message="the workers go on")
 
 
 def test_a_server_that_fails_ends_the_run() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from noise_photos import noise_photos
+from processes import PATIENCE_S, wait_until
 
 from osm.labeling.label_cli import main
 from osm.labeling.parts.part_store import PartStore
@@ -62,10 +63,7 @@ class Driver:
         return found
 
     def wait_for_parts(self, out: Path, count: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(files(out)) < count:
-            assert self.process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(files(out)) >= count, self.process)
 
 
 def test_the_same_parts_whatever_is_killed(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -77,19 +75,13 @@ def test_the_same_parts_whatever_is_killed(photos: Path, checkpoint: Path, tmp_p
     driver.wait_for_parts(tmp_path / "ray", 1)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.communicate()
-    deadline = time.monotonic() + 60
-    while driver.workers():
-        assert time.monotonic() < deadline, "the workers of a killed driver go on"
-        time.sleep(0.1)
+    wait_until(lambda: not driver.workers(), message="the workers of a killed driver go on")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").glob("part*")}
 
     driver = Driver(words)
-    deadline = time.monotonic() + 120
-    while not driver.workers():
-        assert driver.process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(driver.workers, driver.process)
     os.kill(driver.workers()[0], signal.SIGKILL)
-    said, errors = driver.process.communicate(timeout=300)
+    said, errors = driver.process.communicate(timeout=PATIENCE_S)
     assert driver.process.returncode == 1, errors
     assert said.splitlines()[0].startswith("11 images, ") and files(tmp_path / "ray") == expected
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").glob("part*")}
