@@ -1,6 +1,9 @@
 # shellcheck shell=bash disable=SC2154
 # Sourced by scripts that set $venv and $python: creates a virtual environment and installs packages into it.
 
+# Python writes the bytecode of what it imports, so that no later process compiles it again. Containers often forbid it.
+unset PYTHONDONTWRITEBYTECODE
+
 pip_install() {
     # Files are not compiled here, because only a few of the many thousand files are ever imported.
     "$python" -m pip install --quiet --progress-bar off --no-compile "$@"

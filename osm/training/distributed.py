@@ -139,7 +139,7 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl requires CUDA, but this process runs on {chosen.type}; use gloo")
         # Checkpoints are written from CPU tensors, so gloo is needed even if gradients are exchanged over nccl.
-        _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
+        _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url, rank, size)
         # A separate process group keeps the checkpoint writer's collective operations separate from those of training.
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
@@ -147,10 +147,10 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     return World(rank, size, chosen, local_size)
 
 
-def _join(backend: str, url: str) -> None:
+def _join(backend: str, url: str, rank: int, size: int) -> None:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        dist.init_process_group(backend, init_method=url)
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=size)
         return
     # torchrun's store outlives the processes. Without a prefix, restarted processes would find the addresses of dead
     # processes. With several torchrun agents (machines), the restart count may differ between agents, so the count

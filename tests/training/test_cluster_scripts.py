@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from cluster_stubs import ROOT, Cluster
 from processes import PATIENCE_S, wait_until
-from tiny_run import TRAIN, Workshop, finish, losses, start
+from tiny_run import TRAIN, Workshop, finish, free_port, losses, start
 
 from osm.datasets.table import PUBLISHED_MODES
 from osm.training import run_config
@@ -203,12 +202,6 @@ def two_nodes(cluster: Cluster) -> None:
     )
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 STOPPABLE = """
 import os, signal, sys, time
 rank, out = os.environ["RANK"], os.environ["STUBS"]
@@ -236,7 +229,7 @@ def test_torchrun_lets_them_write_and_does_not_start_them_again(cluster: Cluster
     (cluster.folder / "train" / "train.py").write_text(STOPPABLE)
     shutil.copytree(ROOT / "scripts", cluster.folder / "scripts")
     environment = {**SLURM, "SLURM_SUBMIT_DIR": str(cluster.folder), "RUN": "run", "TORCHRUN": LAUNCHER}
-    process = cluster.start("slurm_train.sh", PORT=free_port(), GPUS="1", **environment)
+    process = cluster.start("slurm_train.sh", PORT=str(free_port()), GPUS="1", **environment)
     try:
         wait_until(lambda: len(list(cluster.folder.glob("worker*.pid"))) == 2, process)
         process.send_signal(signal.SIGTERM)
@@ -257,7 +250,7 @@ def test_two_torchruns_train_as_one(workshop: Workshop, tmp_path: Path, cluster:
     )
     two_nodes(cluster)
     process = cluster.start(
-        "slurm_train.sh", *two, PORT=free_port(), GPUS="1", SETS="", FSDP="", TORCHRUN=LAUNCHER, **SLURM
+        "slurm_train.sh", *two, PORT=str(free_port()), GPUS="1", SETS="", FSDP="", TORCHRUN=LAUNCHER, **SLURM
     )
     try:
         said = finish(process)

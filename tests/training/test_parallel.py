@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Workshop, finish, launcher, start
+from tiny_run import Workshop, finish, free_port, launcher, start
 
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.gated import repeated_blocks
@@ -29,22 +30,50 @@ def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int 
                 assert other[name] == pytest.approx(value, abs=1e-5, rel=1e-5), (one["step"], name)
 
 
+LAYOUTS = {
+    "ddp": (),
+    "full": ("--fsdp", "--gradient_checkpointing"),
+    "hybrid": ("--fsdp", "--fsdp_sharding_strategy", "hybrid", "--fsdp_shard_size", "2"),
+}
+# Several runs in the same processes, which take long to start. Each run has a rendezvous of its own.
+ONE_AFTER_ANOTHER = """
+import json, sys
+from osm.training.train_cli import main
+
+for arguments in json.load(open(sys.argv[1])):
+    assert main(arguments) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def layouts(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of both bridges in every layout, in folders `BRIDGE_LAYOUT`; `said` is what they printed."""
+    folder = tmp_path_factory.mktemp("layouts")
+    runs = []
+    for variant in BRIDGES.builtin:
+        for name, flags in LAYOUTS.items():
+            where = ("--dist-url", f"tcp://127.0.0.1:{free_port()}")
+            runs.append(
+                workshop.arguments(folder / f"{variant}_{name}", *MORE, *flags, *where, sets=SETS, variant=variant)
+            )
+    (folder / "runs.json").write_text(json.dumps(runs))
+    script = folder / "one_after_another.py"
+    script.write_text(ONE_AFTER_ANOTHER)
+    (folder / "said").write_text(finish(start([str(folder / "runs.json")], launcher(4), script)))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", BRIDGES.builtin)
-def test_every_layout_trains_alike(workshop: Workshop, tmp_path: Path, variant: str) -> None:
+def test_every_layout_trains_alike(workshop: Workshop, layouts: Path, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
-    layouts = {
-        "ddp": (),
-        "full": ("--fsdp", "--gradient_checkpointing"),
-        "hybrid": ("--fsdp", "--fsdp_sharding_strategy", "hybrid", "--fsdp_shard_size", "2"),
-    }
     one = workshop.train(tmp_path / "one", *MORE, sets=SETS, variant=variant)
-    for name, flags in layouts.items():
-        run = tmp_path / name
-        said = finish(start(workshop.arguments(run, *MORE, *flags, sets=SETS, variant=variant), launcher(4)))
-        assert "4 process(es) on cpu" in said and said.count("epoch 0 step 1:") == 1
+    said = (layouts / "said").read_text()
+    assert said.count("4 process(es) on cpu") == said.count("epoch 0 step 1:") == 2 * len(LAYOUTS)
+    for name in LAYOUTS:
+        run = layouts / f"{variant}_{name}"
         agree(one, read_log(run))
-        ends = [torch.load(tmp_path / r / "checkpoint_0.pt", weights_only=True) for r in ("one", name)]
+        ends = [torch.load(folder / "checkpoint_0.pt", weights_only=True) for folder in (tmp_path / "one", run)]
         for key, value in ends[0]["model_state_dict"].items():
             if not key.endswith("key.bias"):  # softmax ignores it: Adam makes steps of its gradient's rounding
                 torch.testing.assert_close(ends[1]["model_state_dict"][key], value, atol=1e-4, rtol=1e-3, msg=key)

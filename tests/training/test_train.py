@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Workshop, finish, losses, start
+from tiny_run import Workshop, finish, free_port, losses, start
 
 import osm
 from osm.datasets.table import PUBLISHED_MODES
@@ -55,12 +54,9 @@ def test_two_processes_are_one_that_emulates_them(workshop: Workshop, tmp_path: 
     """Two sets with batch sizes of their own, accumulation, several masks an image: the same mathematics."""
     more = ("--gradient_accumulation_steps", "2", "--masks_per_image", "2")
     options: dict[str, Any] = {"sets": {"pan": (1, 12), "inst": (2, 24)}, "dropout": 0.0}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launcher = "-m torch.distributed.run --nnodes=1 --nproc_per_node=2 --master_addr=127.0.0.1"
     arguments = workshop.arguments(tmp_path / "two", *more, **options)
-    process = start(arguments, (*launcher.split(), f"--master_port={port}"))
+    process = start(arguments, (*launcher.split(), f"--master_port={free_port()}"))
     one = workshop.train(tmp_path / "one", *more, "--emulate_world_size", "2", **options)
     said = finish(process)
     two = read_log(tmp_path / "two")

@@ -97,13 +97,17 @@ class Workshop:
         return Trainer(parse(self.arguments(run, *more, **options)), World(0, 1, torch.device("cpu")))
 
 
-def launcher(processes: int, *more: str) -> tuple[str, ...]:
-    """torchrun on this machine, at a port of its own."""
+def free_port() -> int:
+    """A port that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def launcher(processes: int, *more: str) -> tuple[str, ...]:
+    """torchrun on this machine, at a port of its own."""
     fixed = f"-m torch.distributed.run --nnodes=1 --nproc_per_node={processes} --rdzv-backend=c10d"
-    return (*fixed.split(), f"--rdzv-endpoint=127.0.0.1:{port}", *more)
+    return (*fixed.split(), f"--rdzv-endpoint=127.0.0.1:{free_port()}", *more)
 
 
 def start(
