@@ -5,9 +5,10 @@
 
 DATA contains coco_panoptic/ and coco_mini/, of which only `train` is read. Each mask is described by feature maps of
 EfficientNet-lite2 (strides 8, 16 and 32, and the last layer before the classifier), which are averaged over the mask,
-over its context box and over the image. A ridge classifier is trained on one fold of the photos and scored on the other
-(benchmarks/photo_folds.py). No LLM is involved, so the figures measure what the features contain, not what a model
-answers. OUT keeps the features of each input size. The last line of the output is a JSON document.
+over its context box, over the image, and over the mask in a zoom window (`osm.models.zoom`). A ridge classifier is
+trained on one fold of the photos and scored on the other (benchmarks/photo_folds.py). No LLM is involved, so the
+figures measure what the features contain, not what a model answers. OUT keeps the features of each input size. The last
+line of the output is a JSON document.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from sklearn.linear_model import RidgeClassifier  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
+from torchvision.ops import roi_align  # noqa: E402
 
 from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
 from osm.datasets.table import Dataset  # noqa: E402
@@ -34,11 +37,15 @@ from osm.forms import split_of  # noqa: E402
 from osm.io.resizing import fitted_size  # noqa: E402
 from osm.models.masks import context_mask  # noqa: E402
 from osm.models.weights import load_first, timm_state_dict  # noqa: E402
+from osm.models.zoom import zoom_boxes  # noqa: E402
 
 NAME = "tf_efficientnet_lite2"
 SIZES = (896, 640)
 MAPS = ("8", "16", "32", "head")
 REGIONS = ("mask", "context", "image")
+# region -> (side of the zoom window, by which share of its side it is larger than the mask's box); at SIZES[0] only
+ZOOMS = {"zoom 256": (256, 0.5), "wide zoom 256": (256, 1.0), "zoom 384": (384, 0.5)}
+ZOOM_MAPS = ("16", "32")
 ALPHAS = (100.0, 300.0, 1000.0)
 CONTEXT = 0.5  # the context box is this much larger than the mask's box, as in configs/osm_small.yaml
 # title -> (input size, maps, regions). The first is osm-small's, which the others are compared with.
@@ -50,6 +57,12 @@ WANTED: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "last layer, mask": (896, ("head",), ("mask",)),
     "strides 16 and 32 and last layer, mask": (896, ("16", "32", "head"), ("mask",)),
     "strides 16 and 32, mask, input of 640 pixels": (640, ("16", "32"), ("mask",)),
+    "strides 16 and 32, zoom window of 256 pixels only": (896, ("16", "32"), ("zoom 256",)),
+    "strides 16 and 32, mask, zoom window of 256 pixels": (896, ("16", "32"), ("mask", "zoom 256")),
+    "strides 16 and 32, mask, wider zoom window of 256 pixels": (896, ("16", "32"), ("mask", "wide zoom 256")),
+    "strides 16 and 32, mask, both of these windows": (896, ("16", "32"), ("mask", "zoom 256", "wide zoom 256")),
+    "strides 16 and 32, all regions, zoom window of 256 pixels": (896, ("16", "32"), (*REGIONS, "zoom 256")),
+    "strides 16 and 32, mask, zoom window of 384 pixels": (896, ("16", "32"), ("mask", "zoom 384")),
 }
 
 
@@ -88,12 +101,30 @@ class Maps:
                 mean_KD = cover_KG @ map_hhD.flatten(0, 1) / cover_KG.sum(1, keepdim=True).clamp(min=1e-6)
                 for one, mean_D in zip(described, mean_KD, strict=True):
                     one[f"{name} {region}"] = mean_D.numpy().copy()
+        for zoom, (side, enlarge) in (ZOOMS if self.size == SIZES[0] else {}).items():
+            boxes_K4 = zoom_boxes(mask_K1SS, enlarge)
+            for one, mask_1SS, box_4 in zip(described, mask_K1SS, boxes_K4, strict=True):
+                one.update({f"{name} {zoom}": mean for name, mean in self._zoomed(canvas, mask_1SS, box_4, side)})
         return described
+
+    def _zoomed(
+        self, canvas_3SS: torch.Tensor, mask_1SS: torch.Tensor, box_4: torch.Tensor, side: int
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name of each map, and its mean over the mask in a window with the given side."""
+        window_13zz, mask_11zz = (
+            roi_align(x[None], [box_4[None]], side, sampling_ratio=sampling, aligned=True)
+            for x, sampling in ((canvas_3SS, -1), (mask_1SS, 2))
+        )
+        maps = self.model.forward_intermediates(window_13zz, indices=[3, 4], intermediates_only=True)
+        for name, one in zip(ZOOM_MAPS, maps, strict=True):
+            map_hhD = F.layer_norm(one[0].permute(1, 2, 0), one.shape[1:2])
+            cover_G = F.avg_pool2d(mask_11zz, side // len(map_hhD)).flatten()
+            yield name, (cover_G @ map_hhD.flatten(0, 1) / cover_G.sum().clamp(min=1e-6)).numpy().copy()
 
 
 def features_of(data: Path, out: Path, size: int) -> dict[str, np.ndarray]:
     """Return the features of all masks (M, D), keyed by `map region`, and their `class`, `fold` and `image`."""
-    path = out / f"features_{size}.npz"
+    path = out / f"described_{size}.npz"
     if not path.exists():
         maps, rows, images = Maps(size), [], 0
         for name in ("coco_panoptic", "coco_mini"):

@@ -26,7 +26,7 @@ class Sample:
 
     Attributes:
         key: key of the sample in its shard.
-        pixels: the view, uint8 (h, w, 3); None if the feature cache holds its tokens.
+        pixels: the view, uint8 (h, w, 3); None if the feature cache holds its tokens and the pixels are not needed.
         masks: bool (K, 1, S, S), padded like the image.
         targets: the K target answers. prompts: the K prompts.
         cached_view: number of the fixed view whose tower tokens are in the feature cache; None without a cache.
@@ -49,10 +49,14 @@ class SampleTransform:
         views: with `views` > 0, each image is only used in this number of fixed views, whose tower tokens can be
             cached.
         seed: seed of the fixed views. A fixed view depends on this seed, its number and the key of the sample.
+        keep_pixels: whether samples of fixed views have pixels as well. Models with zoom windows need them.
     """
 
-    def __init__(self, config: SampleConfig, processor: Processor, views: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, config: SampleConfig, processor: Processor, views: int = 0, seed: int = 0, keep_pixels: bool = False
+    ) -> None:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
+        self.keep_pixels = keep_pixels
 
     def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
         """Make a training sample: a random view of the image with masks, prompts and answers.
@@ -65,7 +69,9 @@ class SampleTransform:
             number = int(rng.integers(self.views))
             view = self.fixed_view(scene, key, number)
             segments = scene.pick(view, count, rng, fixed_view=True, whole_prob=whole_prob)
-            return self._sample(scene, key, view, segments, rng, number)
+            sample = self._sample(scene, key, view, segments, rng, number)
+            sample.pixels = scene.pixels(view) if self.keep_pixels else None
+            return sample
         view, segments = self._draw_view_until(
             scene, key, rng, lambda view: scene.pick(view, count, rng, whole_prob=whole_prob)
         )

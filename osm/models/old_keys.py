@@ -136,8 +136,16 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the bridge fields to omit from checkpoints. Earlier code versions have no direct path."""
-    return ("kind",) if sizes["direct_tokens"] else ("kind", "direct_tokens", "direct_width")
+    """Return the names of the bridge fields to omit from checkpoints.
+
+    Earlier code versions have no direct path, or a direct path without zoom windows.
+    """
+    left_out = ["kind"]
+    if not sizes["direct_tokens"]:
+        left_out += ["direct_tokens", "direct_width"]
+    if not sizes["direct_zoom"]:
+        left_out += ["direct_zoom", "direct_zoom_enlarge"]
+    return tuple(left_out)
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:

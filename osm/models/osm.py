@@ -20,6 +20,8 @@ from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
+from osm.models.bridges.direct import DirectPathConfig
+from osm.models.bridges.pooling import RegionFeatures
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
 from osm.models.lora import add_lora, lora_parameters, train_dropout
@@ -29,6 +31,7 @@ from osm.models.model_config import ModelConfig
 from osm.models.probability_calibration import ProbabilityCalibration
 from osm.models.towers.tower import Tower, check_tokens
 from osm.models.windows import SlidingWindows
+from osm.models.zoom import zoom_tokens
 
 
 class OmniScientModel(nn.Module):
@@ -56,6 +59,7 @@ class OmniScientModel(nn.Module):
         named = config.tower.name or config.base_model_name or type(tower).__name__
         check_tokens(tower, config.sliding_window_size, f"tower {named!r} with windows of {config.sliding_window_size}")
         self.tower, self.bridge, self.llm = tower, bridge, llm
+        self._check_zoom(named)
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
@@ -64,6 +68,15 @@ class OmniScientModel(nn.Module):
         if config.lora.rank:
             add_lora(llm, config.lora)
         self.bridge.attach(llm)
+
+    def _check_zoom(self, named: str) -> None:
+        """Raise OsmError if the tower, which is called `named` in messages, does not support the zoom windows."""
+        if not self.zoom:
+            return
+        if self.tower.window not in (None, self.zoom) or self.zoom % self.tower.patch:
+            sizes = f"multiples of {self.tower.patch}" if self.tower.window is None else f"{self.tower.window}"
+            raise OsmError(f"model.bridge.direct_zoom {self.zoom}: this tower only supports windows of {sizes} pixels")
+        check_tokens(self.tower, self.zoom, f"tower {named!r} with zoom windows of {self.zoom}")
 
     @property
     def prefix_tokens(self) -> int:
@@ -124,20 +137,46 @@ class OmniScientModel(nn.Module):
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
-    def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
-        """Compute the bridge's features from binary masks and binary context masks, both of shape (R, 1, S, S).
+    @property
+    def zoom(self) -> int:
+        """The side of the zoom windows in pixels (`osm.models.zoom`), or 0 if the model has no zoom windows."""
+        return int(getattr(self.bridge.config, "direct_zoom", 0))
+
+    def mask_features(
+        self,
+        segmentation_mask: Tensor,
+        input_context_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> MaskFeatures:
+        """Compute the bridge's features from masks.
+
+        Args:
+            segmentation_mask: (R, 1, S, S), binary.
+            input_context_mask: (R, 1, S, S), binary.
+            pixel_values: (N, 3, S, S), the normalized images. Only models with zoom windows need them.
+            image_index: (R,), the index of each mask's image. By default, mask i belongs to image i.
 
         Raises:
-            OsmError: a mask has a different shape.
+            OsmError: a mask has a different shape, or the model has zoom windows and there are no images.
             SampleError: a mask is empty.
         """
         size = self.config.input_size
         for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
             if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
                 raise OsmError(f"{name} has shape {tuple(mask.shape)}; expected (R, 1, {size}, {size})")
-        return self.bridge.mask_features(
+        features = self.bridge.mask_features(
             segmentation_mask, input_context_mask, self.tower.patch, self.prefix_tokens, self.config.mask_to_grid
         )
+        if not self.zoom:
+            return features
+        if pixel_values is None:
+            raise OsmError(f"pixel_values is missing: this model cuts a window of {self.zoom} pixels out for each mask")
+        assert isinstance(features, RegionFeatures) and isinstance(self.bridge.config, DirectPathConfig)
+        index_R = _image_index(image_index, len(pixel_values), features)
+        enlarge = self.bridge.config.direct_zoom_enlarge
+        tokens_RC = zoom_tokens(self.tower, pixel_values, index_R, segmentation_mask, self.zoom, enlarge)
+        return replace(features, zoom_RC=tokens_RC)
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -207,7 +246,7 @@ class OmniScientModel(nn.Module):
             the mean cross entropy over all supervised tokens, a scalar.
         """
         tokens_NLC = self.encode_image(pixel_values)
-        keys = self.mask_features(segmentation_mask, input_context_mask)
+        keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         losses_R, counts_R = self.row_losses(
             tokens_NLC,
             *_rows(image_index, len(tokens_NLC), keys, qformer_input_ids, qformer_attention_mask, dataset_type),
@@ -243,7 +282,7 @@ class OmniScientModel(nn.Module):
             the new token ids (R, new) without prompt and BOS; rows that ended early are padded. With
             `return_dict_in_generate=True`, a ModelOutput with `sequences` and, if requested, `scores` and `logits`.
         """
-        keys = self.mask_features(segmentation_mask, input_context_mask)
+        keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         tokens_NLC = self.encode_image(pixel_values)
         rows = _rows(image_index, len(tokens_NLC), keys, qformer_input_ids, qformer_attention_mask, dataset_type)
         condition = self.bridge(self.bridge.image_state(tokens_NLC), *rows)

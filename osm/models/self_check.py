@@ -198,10 +198,11 @@ class _Examination:
         masks_R1SS = torch.zeros(ROWS, 1, size, size, device=tokens_NLC.device)
         for row in range(ROWS):
             masks_R1SS[row, :, row * size // 4 : (row + 2) * size // 4] = 1
-        features = model.mask_features(masks_R1SS, torch.ones_like(masks_R1SS))
+        image_R = torch.zeros(ROWS, dtype=torch.long, device=tokens_NLC.device)
+        pixels_13SS = torch.zeros(1, 3, size, size, device=tokens_NLC.device) if model.zoom else None
+        features = model.mask_features(masks_R1SS, torch.ones_like(masks_R1SS), pixels_13SS, image_R)
         ones_RT = torch.ones(ROWS, 2, dtype=torch.long, device=tokens_NLC.device)
         state = model.bridge.image_state(model.add_positions(tokens_NLC))
-        image_R = torch.zeros(ROWS, dtype=torch.long, device=tokens_NLC.device)
         modes = [model.config.modes[row % len(model.config.modes)] for row in range(ROWS)]
         return model.bridge(state, image_R, features, Instruction(ones_RT, ones_RT), modes)
 

@@ -374,9 +374,11 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
     with contextlib.ExitStack() as stack:
         for context in (live.watching(), gpu_kernels() if gpu else contextlib.nullcontext(), mode, live, counter):
             stack.enter_context(context)
-        tokens_NLC = model.encode_image(Pixels().pixel_values(batch.canvas))
+        pixels_N3SS = Pixels().pixel_values(batch.canvas)
+        tokens_NLC = model.encode_image(pixels_N3SS)
         tower_flops = counter.get_total_flops()
-        features = model.mask_features(batch.masks, context_mask(batch.masks, config.context_enlarge_ratio))
+        context_R1SS = context_mask(batch.masks, config.context_enlarge_ratio)
+        features = model.mask_features(batch.masks, context_R1SS, pixels_N3SS, batch.image_index)
         state = model.bridge.image_state(tokens_NLC)
         instruction = Instruction(text.qformer_ids[:, :PROMPT_TOKENS], text.qformer_mask[:, :PROMPT_TOKENS])
         condition = model.bridge(state, batch.image_index, features, instruction, batch.modes)

@@ -32,19 +32,26 @@ _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image: its (width, height) and the bridge state, whose tensors have a batch size of 1."""
+    """An encoded image: its (width, height) and the bridge state, whose tensors have a batch size of 1.
+
+    `canvas_13SS` is the padded image in uint8, which only models with zoom windows need.
+    """
 
     size: tuple[int, int]
     state: ImageState
+    canvas_13SS: Tensor | None = None
 
     @property
     def bytes(self) -> int:
         """The memory of the tensors in bytes, if no other image shares it."""
-        return sum(x.numel() * x.element_size() for part in self.state if part for x in part)
+        tensors = [x for part in self.state if part for x in part]
+        tensors += [] if self.canvas_13SS is None else [self.canvas_13SS]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     def copied(self) -> EncodedImage:
         """Return a copy that shares no memory with other images of its batch."""
-        return EncodedImage(self.size, [part and tuple(x.clone() for x in part) for part in self.state])
+        canvas_13SS = None if self.canvas_13SS is None else self.canvas_13SS.clone()
+        return EncodedImage(self.size, [part and tuple(x.clone() for x in part) for part in self.state], canvas_13SS)
 
 
 def stack_images(images: Sequence[EncodedImage]) -> ImageState:
@@ -104,15 +111,20 @@ class ImageEncoder:
 
     def _encode_together(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         model = self.model
+        canvases = [self.processor.canvas(image) for image in images]
         if len(images) == 1 and self.keeps_tokens:
-            state = model.bridge.image_state(model.add_positions(self.image_tokens(images[0])))
-            return [EncodedImage(images[0].size, state)]
-        canvas_N3SS = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
+            state = model.bridge.image_state(model.add_positions(self._kept_tokens(canvases[0], images[0].size)))
+            return [EncodedImage(images[0].size, state, canvases[0][None].to(model.device) if model.zoom else None)]
+        canvas_N3SS = torch.stack(canvases).to(model.device)
         sizes = [image.size for image in images]
         tokens_NLC = model.add_positions(self.tower_tokens(self.processor.pixel_values(canvas_N3SS), sizes))
         state = model.bridge.image_state(tokens_NLC)
         return [
-            EncodedImage(size, [part and tuple(x[i : i + 1] for x in part) for part in state])
+            EncodedImage(
+                size,
+                [part and tuple(x[i : i + 1] for x in part) for part in state],
+                canvas_N3SS[i : i + 1] if model.zoom else None,
+            )
             for i, size in enumerate(sizes)
         ]
 
@@ -121,11 +133,13 @@ class ImageEncoder:
 
         Images are the same if their pixels are equal after they are resized and padded.
         """
-        canvas_3SS = self.processor.canvas(image)
+        return self._kept_tokens(self.processor.canvas(image), image.size)
+
+    def _kept_tokens(self, canvas_3SS: Tensor, size: tuple[int, int]) -> Tensor:
         if self._last is not None and torch.equal(self._last[0], canvas_3SS):
             return self._last[1]
         pixels_13SS = self.processor.pixel_values(canvas_3SS[None].to(self.model.device))
-        tokens_1LC = self.tower_tokens(pixels_13SS, [image.size])
+        tokens_1LC = self.tower_tokens(pixels_13SS, [size])
         self._last = (canvas_3SS, tokens_1LC) if self.keeps_tokens else None
         return tokens_1LC
 
@@ -215,32 +229,36 @@ class MaskEncoder:
     def __init__(self, model: OmniScientModel, processor: Processor) -> None:
         self.model, self.processor, self.fallbacks = model, processor, 0
 
-    def encode(self, regions: Sequence[Region]) -> Iterator[EncodedMask]:
+    def encode(self, regions: Sequence[Region], image: EncodedImage) -> Iterator[EncodedMask]:
         """Encode the regions of one image. Only a few masks are created at a time, to limit memory usage."""
+        pixels_13SS = None if image.canvas_13SS is None else self.processor.pixel_values(image.canvas_13SS)
         for start in range(0, len(regions), _MASKS_AT_ONCE):
-            yield from self._encode_some(regions[start : start + _MASKS_AT_ONCE])
+            yield from self._encode_some(regions[start : start + _MASKS_AT_ONCE], pixels_13SS)
 
-    def _encode_some(self, regions: Sequence[Region]) -> list[EncodedMask]:
-        found: list[EncodedMask | None] = []
-        canvases = []
-        for region in regions:
-            mask = region.mask
-            canvas_11SS = self.processor.canvas_masks(mask[None])
-            if not mask.any():
-                found.append(EncodedMask(skipped="the mask is empty"))
-            elif not is_any(canvas_11SS):
-                found.append(EncodedMask(skipped="the mask vanishes at the model's input size"))
-            else:
-                found.append(None)
-                canvases.append(canvas_11SS)
-        encoded = iter(self._features(torch.cat(canvases)) if canvases else ())
-        return [skipped or next(encoded) for skipped in found]
+    def skip_reason(self, region: Region) -> str:
+        """Return why a region cannot be encoded, or an empty text if it can be."""
+        return self._canvas(region)[1]
 
-    def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
+    def _canvas(self, region: Region) -> tuple[Tensor, str]:
+        """Return the padded mask (1, 1, S, S) of a region, and the reason why it is skipped."""
+        mask = region.mask
+        canvas_11SS = self.processor.canvas_masks(mask[None])
+        if not mask.any():
+            return canvas_11SS, "the mask is empty"
+        return canvas_11SS, "" if is_any(canvas_11SS) else "the mask vanishes at the model's input size"
+
+    def _encode_some(self, regions: Sequence[Region], pixels_13SS: Tensor | None) -> list[EncodedMask]:
+        found = [self._canvas(region) for region in regions]
+        canvases = [canvas_11SS for canvas_11SS, skipped in found if not skipped]
+        encoded = iter(self._features(torch.cat(canvases), pixels_13SS) if canvases else ())
+        return [EncodedMask(skipped=skipped) if skipped else next(encoded) for _, skipped in found]
+
+    def _features(self, masks_K1SS: Tensor, pixels_13SS: Tensor | None) -> list[EncodedMask]:
         """Encode non-empty masks, each of which contains at least one pixel."""
         masks_K1SS = masks_K1SS.to(self.model.device)
         context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
-        features = self.model.mask_features(masks_K1SS, context_K1SS)
+        image_K = torch.zeros(len(masks_K1SS), dtype=torch.long, device=masks_K1SS.device)
+        features = self.model.mask_features(masks_K1SS, context_K1SS, pixels_13SS, image_K)
         self.fallbacks += features.fallbacks
         return [EncodedMask(row) for row in features.rows()]
 

@@ -379,9 +379,9 @@ class Recognizer:
     ) -> list[list[list[Recognition]]]:
         answers: list[list[list[Recognition]]] = []
         by_prompt: dict[str, list[_Job]] = {}
-        for number, found in enumerate(regions):
+        for number, (found, image) in enumerate(zip(regions, images, strict=True)):
             answers.append([])
-            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.encode(found), strict=True)):
+            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.encode(found, image), strict=True)):
                 answers[number].append([Recognition(mode, skipped=encoded.skipped) for mode in modes])
                 if not encoded.skipped:
                     jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
@@ -476,7 +476,7 @@ class Recognizer:
         if mode not in vocabulary.priors:
             size = self.processor.input_size
             [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
-            [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]))
+            [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]), image)
             inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt)
             vocabulary.priors[mode] = self.decoder.score(inputs, vocabulary.candidates, at_once)[0]
         return vocabulary.priors[mode]

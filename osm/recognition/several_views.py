@@ -55,12 +55,13 @@ def encode_views(views: Sequence[tuple[Any, Any]], encoder: ImageEncoder, masks:
         key = str(image) if isinstance(image, (str, Path)) else id(image)
         photo = None if key in known else opened_image(image)
         [region] = regions_of(known[key].size if photo is None else photo.size, [mask])
-        [encoded] = masks.encode([region])
-        if encoded.skipped:
-            skipped = skipped or encoded.skipped
+        reason = masks.skip_reason(region)
+        if reason:
+            skipped = skipped or reason
             continue
         if photo is not None:
             known[key] = encoder.encode([photo])[0]
+        [encoded] = masks.encode([region], known[key])
         found.append((known[key], encoded))
     return EncodedViews([image for image, _ in found], [mask for _, mask in found], skipped)
 

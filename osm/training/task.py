@@ -44,11 +44,13 @@ class TrainTask(nn.Module):
             token.
         """
         model = self.model
+        pixels_N3SS = None if batch.canvas is None else self.processor.pixel_values(batch.canvas)
         tokens_NLC = batch.tokens
         if tokens_NLC is None:
-            assert batch.canvas is not None
-            tokens_NLC = model.tower_tokens(self.processor.pixel_values(batch.canvas))
-        features = model.mask_features(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+            assert pixels_N3SS is not None
+            tokens_NLC = model.tower_tokens(pixels_N3SS)
+        context_R1SS = context_mask(batch.masks, model.config.context_enlarge_ratio)
+        features = model.mask_features(batch.masks, context_R1SS, pixels_N3SS, batch.image_index)
         self.centroid_fallbacks += features.fallbacks
         text = batch.text
         return model.row_losses(

@@ -215,7 +215,7 @@ class Trainer:
         """Build a data loader for each dataset. If a feature cache is used, it is filled first."""
         config, world = self.config, self.world
         views = config.views if config.feature_cache else 0
-        transform = SampleTransform(config.sample, self.processor, views, config.seed)
+        transform = SampleTransform(config.sample, self.processor, views, config.seed, bool(self.model.zoom))
         cache = feature_cache.open_cache(config.feature_cache, self.model, transform) if views else None
         loaders = {}
         for name, chosen in config.used_sets.items():

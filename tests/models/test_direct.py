@@ -99,7 +99,7 @@ def test_masks_that_share_an_image_are_named_as_one_by_one(model: OmniScientMode
     boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0], [5.0, 5.0, 1.0, 1.0]]
     together, alone = named(model, boxes, True), named(model, boxes, False)
     assert [text for text, _ in together] == [text for text, _ in alone]
-    assert [prob for _, prob in together] == pytest.approx([prob for _, prob in alone], abs=1e-5)
+    assert [prob for _, prob in together] == pytest.approx([prob for _, prob in alone], rel=1e-3, abs=0)
     with torch.no_grad():
         model.bridge.direct.linear.weight.mul_(-3)  # type: ignore[union-attr, operator]
     assert named(model, boxes, True) != together

@@ -197,6 +197,19 @@ def test_training_on_cached_features(workshop: Workshop, tmp_path: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == written
 
 
+def test_zoom_windows_on_cached_features(workshop: Workshop, tmp_path: Path) -> None:
+    """The tower sees the image once a view, and the window of each mask at every step."""
+    zoom = ("--set", "model.bridge.direct_tokens=2", "--set", "model.bridge.direct_zoom=28")
+    flags = (*zoom, "--learning_rate", "3e-3", "--supervise", "answer")
+    cached = ("--feature_cache", str(tmp_path / "cache"), "--views", "2")
+    first = workshop.train(tmp_path / "first", *flags, *cached, sets={"pan": (4, 80)}, dropout=0.0)
+    assert sum(r["loss"] for r in first[-4:]) < 0.8 * sum(r["loss"] for r in first[:4])
+    again = workshop.train(tmp_path / "again", *flags, *cached, sets={"pan": (4, 80)}, dropout=0.0)
+    assert losses(again) == losses(first)
+    plain = workshop.train(tmp_path / "plain", *flags, sets={"pan": (4, 8)}, dropout=0.0)
+    assert len(plain) == 2 and losses(plain) != losses(first)[:2]
+
+
 def test_mixed_precision_on_cpu(workshop: Workshop, tmp_path: Path) -> None:
     full = workshop.train(tmp_path / "full", dropout=0.0)
     mixed = workshop.train(tmp_path / "mixed", "--precision", "amp_bf16", dropout=0.0)

@@ -1,16 +1,18 @@
 """The direct path: a small network that maps the pooled tokens of a mask to embeddings, without attention.
 
 Both bridges can use the direct path in addition to their queries. The tower's tokens are pooled by area over the mask,
-over its context box and over the whole image. The three pooled tokens pass through a linear layer and, in parallel, an
-MLP with one hidden layer. The two outputs are added and split into embeddings. The published model has no direct path.
+over its context box and over the whole image. With zoom windows, a fourth token is pooled over the mask in a window of
+its own (`osm.models.zoom`). The pooled tokens pass through a linear layer and, in parallel, an MLP with one hidden
+layer. The two outputs are added and split into embeddings. The published model has no direct path.
 
-Shapes: R rows (masks), T = 3 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
+Shapes: R rows (masks), T = 3 or 4 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from osm.models.masks import VisibleKeys
 from osm.models.model_config import LARGEST, BridgeConfig
 
 MOST_TOKENS = 256
+LARGEST_ZOOM = 2048
+LARGEST_ENLARGE = 100
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,14 @@ class DirectPathConfig(BridgeConfig):
     Attributes:
         direct_tokens: the number of embeddings that the direct path adds for each mask. 0 disables the direct path.
         direct_width: the width of the hidden layer.
+        direct_zoom: the side of the zoom windows in pixels, a multiple of the tower's patch. 0 disables zoom windows.
+        direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
     """
 
     direct_tokens: int = field(default=0, kw_only=True)
     direct_width: int = field(default=512, kw_only=True)
+    direct_zoom: int = field(default=0, kw_only=True)
+    direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
 
     def check_direct(self) -> None:
         """Raise FieldError if a setting of the direct path is out of range."""
@@ -41,6 +49,12 @@ class DirectPathConfig(BridgeConfig):
             raise FieldError(f"direct_tokens {shown(self.direct_tokens)} is not 0 to {MOST_TOKENS}")
         if not 1 <= self.direct_width <= LARGEST:
             raise FieldError(f"direct_width {shown(self.direct_width)} is not 1 to {LARGEST}")
+        if not 0 <= self.direct_zoom <= LARGEST_ZOOM:
+            raise FieldError(f"direct_zoom {shown(self.direct_zoom)} is not 0 to {LARGEST_ZOOM}")
+        if self.direct_zoom and not self.direct_tokens:
+            raise FieldError(f"direct_zoom {shown(self.direct_zoom)} needs direct_tokens of 1 or more")
+        if not 0 <= self.direct_zoom_enlarge <= LARGEST_ENLARGE:
+            raise FieldError(f"direct_zoom_enlarge {shown(self.direct_zoom_enlarge)} is not 0 to {LARGEST_ENLARGE}")
 
 
 @dataclass
@@ -61,7 +75,7 @@ class DirectPath(nn.Module):
     def __init__(self, config: DirectPathConfig, token_width: int, width: int, dropout: float) -> None:
         super().__init__()
         self.tokens = config.direct_tokens
-        inputs, outputs = SINGLES * token_width, config.direct_tokens * width
+        inputs, outputs = (SINGLES + bool(config.direct_zoom)) * token_width, config.direct_tokens * width
         self.norm, self.linear = nn.LayerNorm(token_width), nn.Linear(inputs, outputs)
         self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
         self.dropout = nn.Dropout(dropout)
@@ -80,9 +94,11 @@ class DirectPath(nn.Module):
             tokens_NLC: the images' tokens. Class tokens come before the grid tokens.
             mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
-            features: the coverage and the boxes of the masks.
+            features: the coverage and the boxes of the masks, and with zoom windows, their tokens.
         """
         pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
+        if features.zoom_RC is not None:
+            pooled_RTC = torch.cat([pooled_RTC, features.zoom_RC[:, None].to(pooled_RTC.dtype)], 1)
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
         hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
         return (self.linear(inputs_RX) + self.mlp_out(hidden_RX)).unflatten(1, (self.tokens, -1))

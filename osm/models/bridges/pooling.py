@@ -11,7 +11,7 @@ missing until `_with_image` inserts it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange, repeat
@@ -32,11 +32,13 @@ class RegionFeatures(MaskFeatures):
         coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
         box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
         context_R4: (top, left, bottom, right) of the context box, in cells, with exclusive ends.
+        zoom_RC: the mean token of each mask in its zoom window (`osm.models.zoom`); None without zoom windows.
     """
 
     coverage_RG: Tensor
     box_R4: Tensor
     context_R4: Tensor
+    zoom_RC: Tensor | None = field(default=None, kw_only=True)
 
 
 def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> RegionFeatures:

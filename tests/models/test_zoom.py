@@ -1,0 +1,210 @@
+"""Zoom windows: where they are, what they show, and models whose direct path reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model_section
+from torch import Tensor, nn
+
+from osm.config import as_dict, from_dict
+from osm.data.processor import TEST_PROMPT, Processor
+from osm.errors import OsmError, SampleError
+from osm.models.factory import build, load_folder
+from osm.models.masks import context_mask
+from osm.models.model_config import ModelConfig
+from osm.models.osm import OmniScientModel
+from osm.models.zoom import LEAST_SIDE, zoom_boxes, zoom_tokens
+from osm.recognition.recognizer import Recognizer
+
+SIZE, PATCH = 112, 14
+
+
+class Pixels(nn.Module):
+    """A stand-in for a tower, whose tokens are the mean colors of the patches."""
+
+    patch = PATCH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, windows: Tensor) -> tuple[None, Tensor]:
+        return None, nn.functional.avg_pool2d(windows, PATCH).flatten(2).transpose(1, 2)
+
+
+def blob(top: int, left: int, height: int, width: int, size: int = SIZE) -> Tensor:
+    """A mask (1, size, size) with holes that keeps its bounding box."""
+    mask = torch.zeros(1, size, size, dtype=torch.bool)
+    inside = torch.rand(height, width, generator=torch.Generator().manual_seed(top)) < 0.6
+    inside[0, 0] = inside[-1, -1] = True
+    mask[0, top : top + height, left : left + width] = inside
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("box", "enlarge", "expected"),
+    [
+        ((40, 30, 20, 40), 0.5, (20, 20, 80, 80)),  # (top, left, height, width) -> (left, top, right, bottom)
+        ((40, 30, 20, 40), 0.0, (30, 30, 70, 70)),
+        ((0, 0, 40, 40), 0.5, (0, 0, 60, 60)),  # moved inside
+        ((72, 92, 40, 20), 0.5, (52, 52, 112, 112)),
+        ((50, 60, 1, 1), 0.5, (44.5, 34.5, 76.5, 66.5)),  # not smaller than LEAST_SIDE
+        ((0, 0, 112, 112), 0.5, (0, 0, 112, 112)),
+    ],
+)
+def test_the_squares(box: tuple[int, int, int, int], enlarge: float, expected: tuple[float, ...]) -> None:
+    assert LEAST_SIDE == 32
+    assert zoom_boxes(blob(*box)[None], enlarge)[0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_the_windows_are_plain_crops(shrink: int) -> None:
+    """Squares of the window's size are cut out, and those of twice that size are averaged over 2 x 2 pixels."""
+    side, pixels = 42, torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    length = side * shrink - 4
+    masks = torch.stack([blob(10 + row, 8 + 2 * row, length, length) for row in range(10)])
+    image_index = torch.tensor([1, 0] * 5)
+    found = zoom_tokens(Pixels(), pixels, image_index, masks, side, 4 / length)  # type: ignore[arg-type]
+    for row in range(10):
+        square = (slice(8 + row, 8 + row + side * shrink), slice(6 + 2 * row, 6 + 2 * row + side * shrink))
+        window, mask = pixels[image_index[row]][:, *square], masks[row][:, *square].float()
+        window, mask = (nn.functional.avg_pool2d(x, shrink) for x in (window, mask))
+        colors, cover = (nn.functional.avg_pool2d(x, PATCH).flatten(1) for x in (window, mask))
+        torch.testing.assert_close(found[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:
+    """Two pixels in the corners of a large image, which the few points of a small window miss."""
+    mask = torch.zeros(1, 1, 1120, 1120, dtype=torch.bool)
+    mask[0, 0, 0, 0] = mask[0, 0, -1, -1] = True
+    found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.ones(1, 3))
+
+
+def test_an_empty_mask_has_no_window() -> None:
+    with pytest.raises(SampleError, match="mask 0 is empty"):
+        zoom_boxes(torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool), 0.5)
+
+
+# Models.
+
+ZOOM = {"direct_tokens": 3, "direct_width": 16, "direct_zoom": 42}
+
+
+def tiny_config(folder: Path, kind: str, **settings: Any) -> ModelConfig:
+    section = tiny_model_section(folder, variant=kind)
+    section["qformer" if kind == "maskqformer" else "flamingo"].update(settings)
+    return from_dict(ModelConfig, section, "test")
+
+
+@pytest.fixture(params=["maskqformer", "flamingo"])
+def built(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[OmniScientModel, Processor]:
+    torch.manual_seed(0)
+    model, processor = build(tiny_config(tmp_path, request.param, **ZOOM))
+    with torch.no_grad():
+        for parameter in model.bridge.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval(), processor
+
+
+def image(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (48, 56, 3), np.uint8)
+
+
+BOXES = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0], [5.0, 5.0, 1.0, 1.0]]
+
+
+def test_masks_of_several_images_are_named_as_one_by_one(built: tuple[OmniScientModel, Processor]) -> None:
+    recognizer = Recognizer(*built)
+    masks = [np.zeros((3, 48, 56), bool) for _ in range(2)]
+    for number, of_image in enumerate(masks):
+        for mask, (x, y, width, height) in zip(of_image, np.array(BOXES, int), strict=True):
+            mask[y + number : y + height, x : x + width] = True
+    masks[0][1] = False  # is skipped
+    together = recognizer.name_batch([image(0), image(1)], masks)
+    encoded = recognizer.encode_images([image(0), image(1)])
+    assert all(one.canvas_13SS is not None and one.bytes > one.canvas_13SS.numel() for one in encoded)
+    for number in range(2):
+        recognizer.set_image(image(number))
+        for mask, answers in zip(masks[number], together[number], strict=True):
+            [[alone]] = recognizer.name([mask])
+            assert alone.skipped == answers[0].skipped and alone.text == answers[0].text
+            assert alone.prob == pytest.approx(answers[0].prob, rel=1e-3, abs=0)
+
+
+def test_the_answer_depends_on_what_the_window_shows(built: tuple[OmniScientModel, Processor]) -> None:
+    recognizer = Recognizer(*built)
+    recognizer.set_image(image())
+    before = [answer[0].prob for answer in recognizer.name(boxes=BOXES)]
+    shown = recognizer._image
+    assert shown is not None and shown.canvas_13SS is not None
+    recognizer._image = replace(shown, canvas_13SS=255 - shown.canvas_13SS)
+    assert [answer[0].prob for answer in recognizer.name(boxes=BOXES)] != pytest.approx(before, rel=1e-3, abs=0)
+
+
+def test_the_published_interface_and_the_training_task_agree(built: tuple[OmniScientModel, Processor]) -> None:
+    from osm.data.batch import Batch
+    from osm.models.losses import reduce_losses
+    from osm.training.task import TrainTask
+
+    model, processor = built
+    size = model.config.input_size
+    masks = torch.stack([blob(5, 9, 20, 30, size), blob(20, 3, 9, 9, size)])
+    canvas = torch.randint(0, 255, (1, 3, size, size), dtype=torch.uint8)
+    text = processor.training_text([TEST_PROMPT] * 2, ["cat", "dog"])
+    index = torch.zeros(2, dtype=torch.long)
+    batch = Batch(["a"] * 2, ["any"] * 2, canvas, None, index, masks, text, ["k"])
+    losses, counts = TrainTask(model, processor)(batch)
+    published = model(
+        processor.pixel_values(canvas),
+        text.qformer_ids,
+        text.qformer_mask,
+        text.input_ids,
+        text.attention_mask,
+        text.labels,
+        masks,
+        context_mask(masks, model.config.context_enlarge_ratio),
+        image_index=index,
+    )
+    torch.testing.assert_close(published, reduce_losses(losses, torch.ones(2) / counts.sum()))
+    cached = replace(batch, tokens=model.tower_tokens(processor.pixel_values(canvas)))
+    torch.testing.assert_close(TrainTask(model, processor)(cached)[0], losses)
+    with pytest.raises(OsmError, match="pixel_values is missing: this model cuts a window of 42 pixels out"):
+        model.mask_features(masks, masks)
+
+
+def test_the_files(built: tuple[OmniScientModel, Processor], tmp_path: Path) -> None:
+    model = built[0]
+    model.save_pretrained(tmp_path / "saved")
+    again = load_folder(tmp_path / "saved")[0]
+    assert again.config == model.config and again.zoom == 42
+    for name, value in model.trainable_state_dict().items():
+        assert torch.equal(again.trainable_state_dict()[name], value), name
+
+
+def test_a_config_without_zoom_windows_is_stored_as_before(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "maskqformer", direct_tokens=3)
+    assert "direct_zoom" not in str(as_dict(config)) and "direct_tokens" in str(as_dict(config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"direct_zoom": 42}, "direct_zoom 42 needs direct_tokens of 1 or more"),
+        ({**ZOOM, "direct_zoom": -1}, "direct_zoom -1 is not 0 to 2048"),
+        ({**ZOOM, "direct_zoom_enlarge": -0.5}, "direct_zoom_enlarge -0.5 is not 0 to 100"),
+        (
+            {**ZOOM, "direct_zoom": 40},
+            "direct_zoom 40: this tower only supports windows of multiples of 14",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OsmError, match=message):
+        build(tiny_config(tmp_path, "maskqformer", **settings))
