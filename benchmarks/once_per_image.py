@@ -74,7 +74,7 @@ def mean(name: str, rounds: int) -> dict[str, Any]:
     recognizer = fast_recognizer(name)
     bridge, image_and_masks = recognizer.model.bridge, pictures(BATCHES * ROWS, 640, 480)
     [image] = recognizer.encode_images([image_and_masks[0]])
-    masks = list(recognizer.mask_encoder.encode(regions_of(image.size, image_and_masks[1])))
+    masks = list(recognizer.mask_encoder.encode(regions_of(image.size, image_and_masks[1]), image))
     batches = [stack_masks(masks[start : start + ROWS]) for start in range(0, len(masks), ROWS)]
     text = recognizer.processor.prompts([TEST_PROMPT])
     instruction = Instruction(text.qformer_ids.expand(ROWS, -1), text.qformer_mask.expand(ROWS, -1))

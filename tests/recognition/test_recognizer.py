@@ -335,7 +335,7 @@ def test_names_are_compared_by_length_and_prior(recognizer: Recognizer) -> None:
         """The log-probability of every name, and its number of tokens."""
         vocabulary = Vocabulary(names, recognizer.processor, TEST_PROMPT)
         encoded = recognizer.encoder.encode([image])
-        [region] = recognizer.mask_encoder.encode(regions_of(image.size, [mask]))
+        [region] = recognizer.mask_encoder.encode(regions_of(image.size, [mask]), encoded[0])
         inputs = recognizer._inputs(encoded, [_Job(0, (0, 0), region, "any")], TEST_PROMPT)
         found = []
         for ids in vocabulary.candidates:
@@ -381,7 +381,7 @@ def test_a_list_that_fits_nothing_is_answered_with_none_of_these(recognizer: Rec
     masks, names = some_masks(), ["cat", "train"]
     recognizer.decoder.max_new_tokens = 1  # random names are so long that any list is likelier
     encoded, jobs = recognizer.encoder.encode([picture(0)]), []
-    for k, region in enumerate(recognizer.mask_encoder.encode(regions_of((70, 50), masks))):
+    for k, region in enumerate(recognizer.mask_encoder.encode(regions_of((70, 50), masks), encoded[0])):
         jobs.append(_Job(0, (k, 0), region, "any"))
     inputs = recognizer._inputs(encoded, jobs, TEST_PROMPT)
     vocabulary = Vocabulary(names, recognizer.processor, TEST_PROMPT)

@@ -42,7 +42,7 @@ def views(count: int) -> list[View]:
 
 def inputs_of(recognizer: Recognizer, view: View, mode: str) -> LlmInputs:
     [image] = recognizer.encoder.encode([view[0]])
-    [mask] = recognizer.mask_encoder.encode(regions_of(view[0].size, [view[1]]))
+    [mask] = recognizer.mask_encoder.encode(regions_of(view[0].size, [view[1]]), image)
     return recognizer._inputs([image], [_Job(0, (0, 0), mask, mode)], TEST_PROMPT)
 
 
