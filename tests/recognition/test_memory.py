@@ -45,9 +45,10 @@ print(json.dumps({"before": before, "more": peak() - before, "names": names}))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in KiB on Linux alone")
 def test_500_masks_of_a_large_picture() -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # By default, glibc may keep freed blocks, which would be counted as used.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["names"] == 500
-    assert found["more"] < 200, found  # the masks alone are 540 MB of pixels
+    assert found["more"] < 120, found  # the masks alone are 540 MB of pixels
