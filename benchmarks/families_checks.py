@@ -136,7 +136,8 @@ class _Checks:
 
     def _given(self, text: Any) -> LlmInputs:
         model, arguments = self.model, self._arguments(text)
-        features = model.mask_features(arguments["segmentation_mask"], arguments["input_context_mask"])
+        masks = (arguments["segmentation_mask"], arguments["input_context_mask"])
+        features = model.mask_features(*masks, self.pixels, self.image)
         state = model.bridge.image_state(model.encode_image(self.pixels))
         instruction = Instruction(text.qformer_ids, text.qformer_mask)
         condition = model.bridge(state, self.image, features, instruction, self.modes)

@@ -160,7 +160,8 @@ def published(
         for mode in MODES:
             begun = wait(device)
             canvas = processor.canvas_masks(mask[None]).to(device)
-            keys = model.mask_features(canvas, context_mask(canvas, model.config.context_enlarge_ratio))
+            context = context_mask(canvas, model.config.context_enlarge_ratio)
+            keys = model.mask_features(canvas, context, pixels)
             image_kv = model.bridge.image_state(tokens)
             out = model.generate_from(
                 model.bridge(image_kv, torch.zeros(1, dtype=torch.long, device=device), keys, instruction, [mode]),

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # Sourced by scripts that set $venv and $python: creates a virtual environment and installs packages into it.
 
-# Python writes the bytecode of what it imports, so that no later process compiles it again. Containers often forbid it.
+# Many containers set this variable. Every process would then compile all modules that it imports.
 unset PYTHONDONTWRITEBYTECODE
 
 pip_install() {

@@ -24,7 +24,8 @@ def wait_until(
     """Waits until a condition is true; fails if the process that would make it true ends, or after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        ended = process is not None and process.poll() is not None  # before the condition, which it may still have met
+        # Checked before the condition, because a process may meet the condition and then end.
+        ended = process is not None and process.poll() is not None
         if condition():
             return
         assert not ended, f"{message}: the process has ended"

@@ -358,7 +358,7 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
     assert first.wait(timeout=PATIENCE_S) == -signal.SIGKILL
     assert "training" not in json.loads((tmp_path / "out" / "stages.json").read_text())["seconds"]
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     assert "[2/12] scenes: done before" in again.stdout
     options = QuickstartOptions(tmp_path / "out", full=True, **{**SHORT, **SIZES})

@@ -26,7 +26,7 @@ class Batch:
         datasets: name of each row's dataset, a list of R texts.
         modes: mode in which each row is answered, a list of R texts. A mode is the dataset's own mode or the
             open-vocabulary mode `any`.
-        canvas: padded images, uint8 (N, 3, S, S). None if the feature cache replaces them.
+        canvas: padded images, uint8 (N, 3, S, S). None with a feature cache, unless the model has zoom windows.
         tokens: vision tokens from the feature cache, float16 (N, L, C). None without a feature cache.
         image_index: index of each row's image in 0..N-1, int64 (R).
         masks: the mask of each row on its image's canvas, bool (R, 1, S, S).

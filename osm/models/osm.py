@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from osm.config import as_dict
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
@@ -73,10 +74,18 @@ class OmniScientModel(nn.Module):
         """Raise OsmError if the tower, which is called `named` in messages, does not support the zoom windows."""
         if not self.zoom:
             return
-        if self.tower.window not in (None, self.zoom) or self.zoom % self.tower.patch:
-            sizes = f"multiples of {self.tower.patch}" if self.tower.window is None else f"{self.tower.window}"
-            raise OsmError(f"model.bridge.direct_zoom {self.zoom}: this tower only supports windows of {sizes} pixels")
-        check_tokens(self.tower, self.zoom, f"tower {named!r} with zoom windows of {self.zoom}")
+        tower = self.tower
+        if self.zoom % tower.patch:
+            raise OsmError(
+                f"model.bridge.direct_zoom {self.zoom} is not a multiple of the tower's patch ({tower.patch})"
+            )
+        try:
+            tower.check_window(self.zoom)
+        except OsmError as error:
+            reason = str(error).replace("--sliding_window_size", "model.bridge.direct_zoom")
+            raise OsmError(reason) from None
+        about = f"tower {named!r} with zoom windows of {self.zoom} (model.bridge.direct_zoom)"
+        check_tokens(tower, self.zoom, about, tower.weight_files, repr(as_dict(self.config.tower)))
 
     @property
     def prefix_tokens(self) -> int:
@@ -245,6 +254,7 @@ class OmniScientModel(nn.Module):
         Returns:
             the mean cross entropy over all supervised tokens, a scalar.
         """
+        _check_index(image_index, len(pixel_values))
         tokens_NLC = self.encode_image(pixel_values)
         keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         losses_R, counts_R = self.row_losses(
@@ -282,6 +292,7 @@ class OmniScientModel(nn.Module):
             the new token ids (R, new) without prompt and BOS; rows that ended early are padded. With
             `return_dict_in_generate=True`, a ModelOutput with `sequences` and, if requested, `scores` and `logits`.
         """
+        _check_index(image_index, len(pixel_values))
         keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         tokens_NLC = self.encode_image(pixel_values)
         rows = _rows(image_index, len(tokens_NLC), keys, qformer_input_ids, qformer_attention_mask, dataset_type)
@@ -389,6 +400,15 @@ def _rows(
     """Convert the arguments of `forward` to those of the bridge, except for the image state."""
     instruction = Instruction(ids_RT, mask_RT)
     return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
+
+
+def _check_index(image_index: Tensor | None, images: int) -> None:
+    """Raise OsmError if an index is not that of an image; a kernel might read other memory."""
+    if image_index is None or not len(image_index):
+        return
+    low, high = int(image_index.min()), int(image_index.max())
+    if low < 0 or high >= images:
+        raise OsmError(f"image_index has values from {low} to {high}; expected 0 to {images - 1}, one for each image")
 
 
 def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:

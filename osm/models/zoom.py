@@ -15,7 +15,7 @@ from osm.models.masks import bounding_boxes
 from osm.models.towers.tower import Tower
 
 LEAST_SIDE = 32  # pixels of the padded image; smaller windows would only show blurred pixels
-_WINDOWS_AT_ONCE = 8  # limits memory; on a CPU, larger batches are not faster
+_MASKS_AT_ONCE = 8  # limits memory, because the masks are sampled in float32
 
 
 def zoom_boxes(mask_R1SS: Tensor, enlarge: float) -> Tensor:
@@ -45,7 +45,7 @@ def zoom_boxes(mask_R1SS: Tensor, enlarge: float) -> Tensor:
 def zoom_tokens(
     tower: Tower, pixels_N3SS: Tensor, image_index_R: Tensor, mask_R1SS: Tensor, side: int, enlarge: float
 ) -> Tensor:
-    """Return the mean of the tower's tokens over each mask in its zoom window, in the dtype of the tower (R, C).
+    """Return the mean of the tower's tokens over each mask in its zoom window, with shape (R, C).
 
     Each token is weighted by the share of its cell that is inside the mask.
 
@@ -62,21 +62,18 @@ def zoom_tokens(
     from torchvision.ops import roi_align  # not needed for models without zoom windows
 
     dtype = next(tower.parameters()).dtype
-    boxes_R4 = zoom_boxes(mask_R1SS, enlarge)
-    means = []
-    for start in range(0, len(mask_R1SS), _WINDOWS_AT_ONCE):
-        part = slice(start, start + _WINDOWS_AT_ONCE)
-        box_M4, mask_M1SS = boxes_R4[part], mask_R1SS[part].float()
-        index_M1 = image_index_R[part, None].to(box_M4)
-        windows_M3zz = roi_align(pixels_N3SS.float(), torch.cat([index_M1, box_M4], 1), side, aligned=True)
-        own_M1 = torch.arange(len(box_M4), device=box_M4.device)[:, None].to(box_M4)
-        cover_M1gg = roi_align(
-            mask_M1SS, torch.cat([own_M1, box_M4], 1), side // tower.patch, sampling_ratio=tower.patch, aligned=True
-        )
-        cover_MG = cover_M1gg.flatten(1)
-        # A few scattered pixels can lie between the sampled points. Then the whole window counts.
-        cover_MG = torch.where(cover_MG.sum(1, keepdim=True) > 0, cover_MG, torch.ones_like(cover_MG))
-        weights_MG = (cover_MG / cover_MG.sum(1, keepdim=True)).to(dtype)
-        _, patches_MGC = tower(windows_M3zz.to(dtype))
-        means.append(torch.einsum("mg,mgc->mc", weights_MG, patches_MGC))
-    return torch.cat(means)
+    pixels_N3SS, boxes_R4 = pixels_N3SS.float(), zoom_boxes(mask_R1SS, enlarge)
+    index_R1 = image_index_R[:, None].to(boxes_R4)
+    windows_R3zz = roi_align(pixels_N3SS, torch.cat([index_R1, boxes_R4], 1), side, aligned=True)
+    covers = []
+    for start in range(0, len(mask_R1SS), _MASKS_AT_ONCE):
+        mask_M1SS, box_M4 = (x[start : start + _MASKS_AT_ONCE] for x in (mask_R1SS, boxes_R4))
+        cells, points = side // tower.patch, tower.patch
+        covers.append(roi_align(mask_M1SS.float(), list(box_M4[:, None]), cells, sampling_ratio=points, aligned=True))
+    cover_RG = torch.cat(covers).flatten(1)
+    # A few scattered pixels can lie between the sampled points. Then the whole window counts.
+    cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
+    weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
+    # One pass for all windows: with FSDP, every rank has to run the tower equally often.
+    _, patches_RGC = tower(windows_R3zz.to(dtype))
+    return torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC)

@@ -37,7 +37,8 @@ class NamingPlan:
     @property
     def flops(self) -> float:
         """FLOPs of the batch."""
-        return self.images * (self.cost.tower_flops + self.masks * self.modes * self.cost.row_flops)
+        of_mask = self.cost.mask_flops + self.modes * self.cost.row_flops
+        return self.images * (self.cost.tower_flops + self.masks * of_mask)
 
     @property
     def floor_seconds(self) -> float:

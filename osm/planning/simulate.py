@@ -25,7 +25,7 @@ from osm.errors import OsmError
 from osm.models.blank import blank_model
 from osm.models.bridges.bridge import Instruction
 from osm.models.llm_forward import read_prefix, read_tokens
-from osm.models.masks import context_mask
+from osm.models.masks import MaskFeatures, context_mask
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.models.random_values import WithoutRandomValues
@@ -252,7 +252,8 @@ def training_batch(
     shape = (images, 3, size, size)
     tokens_shape = tuple(model.window_pos_embed.shape[1:])
     with mode or contextlib.nullcontext():
-        canvas = None if cached_tokens else torch.empty(shape, dtype=torch.uint8)
+        # Zoom windows are cut out of the images even if the tokens of the images are cached.
+        canvas = None if cached_tokens and not model.zoom else torch.empty(shape, dtype=torch.uint8)
         tokens = torch.empty((images, *tokens_shape), dtype=torch.float16) if cached_tokens else None
     return Batch(
         [own] * rows,
@@ -341,6 +342,7 @@ class NamingCost:
         tower_flops: FLOPs of the tower, which runs once per image.
         row_flops: FLOPs of the bridge and the LLM for each row (a mask in a mode), with all tokens of its name.
         llm_bytes: bytes of the LLM's weights, all of which are read for every generated token.
+        mask_flops: FLOPs of the tower for the zoom window of each mask; 0 without zoom windows.
     """
 
     weights: int
@@ -348,6 +350,7 @@ class NamingCost:
     tower_flops: int
     row_flops: float
     llm_bytes: int
+    mask_flops: int = 0
 
 
 def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gpu: bool) -> NamingCost:
@@ -378,7 +381,11 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         tokens_NLC = model.encode_image(pixels_N3SS)
         tower_flops = counter.get_total_flops()
         context_R1SS = context_mask(batch.masks, config.context_enlarge_ratio)
-        features = model.mask_features(batch.masks, context_R1SS, pixels_N3SS, batch.image_index)
+        each = slice(None, None, modes)  # a mask is encoded once, and its features are used in every mode
+        features = model.mask_features(batch.masks[each], context_R1SS[each], pixels_N3SS, batch.image_index[each])
+        del pixels_N3SS
+        mask_flops = counter.get_total_flops() - tower_flops
+        features = MaskFeatures.stack([features] * modes)
         state = model.bridge.image_state(tokens_NLC)
         instruction = Instruction(text.qformer_ids[:, :PROMPT_TOKENS], text.qformer_mask[:, :PROMPT_TOKENS])
         condition = model.bridge(state, batch.image_index, features, instruction, batch.modes)
@@ -386,5 +393,6 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         _, decoding = read_prefix(model.llm, inputs)
         for _ in range(ANSWER_TOKENS - 1):
             _, decoding = read_tokens(model.llm, [[1]] * rows, decoding)
-    row_flops = (counter.get_total_flops() - tower_flops) / rows
-    return NamingCost(weights, live.peak, tower_flops // images, row_flops, llm_bytes)
+    row_flops = (counter.get_total_flops() - tower_flops - mask_flops) / rows
+    per_mask = mask_flops // (images * masks)
+    return NamingCost(weights, live.peak, tower_flops // images, row_flops, llm_bytes, per_mask)

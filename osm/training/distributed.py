@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -149,6 +150,15 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
 
 def _join(backend: str, url: str, rank: int, size: int) -> None:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address = urlsplit(url)
+    if address.scheme == "tcp" and address.hostname and address.port and not address.query:
+        # Under torchrun, torch before 2.14 would look for a store of torchrun at this address.
+        store = dist.TCPStore(address.hostname, address.port, size, is_master=rank == 0)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        return
+    if "rank=" in address.query:  # the URL says what the arguments would say
+        dist.init_process_group(backend, init_method=url)
+        return
     if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, init_method=url, rank=rank, world_size=size)
         return

@@ -51,6 +51,7 @@ class TrainTask(nn.Module):
             tokens_NLC = model.tower_tokens(pixels_N3SS)
         context_R1SS = context_mask(batch.masks, model.config.context_enlarge_ratio)
         features = model.mask_features(batch.masks, context_R1SS, pixels_N3SS, batch.image_index)
+        del pixels_N3SS  # not kept until the backward pass
         self.centroid_fallbacks += features.fallbacks
         text = batch.text
         return model.row_losses(

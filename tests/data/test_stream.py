@@ -314,6 +314,11 @@ def test_cached_tokens_are_the_towers(cached: Cached) -> None:
     for batch in merged(made.epoch(0)):
         assert batch.canvas is None and batch.tokens is not None and len(batch.tokens) == 2
         assert batch.tokens.shape[1:] == cached.model.window_pos_embed.shape[1:]
+    cached.transform.keep_pixels = True  # as for a model with zoom windows
+    for batch in merged(EpochLoader(cached.set, stream, cached.transform, 0, 1, 0, cached.cache).epoch(0)):
+        assert batch.canvas is not None and batch.tokens is not None
+        tokens = cached.model.tower_tokens(cached.processor.pixel_values(batch.canvas))
+        torch.testing.assert_close(batch.tokens.float(), tokens, atol=2e-3, rtol=1e-3)
 
 
 def test_a_restart_computes_only_what_is_missing(cached: Cached) -> None:

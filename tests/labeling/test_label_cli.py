@@ -70,6 +70,7 @@ def test_killed_twice_and_resumed_is_byte_identical(
         wait_until(lambda wanted=lines: journal.is_file() and journal.read_bytes().count(b"\n") >= wanted, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     with journal.open("ab") as file:
         file.write(b'{"number":11,"file_name":"half a li')  # a line that was being written
     assert main(words[3:]) == 1

@@ -20,6 +20,8 @@ from osm.models.masks import context_mask
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.models.zoom import LEAST_SIDE, zoom_boxes, zoom_tokens
+from osm.planning.simulate import simulate_naming
+from osm.recognition.encode import opened_image
 from osm.recognition.recognizer import Recognizer
 
 SIZE, PATCH = 112, 14
@@ -161,7 +163,7 @@ def test_the_published_interface_and_the_training_task_agree(built: tuple[OmniSc
     index = torch.zeros(2, dtype=torch.long)
     batch = Batch(["a"] * 2, ["any"] * 2, canvas, None, index, masks, text, ["k"])
     losses, counts = TrainTask(model, processor)(batch)
-    published = model(
+    arguments = (
         processor.pixel_values(canvas),
         text.qformer_ids,
         text.qformer_mask,
@@ -170,13 +172,40 @@ def test_the_published_interface_and_the_training_task_agree(built: tuple[OmniSc
         text.labels,
         masks,
         context_mask(masks, model.config.context_enlarge_ratio),
-        image_index=index,
     )
+    published = model(*arguments, image_index=index)
     torch.testing.assert_close(published, reduce_losses(losses, torch.ones(2) / counts.sum()))
     cached = replace(batch, tokens=model.tower_tokens(processor.pixel_values(canvas)))
     torch.testing.assert_close(TrainTask(model, processor)(cached)[0], losses)
     with pytest.raises(OsmError, match="pixel_values is missing: this model cuts a window of 42 pixels out"):
         model.mask_features(masks, masks)
+    with pytest.raises(OsmError, match="image_index has values from 0 to 1; expected 0 to 0"):
+        model(*arguments, image_index=torch.tensor([0, 1]))
+
+
+def test_views_and_kept_tokens(built: tuple[OmniScientModel, Processor]) -> None:
+    """A single view is named as ever, and so is an image whose tokens a segmenter has computed."""
+    recognizer = Recognizer(*built)
+    mask = np.zeros((48, 56), bool)
+    mask[5:30, 9:40] = True
+    [[alone]] = recognizer.name_batch([image()], [[mask]])[0]
+    [found] = recognizer.name_views([(image(), mask), (image(), np.zeros_like(mask))])
+    assert (found.text, found.token_probs) == (alone.text, pytest.approx(alone.token_probs, rel=1e-3, abs=0))
+    recognizer.encoder.keeps_tokens = True
+    recognizer.encoder.image_tokens(opened_image(image()))
+    [[again]] = recognizer.name_batch([image()], [[mask]])[0]
+    assert (again.text, again.token_probs) == (alone.text, pytest.approx(alone.token_probs, rel=1e-3, abs=0))
+
+
+def test_the_plan_counts_the_window_of_each_mask_once(built: tuple[OmniScientModel, Processor]) -> None:
+    config = built[0].config
+    plain = replace(config, bridge=replace(config.bridge, direct_zoom=0))
+    one, two, without = (
+        simulate_naming(each, 1, 3, modes, gpu=False) for each, modes in ((config, 1), (config, 2), (plain, 2))
+    )
+    share = (42 / config.input_size) ** 2
+    assert one.mask_flops == two.mask_flops == pytest.approx(share * two.tower_flops, rel=0.01)
+    assert without.mask_flops == 0 and without.row_flops == pytest.approx(two.row_flops, rel=0.1)
 
 
 def test_the_files(built: tuple[OmniScientModel, Processor], tmp_path: Path) -> None:
@@ -201,7 +230,7 @@ def test_a_config_without_zoom_windows_is_stored_as_before(tmp_path: Path) -> No
         ({**ZOOM, "direct_zoom_enlarge": -0.5}, "direct_zoom_enlarge -0.5 is not 0 to 100"),
         (
             {**ZOOM, "direct_zoom": 40},
-            "direct_zoom 40: this tower only supports windows of multiples of 14",
+            r"model.bridge.direct_zoom 40 is not a multiple of the tower.s patch \(14\)",
         ),
     ],
 )

@@ -132,7 +132,8 @@ def served(
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     try:
-        wait_until(lambda: "server" in started and started["server"].started)
+        wait_until(lambda: not thread.is_alive() or ("server" in started and started["server"].started))
+        assert thread.is_alive(), "the server has ended"
         yield RunningServer(sock.getsockname()[1], services, started["guard"], worker)
     finally:
         worker.held.set()

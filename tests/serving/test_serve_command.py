@@ -129,7 +129,7 @@ def test_a_signal_while_the_model_is_loaded(checkpoint: Path) -> None:
     def workers() -> list[str]:
         return subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
 
-    wait_until(workers)
+    wait_until(workers, process)
     children = workers()
     process.terminate()
     out, log = process.communicate(timeout=PATIENCE_S)

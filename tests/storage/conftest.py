@@ -12,7 +12,6 @@ from servers import FileServer
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OSM_RETRY_SECONDS", "0,0")
-    monkeypatch.setenv("OSM_READ_TIMEOUT", "60")
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
 
 

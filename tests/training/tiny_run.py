@@ -123,8 +123,8 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=PATIENCE_S)
+def finish(process: subprocess.Popen[str], patience: float = PATIENCE_S) -> str:
+    said, _ = process.communicate(timeout=patience)
     assert process.returncode == 0, said
     return said
 

@@ -34,7 +34,7 @@ class DirectPathConfig(BridgeConfig):
     Attributes:
         direct_tokens: the number of embeddings that the direct path adds for each mask. 0 disables the direct path.
         direct_width: the width of the hidden layer.
-        direct_zoom: the side of the zoom windows in pixels, a multiple of the tower's patch. 0 disables zoom windows.
+        direct_zoom: the side of the zoom windows in pixels, which the tower has to support. 0 disables zoom windows.
         direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
     """
 
@@ -59,7 +59,10 @@ class DirectPathConfig(BridgeConfig):
 
 @dataclass
 class DirectKeys(VisibleKeys, RegionFeatures):
-    """The features of R masks: the visible keys, and the coverage and boxes that the direct path uses for pooling."""
+    """The features of R masks: the visible keys, and what the direct path needs.
+
+    The direct path needs the coverage and boxes for pooling, and the tokens of the zoom windows if there are any.
+    """
 
 
 class DirectPath(nn.Module):
