@@ -177,16 +177,16 @@ class Experiments:
 
 
 def table_of(experiments: Experiments, wanted: dict[str, dict[str, Any]], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Return every finished experiment's accuracy, and its paired difference from the baseline."""
-    found: dict[str, Any] = {}
-    base: ImageSums | None = None
+    """Return every finished experiment's accuracy, and its paired difference from the one that it is compared with."""
+    finished: dict[str, ImageSums] = {}
     for name in wanted:
         paths = [path for fold in range(FOLDS) for path in experiments.predictions(name, fold)]
-        if not all(path.exists() for path in paths):
-            continue
-        sums = experiments.sums(name)
-        base = sums if name == BASELINE else base
+        if all(path.exists() for path in paths):
+            finished[name] = experiments.sums(name)
+    found: dict[str, Any] = {}
+    for name, sums in finished.items():
         rates = {key: rate.as_json() for key, rate in sums.rates(bootstrap).items()}
+        base = finished.get(wanted[name].get("versus", BASELINE))
         versus = {} if base is None else {key: d.as_json() for key, d in differences(base, sums, bootstrap).items()}
         found[name] = {**wanted[name], "rates": rates, "differences": versus}
     return found

@@ -81,7 +81,7 @@ def test_merged_sets_keep_every_photo_with_its_own_segments(tmp_path: Path) -> N
 def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) -> None:
     """Its settings differ from the baseline's, and train.py accepts them."""
     wanted, baseline = WANTED[name], WANTED["baseline"]
-    assert wanted["why"] and set(wanted) <= {"why", "config", "set", "train", "imagenet", "halve_images"}
+    assert wanted["why"] and set(wanted) <= {"why", "config", "set", "train", "imagenet", "halve_images", "versus"}
     assert name == "baseline" or {k: v for k, v in wanted.items() if k != "why"} != {
         k: v for k, v in baseline.items() if k != "why"
     }
