@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from osm.errors import OsmError
 from osm.files import read_json
 from osm.models.fast_llama import FastLlama, ends_padded, fast_llama
+from osm.models.gguf_reading import quick_gguf
 from osm.models.llm_forward import (
     LlmInputs,
     llm_config,
@@ -115,17 +116,16 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    llm: Any
-    with quiet_gguf():
-        llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    with quiet_gguf(), quick_gguf():
+        llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     check_attention_scale(llm.config, path)
     # The weights are already dequantized, but transformers refuses to save a model that has quantization attributes.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
     llm.save_pretrained(folder)
-    with quiet_gguf():
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
