@@ -128,8 +128,9 @@ def draw_curve(folder: Path) -> None:
     records = read_log(folder)
     if not records:
         return
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 4))
+    # Fixed margins, because the automatic layouts draw the figure twice.
+    axes = figure.subplots(gridspec_kw={"left": 0.15, "right": 0.98, "bottom": 0.13, "top": 0.97})
     axes.plot(
         [r["step"] for r in records], [r["loss"] for r in records], color="black", linewidth=2, label="all sets, summed"
     )
