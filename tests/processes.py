@@ -1,4 +1,4 @@
-"""Waiting for processes, and ending one with all that it started.
+"""Waiting for processes, ports for them, and ending one with all that it started.
 
 torchrun puts each of its workers into a session of its own.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,13 +19,20 @@ from typing import Any
 PATIENCE_S = 900.0
 
 
+def free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def wait_until(
     condition: Callable[[], object], process: subprocess.Popen[Any] | None = None, message: str = "it did not happen"
 ) -> None:
-    """Waits until a condition is true; fails if the process that would make it true ends, or after `PATIENCE_S`."""
+    """Waits until a condition is true. It fails if `process` ends first, or after `PATIENCE_S` seconds."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        # Checked before the condition, because a process may meet the condition and then end.
+        # Read before the condition is tested, because a process that ends may have made the condition true.
         ended = process is not None and process.poll() is not None
         if condition():
             return

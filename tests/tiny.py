@@ -19,8 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from osm.config import from_dict
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.datasets.labels import load_labels
+from osm.models.model_config import ModelConfig
 from osm.synthetic.pretraining.nano_llm import train_tokenizer
 
 # Id 0 ends a name, as in the published code; only the pad token may have it.
@@ -176,3 +178,10 @@ def tiny_instructblip_folder(folder: Path) -> InstructBlipForConditionalGenerati
     base = tiny_instructblip(vocabulary=len(tokenizer), instruction_vocabulary=len(instruction))
     base.save_pretrained(folder)
     return base
+
+
+def tiny_config(folder: Path, kind: str, **settings: Any) -> ModelConfig:
+    """The config of a tiny model with the given kind of bridge, some of whose settings are changed."""
+    section = tiny_model_section(folder, variant=kind)
+    section["qformer" if kind == "maskqformer" else "flamingo"].update(settings)
+    return from_dict(ModelConfig, section, "test")

@@ -15,7 +15,7 @@ from osm.models.masks import bounding_boxes
 from osm.models.towers.tower import Tower
 
 LEAST_SIDE = 32  # pixels of the padded image; smaller windows would only show blurred pixels
-_MASKS_AT_ONCE = 8  # limits memory, because the masks are sampled in float32
+_MASKS_AT_ONCE = 8  # number of masks that are in memory as float32 at the same time
 
 
 def zoom_boxes(mask_R1SS: Tensor, enlarge: float) -> Tensor:

@@ -82,6 +82,7 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     """Its settings differ from the baseline's, and train.py accepts them."""
     wanted, baseline = WANTED[name], WANTED["baseline"]
     assert wanted["why"] and set(wanted) <= {"why", "config", "set", "train", "imagenet", "halve_images", "versus"}
+    assert wanted.get("versus", "baseline") in WANTED
     assert name == "baseline" or {k: v for k, v in wanted.items() if k != "why"} != {
         k: v for k, v in baseline.items() if k != "why"
     }

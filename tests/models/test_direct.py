@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model_section
+from tiny import tiny_config
 from torch import Tensor
 
 from osm.config import as_dict, from_dict
@@ -64,13 +64,6 @@ def test_the_path_starts_as_a_linear_map_of_the_given_spread() -> None:
         pool_regions(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features), (400,)
     )
     torch.testing.assert_close(found.flatten(1), pooled.flatten(1) @ path.linear.weight.T, atol=1e-5, rtol=1e-4)
-
-
-def tiny_config(folder: Path, kind: str, **settings: Any) -> ModelConfig:
-    section = tiny_model_section(folder, variant=kind)
-    own = section["qformer" if kind == "maskqformer" else "flamingo"]
-    own.update(settings)
-    return from_dict(ModelConfig, section, "test")
 
 
 @pytest.fixture(params=["maskqformer", "flamingo"])

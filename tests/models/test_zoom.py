@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model_section
+from tiny import tiny_config
 from torch import Tensor, nn
 
-from osm.config import as_dict, from_dict
+from osm.config import as_dict
 from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError, SampleError
 from osm.models.factory import build, load_folder
 from osm.models.masks import context_mask
-from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.models.zoom import LEAST_SIDE, zoom_boxes, zoom_tokens
 from osm.planning.simulate import simulate_naming
@@ -82,7 +81,7 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
 
 
 def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:
-    """Two pixels in the corners of a large image, which the few points of a small window miss."""
+    """The mask is two pixels in opposite corners of a large image, and none of the sampled points is near them."""
     mask = torch.zeros(1, 1, 1120, 1120, dtype=torch.bool)
     mask[0, 0, 0, 0] = mask[0, 0, -1, -1] = True
     found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)  # type: ignore[arg-type]
@@ -97,12 +96,6 @@ def test_an_empty_mask_has_no_window() -> None:
 # Models.
 
 ZOOM = {"direct_tokens": 3, "direct_width": 16, "direct_zoom": 42}
-
-
-def tiny_config(folder: Path, kind: str, **settings: Any) -> ModelConfig:
-    section = tiny_model_section(folder, variant=kind)
-    section["qformer" if kind == "maskqformer" else "flamingo"].update(settings)
-    return from_dict(ModelConfig, section, "test")
 
 
 @pytest.fixture(params=["maskqformer", "flamingo"])

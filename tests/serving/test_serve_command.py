@@ -15,19 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PATIENCE_S, wait_until
+from processes import PATIENCE_S, free_port, wait_until
 from server_threads import RunningServer, as_base64, drawn_picture, rle_region
 
 from osm.serving.serve_cli import demo_main, main, model_names, openapi_text
 
 ROOT = Path(__file__).parents[2]
 BODY = {"image": as_base64(drawn_picture()), "regions": [rle_region()]}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Command:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from cluster_stubs import ROOT, Cluster
-from processes import PATIENCE_S, wait_until
-from tiny_run import TRAIN, Workshop, finish, free_port, losses, start
+from processes import PATIENCE_S, free_port, wait_until
+from tiny_run import TRAIN, Workshop, finish, losses, start
 
 from osm.datasets.table import PUBLISHED_MODES
 from osm.training import run_config

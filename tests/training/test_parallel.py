@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import PATIENCE_S
-from tiny_run import Workshop, finish, free_port, launcher, start
+from processes import PATIENCE_S, free_port
+from tiny_run import Workshop, finish, launcher, start
 
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.gated import repeated_blocks

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import Workshop, finish, free_port, losses, start
+from processes import free_port
+from tiny_run import Workshop, finish, losses, start
 
 import osm
 from osm.datasets.table import PUBLISHED_MODES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from processes import PATIENCE_S
+from processes import PATIENCE_S, free_port
 from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write_shard
 from tiny import tiny_llm, tiny_model_section
 
@@ -95,13 +94,6 @@ class Workshop:
 
     def trainer(self, run: Path, *more: str, **options: Any) -> Trainer:
         return Trainer(parse(self.arguments(run, *more, **options)), World(0, 1, torch.device("cpu")))
-
-
-def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def launcher(processes: int, *more: str) -> tuple[str, ...]:
