@@ -254,6 +254,6 @@ def test_pictures_are_opened_and_decoded_in_one_place() -> None:
 
 
 def test_pixels_are_decoded_by_pillow_alone() -> None:
-    # torchvision's decoders end the process on some damaged PNGs.
+    # torchvision's decoders end the process on some damaged PNGs. Its operators on tensors decode nothing.
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
-        assert not re.search(r"torchvision|decode_(png|jpeg|image)|import cv2", path.read_text()), path
+        assert not re.search(r"torchvision(?!\.ops )|decode_(png|jpeg|image)|import cv2", path.read_text()), path
