@@ -33,7 +33,9 @@ logger = message_logger(__name__)
 
 _CLASSES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 _WIDEST = 2048  # in wider LLMs, nearly all of the time is spent in the matrix products
-_CLOSE = 1e-4  # largest difference of a logit, relative to the largest logit
+# The largest difference of a logit, relative to the largest logit. On random inputs, rounding alone changes logits of
+# SmolLM2 by up to 1e-4, and an epsilon of 1e-4 instead of 1e-5 in its RMS norms by 4e-3 or more.
+_CLOSE = 1e-3
 _SHORT = 128  # several new positions: up to this length, plain products are faster than PyTorch's fused attention
 _ROOM = 12  # spare positions whenever a cache is allocated; most names are shorter
 
