@@ -2,9 +2,9 @@
 """What simple features of a mask know by themselves: a linear probe, beside the majority class.
 
 For every mask of the shards (training) and of the sets' val files, `--features tower`: the mean of the frozen tower's
-tokens under the mask (weighted by coverage) at test-time size; `--features statistics`: mean and standard deviation of
-its colour, its area, and the seven Hu moments of its outline, no network at all. Standardised, then ridge regression
-onto the classes. Prints one JSON document.
+tokens under the mask (weighted by coverage) at test-time size, and in its zoom window if the config has zoom windows;
+`--features statistics`: mean and standard deviation of its colour, its area, and the seven Hu moments of its outline,
+no network at all. Standardised, then ridge regression onto the classes. Prints one JSON document.
 
     python3 benchmarks/linear_probe.py --datasets sets.yaml --shards coco=... --shards camvid=... [--config osm_small]
 """
@@ -114,12 +114,20 @@ def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np
 
 
 def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> np.ndarray:
-    """The mean token under each mask (K, H, W), weighted by coverage."""
+    """The mean token under each mask (K, H, W), weighted by coverage, and that in its zoom window if there are any."""
+    import torch
     import torch.nn.functional as F
 
-    tokens = model.tower_tokens(processor.pixel_values(processor.canvas(image)[None]))[0, model.prefix_tokens :]
-    cover = F.avg_pool2d(processor.canvas_masks(masks).float(), model.tower.patch).flatten(1)
-    return (cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)).numpy()
+    from osm.models.zoom import zoom_tokens
+
+    pixels, padded = processor.pixel_values(processor.canvas(image)[None]), processor.canvas_masks(masks)
+    tokens = model.tower_tokens(pixels)[0, model.prefix_tokens :]
+    cover = F.avg_pool2d(padded.float(), model.tower.patch).flatten(1)
+    means = cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)
+    if model.zoom:
+        images, enlarge = torch.zeros(len(masks), dtype=torch.long), model.bridge.config.direct_zoom_enlarge
+        means = torch.cat([means, zoom_tokens(model.tower, pixels, images, padded, model.zoom, enlarge)], 1)
+    return means.numpy()
 
 
 def statistics(image: Any, masks: np.ndarray) -> np.ndarray:

@@ -7,14 +7,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
 import yaml
+from linear_probe import pooled_tokens
+from PIL import Image
 from processes import PATIENCE_S
+from tiny import tiny_config
 
+from osm.models.factory import build
+from osm.models.zoom import zoom_tokens
 from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
 from osm.synthetic.scenes.scene_names import PLAIN
 from osm.synthetic.scenes.write import SceneOptions, write_scenes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "linear_probe.py"
+
+
+def test_tokens_under_a_mask_and_in_its_zoom_window(tmp_path: Path) -> None:
+    model, processor = build(tiny_config(tmp_path, "maskqformer", direct_tokens=2, direct_zoom=56))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 112, 3), dtype=np.uint8))
+    masks = np.zeros((2, 90, 112), bool)
+    masks[0, 10:40, 20:70] = masks[1, :, 60:] = True
+    found = pooled_tokens(model, processor, image, masks)
+    width = model.tower.width
+    assert found.shape == (2, 2 * width)
+    pixels, padded = processor.pixel_values(processor.canvas(image)[None]), processor.canvas_masks(masks)
+    for row, mask in zip(found, padded, strict=True):
+        alone = zoom_tokens(model.tower, pixels, torch.zeros(1, dtype=torch.long), mask[None], 56, 0.5)
+        assert np.allclose(row[width:], alone[0].numpy(), atol=1e-5)
+    assert not np.allclose(found[:, :width], found[:, width:])
 
 
 def test_statistics_of_a_few_scenes(tmp_path: Path) -> None:
