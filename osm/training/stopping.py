@@ -102,9 +102,11 @@ def report_dead_workers() -> Iterator[None]:
         yield
     except (RuntimeError, EOFError, ConnectionError) as error:
         # If a worker dies while sending a batch, its connection closes before torch notices the dead worker.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        closed = not isinstance(error, RuntimeError)
+        if not closed and "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"its connection was closed: {said}" if closed else said
         raise RunStopped(
             f"a data-loader worker died ({reason}): it was killed or ran out of memory. "
             "Run the same command to resume from the newest checkpoint; use fewer --workers if memory is short"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from osm.errors import OsmError, RunStopped
 from osm.training import sharded_layout
 from osm.training.checkpoints import readable_checkpoints
 from osm.training.run_config import parse
+from osm.training.stopping import report_dead_workers
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
 from osm.training.trainer import train
@@ -118,7 +120,35 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
     process = start(arguments, (), script)
     said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3, said
-    assert "error: a data-loader worker died (DataLoader worker" in said
+    # The second reason is that of a worker that was killed while the main process received one of its batches.
+    assert re.search(r"error: a data-loader worker died \((DataLoader worker|its connection was closed)", said), said
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "DataLoader worker (pid 7) is killed",
+        ),
+        (
+            ConnectionResetError(104, "Connection reset by peer"),
+            "its connection was closed: [Errno 104] Connection reset",
+        ),
+        (EOFError(), "its connection was closed: EOFError"),
+    ],
+)
+def test_each_sign_of_a_dead_loader_is_explained(error: Exception, reason: str) -> None:
+    with (
+        pytest.raises(RunStopped, match=rf"a data-loader worker died \({re.escape(reason)}.*resume"),
+        report_dead_workers(),
+    ):
+        raise error
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), report_dead_workers():
+        raise RuntimeError("shape mismatch")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
