@@ -384,7 +384,7 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         each = slice(None, None, modes)  # a mask is encoded once, and its features are used in every mode
         features = model.mask_features(batch.masks[each], context_R1SS[each], pixels_N3SS, batch.image_index[each])
         del pixels_N3SS
-        mask_flops = counter.get_total_flops() - tower_flops
+        image_flops = counter.get_total_flops()
         features = MaskFeatures.stack([features] * modes)
         state = model.bridge.image_state(tokens_NLC)
         instruction = Instruction(text.qformer_ids[:, :PROMPT_TOKENS], text.qformer_mask[:, :PROMPT_TOKENS])
@@ -393,6 +393,9 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         _, decoding = read_prefix(model.llm, inputs)
         for _ in range(ANSWER_TOKENS - 1):
             _, decoding = read_tokens(model.llm, [[1]] * rows, decoding)
-    row_flops = (counter.get_total_flops() - tower_flops - mask_flops) / rows
-    per_mask = mask_flops // (images * masks)
-    return NamingCost(weights, live.peak, tower_flops // images, row_flops, llm_bytes, per_mask)
+        row_flops = (counter.get_total_flops() - image_flops) / rows
+        before = counter.get_total_flops()
+        if model.zoom:
+            model.tower(torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters())))
+        mask_flops = counter.get_total_flops() - before
+    return NamingCost(weights, live.peak, tower_flops // images, row_flops, llm_bytes, mask_flops)
