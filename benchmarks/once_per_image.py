@@ -32,7 +32,6 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
 from recognition import pictures  # noqa: E402
 
-from osm.data.processor import TEST_PROMPT  # noqa: E402
 from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.evaluation.predict import generate  # noqa: E402
 from osm.models.bridges.bridge import Instruction  # noqa: E402
@@ -76,7 +75,7 @@ def mean(name: str, rounds: int) -> dict[str, Any]:
     [image] = recognizer.encode_images([image_and_masks[0]])
     masks = list(recognizer.mask_encoder.encode(regions_of(image.size, image_and_masks[1]), image))
     batches = [stack_masks(masks[start : start + ROWS]) for start in range(0, len(masks), ROWS)]
-    text = recognizer.processor.prompts([TEST_PROMPT])
+    text = recognizer.processor.prompts([recognizer.processor.naming_prompt()])
     instruction = Instruction(text.qformer_ids.expand(ROWS, -1), text.qformer_mask.expand(ROWS, -1))
     index, modes = torch.zeros(ROWS, dtype=torch.long), ["any"] * ROWS
 

@@ -38,7 +38,7 @@ from PIL import Image  # noqa: E402
 from small_tokenizer import small_tokenizer  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from osm.data.processor import TEST_PROMPT, Processor  # noqa: E402
+from osm.data.processor import Processor  # noqa: E402
 from osm.datasets.labels import load_labels  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.models.bridges.bridge import Instruction  # noqa: E402
@@ -153,7 +153,7 @@ def published(
     prefix = torch.cat([p for p, _ in parts]).reshape(1, model.prefix_tokens, patches.shape[-1])
     tokens = model.add_positions(torch.cat([prefix, model.windows.merge(patches)], 1))
     encoding = wait(device) - begun
-    text, stops = processor.prompts([TEST_PROMPT]), stop_ids(model.llm)
+    text, stops = processor.prompts([processor.naming_prompt()]), stop_ids(model.llm)
     instruction = Instruction(text.qformer_ids.to(device), text.qformer_mask.to(device))
     seconds, found = [], []
     for mask in masks:

@@ -24,7 +24,8 @@ from osm.io.resizing import fitted_size, nearest_rows, taken
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
 
-# The prompts for training. For evaluation, the benchmark protocol prescribes TEST_PROMPT.
+# The prompts for training, if the model's config sets no prompt of its own. For evaluation, the benchmark protocol
+# prescribes TEST_PROMPT.
 TEST_PROMPT = "What is in the segmentation mask? Assistant:"
 
 MASK_PROMPTS = (
@@ -103,6 +104,7 @@ class Processor:
             0..1.
         has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the text. With a prefix, the
             first text token can be supervised too.
+        prompt: the only prompt of the model (`ModelConfig.prompt`); empty = the published prompts.
 
     Raises:
         OsmError: the LLM's tokenizer has no end-of-sequence token.
@@ -116,12 +118,13 @@ class Processor:
         mean: Sequence[float],
         std: Sequence[float],
         has_prefix: bool = True,
+        prompt: str = "",
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise OsmError("the LLM's tokenizer has no end-of-sequence token, so text generation would never stop")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
-        self.has_prefix = has_prefix
+        self.has_prefix, self.prompt = has_prefix, prompt
         self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # cache of the recently tokenized texts
 
     # -- images ------------------------------------------------------------------------------------------------------
@@ -174,6 +177,14 @@ class Processor:
         return (canvas.contiguous().float() / 255 - mean) / std
 
     # -- texts -------------------------------------------------------------------------------------------------------
+
+    def training_prompts(self, boxed: bool) -> Sequence[str]:
+        """Return the prompts from which training draws one for each mask, or for each box if `boxed`."""
+        return (self.prompt,) if self.prompt else BOX_PROMPTS if boxed else MASK_PROMPTS
+
+    def naming_prompt(self, boxed: bool = False) -> str:
+        """Return the prompt with which a mask is named, or a box if `boxed`."""
+        return self.training_prompts(boxed)[0]
 
     def prompts(self, prompts: Sequence[str]) -> Text:
         """Tokenize prompts without answers, for generation. All labels are -100."""

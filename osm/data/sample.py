@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
+from osm.data.processor import Processor
 from osm.data.sample_config import SampleConfig
 from osm.errors import SampleError
 from osm.forms import Form, Segment
@@ -128,7 +128,7 @@ class SampleTransform:
         for mask, segment in zip(masks, segments, strict=True):
             to_box = not segment.boxed and segment.label.isthing and rng.random() < self.config.mask2box_prob
             mask[0, : view.crop_height, : view.crop_width] = _filled_box(segment.mask) if to_box else segment.mask
-            choices = BOX_PROMPTS if segment.boxed or to_box else MASK_PROMPTS
+            choices = self.processor.training_prompts(segment.boxed or to_box)
             prompts.append(choices[int(rng.integers(len(choices)))])
             target = scene.target(segment, rng, self.config.part_in_prepend_object_class_prob)
             targets.append(self._synonym(target, segment.label.names, rng))

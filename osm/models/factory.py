@@ -148,8 +148,8 @@ def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
 
 
 def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
-    tower, has_prefix = model.tower, model.bridge.has_prefix
-    return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
+    tower, config, has_prefix = model.tower, model.config, model.bridge.has_prefix
+    return Processor(tokenizer, qformer_tokenizer, config.input_size, tower.mean, tower.std, has_prefix, config.prompt)
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:

@@ -26,6 +26,8 @@ LARGEST = 1 << 16
 """The largest size allowed in a config. Sizes are limited because a checkpoint's config is not trusted."""
 _LARGEST_WINDOW = 1 << 13  # in pixels; a ViT's attention is quadratic in the number of patches of a window
 _MOST_LAYERS = 1024
+LONGEST_PROMPT = 80
+"""The largest number of characters of a prompt. Prompt and name have to fit into 32 tokens."""
 QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
 
 
@@ -211,6 +213,9 @@ class ModelConfig:
         bridge: the trained bridge between tower and LLM.
         lora: trained low-rank updates of the LLM.
         modes: the answer styles, each with its own learned embeddings. The list always contains `any`.
+        prompt: the prompt of every mask and box, in training and afterwards. Naming takes less time with a short one,
+            such as `Name:`. Empty = the published prompts: training draws one of several, and names are asked for with
+            "What is in the segmentation mask? Assistant:".
     """
 
     base_model_name: str = ""
@@ -224,6 +229,7 @@ class ModelConfig:
     bridge: BridgeConfig = field(default_factory=lambda: from_dict(BridgeConfig, {}, "model.bridge"))
     lora: LoraConfig = field(default_factory=LoraConfig)
     modes: tuple[str, ...] = PUBLISHED_MODES
+    prompt: str = ""
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
@@ -242,6 +248,13 @@ class ModelConfig:
                 f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP model "
                 f"(model.base_model_name {self.base_model_name!r}) cannot be quantized; set model.tower and model.llm "
                 "instead"
+            )
+        if self.prompt and (
+            len(self.prompt) > LONGEST_PROMPT or not self.prompt.strip() or not self.prompt.isprintable()
+        ):
+            raise OsmError(
+                f"model.prompt {shown(self.prompt)}: expected a line of at most {LONGEST_PROMPT} characters, such as "
+                "'Name:', or nothing for the published prompts"
             )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:

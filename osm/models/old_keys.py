@@ -154,6 +154,8 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
     The argument `tower` is the tower section, which is already in the checkpoint layout.
     """
     values = {**values, "tower": tower}
+    if not values["prompt"]:
+        del values["prompt"]  # earlier code versions only have the published prompts
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:
         return values

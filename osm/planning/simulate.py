@@ -9,6 +9,7 @@ Shapes: N images, R rows (masks), S input size, T text tokens.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,7 @@ from osm.training.task import TrainTask
 
 ANSWER_TOKENS = 4
 """Tokens that the LLM generates for a name, with the end token. Names of the nine datasets have 2 to 3 on average."""
-PROMPT_TOKENS = 14
+PROMPT_TOKENS = 14  # of the published prompts, with a margin
 """Tokens of the prompt of the benchmark, with BOS, in the tokenizers of Llama and Qwen."""
 
 
@@ -267,6 +268,11 @@ def training_batch(
     )
 
 
+def _prompt_tokens(config: ModelConfig) -> int:
+    """Return about how many tokens the prompt has, with BOS. No tokenizer is loaded."""
+    return min(PROMPT_TOKENS, 1 + len(re.findall(r"\w+|[^\w\s]", config.prompt))) if config.prompt else PROMPT_TOKENS
+
+
 def _masks(rows: int, size: int) -> Tensor:
     """Return masks (R, 1, S, S) of a square that covers a ninth of the image."""
     masks_R1SS = torch.zeros(rows, 1, size, size, dtype=torch.bool)
@@ -387,9 +393,10 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         image_flops = counter.get_total_flops()
         features = MaskFeatures.stack([features] * modes)
         state = model.bridge.image_state(tokens_NLC)
-        instruction = Instruction(text.qformer_ids[:, :PROMPT_TOKENS], text.qformer_mask[:, :PROMPT_TOKENS])
+        prompt = slice(0, _prompt_tokens(config))
+        instruction = Instruction(text.qformer_ids[:, prompt], text.qformer_mask[:, prompt])
         condition = model.bridge(state, batch.image_index, features, instruction, batch.modes)
-        inputs = model.llm_inputs(condition, text.input_ids[:, :PROMPT_TOKENS], text.attention_mask[:, :PROMPT_TOKENS])
+        inputs = model.llm_inputs(condition, text.input_ids[:, prompt], text.attention_mask[:, prompt])
         _, decoding = read_prefix(model.llm, inputs)
         for _ in range(ANSWER_TOKENS - 1):
             _, decoding = read_tokens(model.llm, [[1]] * rows, decoding)

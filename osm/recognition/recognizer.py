@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
+from osm.data.processor import Processor
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.models.bridges.bridge import Instruction
@@ -323,13 +323,14 @@ class Recognizer:
         return encode_views(views, self.encoder, self.mask_encoder)
 
     def _of_views(self, views: EncodedViews, mode: str, combine: str, request: _Request) -> Recognition:
+        prompt = self.processor.naming_prompt()
         jobs = [_Job(number, (0, 0), mask, mode) for number, mask in enumerate(views.masks)]
-        first = self._inputs(views.images, jobs[:1], TEST_PROMPT)
+        first = self._inputs(views.images, jobs[:1], prompt)
         if combination(combine, first) == "tokens":
-            others = [self._inputs(views.images, [job], TEST_PROMPT) for job in jobs[1:]]
-            return self._answers(averaged([first, *others]), [mode], TEST_PROMPT, request)[0]
-        name = self.decoder.agreed(self._inputs(views.images, jobs, TEST_PROMPT), self._trie(request, TEST_PROMPT))
-        return self._said(mode, [name], request, TEST_PROMPT)
+            others = [self._inputs(views.images, [job], prompt) for job in jobs[1:]]
+            return self._answers(averaged([first, *others]), [mode], prompt, request)[0]
+        name = self.decoder.agreed(self._inputs(views.images, jobs, prompt), self._trie(request, prompt))
+        return self._said(mode, [name], request, prompt)
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -361,7 +362,7 @@ class Recognizer:
             vocabulary = list(vocabulary)  # the list is read several times, but a generator only once
         request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
-            self._vocabulary(request, TEST_PROMPT)
+            self._vocabulary(request, self.processor.naming_prompt())
         return request
 
     def _vocabulary(self, request: _Request, prompt: str) -> Vocabulary:
@@ -384,7 +385,7 @@ class Recognizer:
             for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.encode(found, image), strict=True)):
                 answers[number].append([Recognition(mode, skipped=encoded.skipped) for mode in modes])
                 if not encoded.skipped:
-                    jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
+                    jobs = by_prompt.setdefault(self.processor.naming_prompt(region.boxed), [])
                     jobs += [_Job(number, (k, m), encoded, mode) for m, mode in enumerate(modes)]
         for prompt, jobs in by_prompt.items():
             work = partial(self._batch, images, prompt=prompt, request=request)

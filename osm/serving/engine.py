@@ -16,7 +16,6 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from osm.data.processor import TEST_PROMPT
 from osm.errors import OsmError, SampleError, shown
 from osm.io.any_mask import mask_drawer
 from osm.io.images import as_rgb, decode, open_image, read_rgb
@@ -193,7 +192,7 @@ class Engine:
             self.segmenter.name if self.segmenter is not None else "",
             model.calibration is not None,
             self.recognizer.decoder.max_new_tokens,
-            model.bridge.prefix_length + processor.prompts([TEST_PROMPT]).input_ids.shape[1],
+            model.bridge.prefix_length + processor.prompts([processor.naming_prompt()]).input_ids.shape[1],
         )
 
     # -- several jobs --------------------------------------------------------------------------------------------------

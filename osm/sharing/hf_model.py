@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PretrainedConfig, PreTrainedModel
 
-from osm.data.processor import TEST_PROMPT, Processor
+from osm.data.processor import Processor
 from osm.errors import OsmError, shown
 from osm.files import read_json, write_atomically
 from osm.io.any_mask import as_mask
@@ -140,6 +140,7 @@ class HfOsmProcessor:
             settings["mean"],
             settings["std"],
             settings["has_prefix"],
+            settings.get("prompt", ""),  # not in the files of earlier code versions
         )
         return cls(processor, settings["context_enlarge_ratio"])
 
@@ -147,15 +148,13 @@ class HfOsmProcessor:
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
         """Do nothing. transformers calls this method, whose result only matters for its own `save_pretrained`."""
 
-    def __call__(
-        self, images: Sequence[Image.Image], masks: Sequence[Sequence[Any]], prompt: str = TEST_PROMPT
-    ) -> BatchFeature:
+    def __call__(self, images: Sequence[Image.Image], masks: Sequence[Sequence[Any]], prompt: str = "") -> BatchFeature:
         """Return the inputs of `HfOsmModel.generate`.
 
         Args:
             images: the images.
             masks: the masks of each image, with the image's size.
-            prompt: the question about each mask.
+            prompt: the prompt of each mask; empty = that of the model.
 
         Raises:
             OsmError: the number of lists of masks is not that of the images, or a mask has another size.
@@ -171,7 +170,7 @@ class HfOsmProcessor:
         if not parts:
             raise OsmError("there are no masks")
         masks_R1SS = torch.cat(parts)
-        text = self.processor.prompts([prompt] * len(masks_R1SS))
+        text = self.processor.prompts([prompt or self.processor.naming_prompt()] * len(masks_R1SS))
         counts = torch.tensor([len(few) for few in masks])
         return BatchFeature(
             {
@@ -214,6 +213,7 @@ def save_processor(processor: Processor, context_enlarge_ratio: float, folder: P
         "mean": list(processor.mean),
         "std": list(processor.std),
         "has_prefix": processor.has_prefix,
+        "prompt": processor.prompt,
         "context_enlarge_ratio": context_enlarge_ratio,
     }
     write_atomically(folder / PROCESSOR_FILE, [json.dumps(settings, indent=1), "\n"])
