@@ -1,19 +1,22 @@
 """Changes to a loaded model that make naming on a CPU faster, and that training must not see.
 
 The linear layers are packed (`osm.models.packed_linear`), `osm.models.fast_llama` runs a small Llama, and the batch
-norms of the tower are folded into the convolutions before them. All values stay float32. Only the order of the sums
-changes. Freed memory is kept in the process for the next image.
+norms of the tower are folded into the convolutions before them, which are then packed (`osm.models.packed_conv`). All
+values stay float32. Only the order of the sums changes. Freed memory is kept in the process for the next image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from osm.memory_reuse import keep_freed_memory
 from osm.models.fast_llama import make_fast
 from osm.models.osm import OmniScientModel
+from osm.models.packed_conv import PackedConv, can_be_packed
 from osm.models.packed_linear import pack_linears
 from osm.models.towers.tower import Tower
 from osm.terminal import message_logger
@@ -26,6 +29,7 @@ def speed_up(model: OmniScientModel) -> None:
     """Make a model on the CPU faster at inference. Its state dict stays that of the model, except for the tower's."""
     if next(model.tower.parameters(), torch.empty(0)).is_cpu:
         fold_batch_norms(model.tower, model.config.sliding_window_size)
+        pack_convs(model.tower, model.config.sliding_window_size)
     pack_linears(model)
     make_fast(model.llm)
     keep_freed_memory()
@@ -43,13 +47,12 @@ def fold_batch_norms(tower: Tower, side: int) -> int:
     pairs = _pairs(tower)
     if not pairs:
         return 0
-    window = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before = tower(window)[1]
+        before = _tokens(tower, side)
         for parent, conv_name, norm_name in pairs:
             _fold(parent, conv_name, norm_name)
-        after = tower(window)[1]
-    if (after - before).abs().max() <= _CLOSE * before.abs().max():
+        after = _tokens(tower, side)
+    if _are_close(before, after):
         for parent, _, norm_name in pairs:
             vars(getattr(parent, norm_name)).pop("replaced")
         return len(pairs)
@@ -57,6 +60,51 @@ def fold_batch_norms(tower: Tower, side: int) -> int:
     for parent, conv_name, norm_name in pairs:
         _unfold(parent, conv_name, norm_name)
     return 0
+
+
+def pack_convs(tower: Tower, side: int) -> int:
+    """Pack the convolutions whose batch norms have been folded, with their activations, and return their number.
+
+    A tower whose tokens change is left as it is. The arguments are those of `fold_batch_norms`.
+    """
+    places = [
+        (parent, conv_name, norm_name)
+        for parent, conv_name, norm_name in _neighbors(tower)
+        if isinstance(norm := getattr(parent, norm_name), _Folded)
+        and can_be_packed(getattr(parent, conv_name), norm.act)
+    ]
+    if not places:
+        return 0
+    replaced = [(getattr(parent, conv_name), getattr(parent, norm_name).act) for parent, conv_name, norm_name in places]
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+    watched = [
+        conv.register_forward_pre_hook(lambda conv, inputs: shapes.update({conv: tuple(inputs[0].shape)}))
+        for conv, _ in replaced
+    ]
+    with torch.no_grad():
+        before = _tokens(tower, side)
+        for handle in watched:
+            handle.remove()
+        for (parent, conv_name, norm_name), (conv, act) in zip(places, replaced, strict=True):
+            if conv in shapes:  # a layer that is not used is not packed
+                setattr(parent, conv_name, PackedConv(conv, act, shapes[conv]))
+                getattr(parent, norm_name).act = nn.Identity()
+        after = _tokens(tower, side)
+    if _are_close(before, after):
+        return len(shapes)
+    logger.info("the convolutions of the tower are not packed, because its tokens would change")
+    for (parent, conv_name, norm_name), (conv, act) in zip(places, replaced, strict=True):
+        setattr(parent, conv_name, conv)
+        getattr(parent, norm_name).act = act
+    return 0
+
+
+def _tokens(tower: Tower, side: int) -> Tensor:
+    return tower(torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)))[1]
+
+
+def _are_close(before: Tensor, after: Tensor) -> bool:
+    return bool((after - before).abs().max() <= _CLOSE * before.abs().max())
 
 
 class _Folded(nn.Module):
@@ -74,19 +122,26 @@ class _Folded(nn.Module):
 def _pairs(tower: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """Return each convolution that is followed by a batch norm of as many channels, with the parent of both."""
     found = []
-    for parent in tower.modules():
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
-            if (
-                isinstance(conv, nn.Conv2d)
-                and isinstance(norm, nn.BatchNorm2d)
-                and norm.num_features == conv.out_channels
-                and norm.track_running_stats
-                and not (conv.training or norm.training)
-                and conv.weight.dtype == torch.float32
-            ):
-                found.append((parent, conv_name, norm_name))
+    for parent, conv_name, norm_name in _neighbors(tower):
+        conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+        if (
+            isinstance(conv, nn.Conv2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and norm.num_features == conv.out_channels
+            and norm.track_running_stats
+            and not (conv.training or norm.training)
+            and conv.weight.dtype == torch.float32
+        ):
+            found.append((parent, conv_name, norm_name))
     return found
+
+
+def _neighbors(tower: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Yield each pair of adjacent children of a module: the parent and the names of both."""
+    for parent in tower.modules():
+        names = [name for name, _ in parent.named_children()]
+        for one, other in zip(names, names[1:], strict=False):
+            yield parent, one, other
 
 
 def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:

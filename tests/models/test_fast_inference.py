@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import osm
 from osm.errors import OsmError
 from osm.models import fast_inference
-from osm.models.fast_inference import fold_batch_norms
+from osm.models.fast_inference import fold_batch_norms, pack_convs
+from osm.models.packed_conv import PackedConv, can_be_packed, is_packing_possible
 from osm.models.packed_linear import PackedLinear, is_packing_right, pack_linears
 from osm.recognition.recognizer import load_recognizer
 
@@ -159,6 +161,73 @@ def test_a_timm_tower_is_folded() -> None:
         before = tower(window)[1]
         assert fold_batch_norms(tower, 64) > 10  # type: ignore[arg-type]
         torch.testing.assert_close(tower(window)[1], before, atol=1e-4 * float(before.abs().max()), rtol=0)
+
+
+needs_convs = pytest.mark.skipif(not is_packing_possible(), reason="this PyTorch has no packed convolution")
+ACTIVATIONS = [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
+
+
+@needs_convs
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: type(act).__name__)
+@pytest.mark.parametrize("groups", [1, 12])
+@pytest.mark.parametrize("kind", ["plain", "strided", "same"])
+@torch.inference_mode()
+def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups: int, kind: str) -> None:
+    from timm.layers import Conv2dSame
+
+    conv: nn.Conv2d = {
+        "plain": nn.Conv2d(12, 24, 3, padding=1, groups=groups),
+        "strided": nn.Conv2d(12, 24, (5, 3), (2, 1), (2, 0), groups=groups, bias=False),
+        "same": Conv2dSame(12, 24, 3, 2, groups=groups),
+    }[kind]
+    assert can_be_packed(conv, act)
+    packed = PackedConv(conv, act, (1, 12, 20, 20))
+    for shape in ((1, 12, 20, 20), (3, 12, 9, 14)):
+        x = 4 * torch.randn(shape)
+        for order in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(packed(x.contiguous(memory_format=order)), act(conv(x)), atol=1e-5, rtol=0)
+    flops = []
+    for layer in (packed, conv):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
+
+
+def test_other_convolutions_are_not_packed() -> None:
+    hooked = nn.Conv2d(8, 8, 3)
+    hooked.register_forward_hook(lambda *args: None)
+    convs = [nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.Conv2d(8, 8, 3, padding="same"), hooked]
+    convs += [nn.Conv2d(8, 8, 3).half(), type("Odd", (nn.Conv2d,), {})(8, 8, 3)]
+    assert not any(can_be_packed(conv, nn.ReLU()) for conv in convs)
+    assert not can_be_packed(nn.Linear(8, 8), nn.ReLU()) and not can_be_packed(nn.Conv2d(8, 8, 3), nn.Sigmoid())
+
+
+@needs_convs
+def test_a_tower_is_packed_if_its_tokens_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2,))
+
+        def forward(self, x: Tensor) -> tuple[None, Tensor]:
+            return None, self.model(x)[0].flatten(2).transpose(1, 2)
+
+    tower, window = Tower().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = tower(window)[1]
+        assert pack_convs(tower, 64) == 0  # type: ignore[arg-type]  # no batch norm is folded yet
+        fold_batch_norms(tower, 64)  # type: ignore[arg-type]
+        folded = copy.deepcopy(tower)
+        assert pack_convs(tower, 64) > 10  # type: ignore[arg-type]
+        torch.testing.assert_close(tower(window)[1], before, atol=1e-4 * float(before.abs().max()), rtol=0)
+        assert pack_convs(tower, 64) == 0  # type: ignore[arg-type]  # all are packed
+        before = folded(window)[1]
+        monkeypatch.setattr(fast_inference, "PackedConv", lambda conv, act, shape: nn.Sequential(conv, nn.Sigmoid()))
+        assert pack_convs(folded, 64) == 0  # type: ignore[arg-type]
+        assert torch.equal(folded(window)[1], before)
 
 
 def test_a_fast_recognizer_gives_the_same_names(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,114 @@
+"""Convolutions with a fused activation, whose weights are stored in oneDNN's own order, which is faster on CPUs.
+
+A convolution rearranges its weights before every pass, and an activation after it reads and writes all of its output
+again. `PackedConv` rearranges the weights once, and computes the activation in the same pass. All values stay float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
+
+# The activations that oneDNN computes in the same pass: class -> (name, arguments, algorithm).
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float], str]] = {
+    nn.Identity: ("none", [], ""),
+    nn.ReLU: ("relu", [], ""),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.SiLU: ("swish", [], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+}
+
+
+class PackedConv(nn.Module):
+    """A frozen convolution and its activation, in float32 on a CPU.
+
+    Args:
+        conv: the convolution. `can_be_packed` must hold.
+        act: the activation.
+        shape: the shape of an input. Inputs with other shapes give the same values, and may take a little longer.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._packed: Tensor
+        self.bias, self.groups = conv.bias, conv.groups
+        self.stride, self.dilation = list(conv.stride), list(conv.dilation)
+        self.same = conv.kernel_size if _pads_itself(conv) else None
+        self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
+        self.act = _ACTIVATIONS[type(act)]
+        if self.same:
+            shape = tuple(self._padded(torch.empty(shape, device="meta")).shape)
+        weight = conv.weight.detach()
+        if self.groups == 1:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        _count_flops()
+        # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
+        vars(self)["_packed"] = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            x = self._padded(x)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed, self.bias, self.padding, self.stride, self.dilation, self.groups, *self.act
+        )
+
+    def _padded(self, x: Tensor) -> Tensor:
+        from timm.layers.padding import pad_same
+
+        assert self.same is not None
+        return pad_same(x, list(self.same), self.stride, self.dilation)
+
+
+def can_be_packed(conv: nn.Module, act: nn.Module) -> bool:
+    """Return whether a `PackedConv` can replace a convolution and the activation after it."""
+    if not isinstance(conv, nn.Conv2d) or type(act) not in _ACTIVATIONS:
+        return False
+    plain = type(conv) is nn.Conv2d and not isinstance(conv.padding, str)
+    weight = conv.weight
+    return (
+        (plain or _pads_itself(conv))
+        and conv.padding_mode == "zeros"
+        and weight.is_cpu
+        and weight.dtype == torch.float32
+        and not (conv._forward_hooks or conv._forward_pre_hooks)
+        and is_packing_possible()
+    )
+
+
+def _pads_itself(conv: nn.Module) -> bool:
+    """Whether a convolution is timm's `Conv2dSame`, which pads its input by itself, as TensorFlow does."""
+    return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
+
+
+@cache
+def _count_flops() -> None:
+    """Make PyTorch's `FlopCounterMode` count packed convolutions, unless PyTorch does it itself."""
+    if torch.ops.mkldnn._convolution_pointwise in flop_registry:
+        return
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def flops(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return conv_flop_count(x_shape, weight_shape, out_shape)
+
+
+@cache
+def is_packing_possible() -> bool:
+    """Return whether this machine's PyTorch has the packed convolution, and it gives what `nn.Conv2d` gives."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 9, 9, generator=generator).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode():
+            for groups in (1, 8):
+                conv = nn.Conv2d(8, 8, 3, 2, 1, groups=groups)
+                for act in (nn.Identity(), nn.ReLU6()):
+                    if not torch.allclose(PackedConv(conv, act, tuple(x.shape))(x), act(conv(x)), atol=1e-5):
+                        return False
+    except (AttributeError, RuntimeError):
+        return False
+    return True
