@@ -213,6 +213,19 @@ BENCHMARKS = (
         kept="recognition/once_per_image.json",
     ),
     SpeedBenchmark(
+        "zoom_windows",
+        "benchmarks/zoom_windows.py",
+        "--masks 1 --rounds 1",
+        (
+            *((f"cases[masks].parts.{part}.median_seconds.*", "s") for part in ("resizing", "tower", "naming")),
+            *((f"cases[masks].parts.{part}.gain", "times") for part in ("resizing", "tower", "naming")),
+            ("cases[masks].names_per_second.*", "names/s"),
+        ),
+        "experiments.md",
+        runs=1,
+        kept="recognition/zoom_windows.json",
+    ),
+    SpeedBenchmark(
         "recognition_flamingo",
         "benchmarks/recognition.py --config osm_flamingo_small --masks 8,32",
         "--config osm_flamingo_small --masks 1 --rounds 1",

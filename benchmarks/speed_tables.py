@@ -343,6 +343,10 @@ def experiments(figures: Path) -> dict[str, str]:
             ("work done once per image", "seconds before", "after", "gain"),
             once_rows(read(figures / "recognition" / "once_per_image.json")),
         ),
+        "zoom_windows": table(
+            ("masks", "part", "seconds before", "after", "gain"),
+            zoom_rows(read(figures / "recognition" / "zoom_windows.json")),
+        ),
         "packed_training": table(
             steps,
             (
@@ -367,6 +371,15 @@ def once_rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             what = f"decoding, {namer}, {size} with {case['masks_per_photo']} masks each"
         seconds = (f"{case['median_seconds'][key]:.3f}" for key in ("before", "after"))
         yield what, *seconds, f"{case['gain']:.2f}"
+
+
+def zoom_rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    titles = {"resizing": "resizing", "tower": "the tower on the windows", "naming": "naming in two modes, in total"}
+    for case in found["cases"]:
+        for number, (part, title) in enumerate(titles.items()):
+            taken = case["parts"][part]
+            seconds = (f"{taken['median_seconds'][key]:.3f}" for key in ("before", "after"))
+            yield "" if number else str(case["masks"]), title, *seconds, f"{taken['gain']:.2f}"
 
 
 def paired_rows(naming: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -91,7 +91,7 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
         points: the number of samples per bin along each axis; 0 = one for each started pixel of a bin.
     """
     if not x_NDSS.is_cpu:
-        return _by_torchvision(x_NDSS, index_R, boxes_R4, bins, points)
+        return sampled_by_torchvision(x_NDSS, index_R, boxes_R4, bins, points)
     found_RDbb = torch.empty(len(boxes_R4), x_NDSS.shape[1], bins, bins)
     with torch.autocast("cpu", enabled=False):
         for found_Dbb, index, box_4 in zip(found_RDbb, index_R, boxes_R4, strict=True):
@@ -104,7 +104,8 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
     return found_RDbb
 
 
-def _by_torchvision(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int) -> Tensor:
+def sampled_by_torchvision(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
+    """Compute `sampled_squares` with torchvision's operator, as on a GPU."""
     from torchvision.ops import roi_align
 
     found = []

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Measures the zoom windows of osm_small on a CPU, with and without what makes them faster, in turns.
+
+    python3 benchmarks/zoom_windows.py > zoom_windows.json
+
+Three parts: resizing the squares of the masks by `roi_align` or by products of matrices (`osm.models.zoom`), the tower
+on the windows with or without packed convolutions (`osm.models.packed_conv`), and naming in two modes with or without
+both. The names have to be the same, the probabilities within 1e-4 and the tokens within 1e-4 of the largest, or the
+benchmark fails. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from fast_paired import recognizer_of  # noqa: E402
+from once_per_image import in_turns  # noqa: E402
+from recognition import ours, pictures  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from osm.models import fast_inference, zoom  # noqa: E402
+from osm.models.fast_inference import speed_up  # noqa: E402
+from osm.recognition.recognizer import Recognizer  # noqa: E402
+
+NAME, CLOSE = "osm_small", 1e-4
+
+
+def by_roi_align(faster: bool) -> Any:
+    """Let zoom windows be resized as on a GPU, unless `faster`."""
+    return nullcontext() if faster else patch.object(zoom, "sampled_squares", zoom.sampled_by_torchvision)
+
+
+def fast_recognizer(packed: bool) -> Recognizer:
+    recognizer = recognizer_of(NAME, tiny=False)
+    with nullcontext() if packed else patch.object(fast_inference, "pack_convs", lambda *_: 0):
+        speed_up(recognizer.model)
+    return recognizer
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def measure(count: int, rounds: int) -> dict[str, Any]:
+    before, after = fast_recognizer(False), fast_recognizer(True)
+    image, masks = pictures(count, 640, 480)
+    processor, side = before.processor, before.model.zoom
+    pixels = processor.pixel_values(processor.canvas(image)[None])
+    canvases = processor.canvas_masks(masks)
+    boxes = zoom.zoom_boxes(canvases, before.model.bridge.config.direct_zoom_enlarge)
+    index, patch_side = torch.zeros(count, dtype=torch.long), before.model.tower.patch
+    kept: dict[str, Any] = {}
+
+    @torch.inference_mode()
+    def resized(faster: bool) -> None:
+        with by_roi_align(faster):
+            kept[f"windows {faster}"] = zoom.sampled_squares(pixels, index, boxes, side)
+            cells = side // patch_side
+            zoom.sampled_squares(canvases, torch.arange(count), boxes, cells, patch_side)
+
+    @torch.inference_mode()
+    def encoded(faster: bool) -> None:
+        model, windows = (after if faster else before).model, kept["windows True"]
+        kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(8)])
+
+    def named(faster: bool) -> None:
+        with by_roi_align(faster):
+            kept[f"names {faster}"] = ours(after if faster else before, image, masks)[1]
+
+    parts = {"resizing": resized, "tower": encoded, "naming": named}
+    found: dict[str, Any] = {"masks": count, "side": side, "parts": {}}
+    for part, run in parts.items():
+        turns = in_turns(lambda run=run: run(False), lambda run=run: run(True), rounds)
+        found["parts"][part] = {key: value for key, value in turns.items() if key != "equal"}
+    pairs = list(zip(kept["names False"], kept["names True"], strict=True))
+    for key in ("windows", "tokens"):
+        found[f"{key}_apart"] = apart(kept[f"{key} False"], kept[f"{key} True"])
+    found["names"] = len(pairs)
+    found["other_names"] = sum(one[0] != other[0] for one, other in pairs)
+    found["probabilities_apart"] = max(abs(one[1] - other[1]) for one, other in pairs)
+    middle = found["parts"]["naming"]["median_seconds"]
+    found["names_per_second"] = {key: round(len(pairs) / seconds, 2) for key, seconds in middle.items()}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--masks", default="1,8,32", help="numbers of masks [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=5, help="of each way [%(default)s]")
+    args = parser.parse_args()
+    cases = [measure(int(count), args.rounds) for count in args.masks.split(",")]
+    document = {
+        "model": NAME,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "cases": cases,
+    }
+    print(json.dumps(document, indent=1))
+    far = ("windows_apart", "tokens_apart", "probabilities_apart")
+    return int(any(case["other_names"] or any(case[key] > CLOSE for key in far) for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
