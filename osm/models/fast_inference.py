@@ -1,4 +1,4 @@
-"""Changes to a loaded model that make naming on a CPU faster, and that training must not see.
+"""Changes to a loaded model that make it faster on a CPU. Training only uses those of the frozen tower.
 
 The linear layers are packed (`osm.models.packed_linear`), `osm.models.fast_llama` runs a small Llama, and the batch
 norms of the tower are folded into the convolutions before them, which are then packed (`osm.models.packed_conv`). All
@@ -28,11 +28,17 @@ _CLOSE = 1e-4  # largest difference of a token, relative to the largest token
 def speed_up(model: OmniScientModel) -> None:
     """Make a model on the CPU faster at inference. Its state dict stays that of the model, except for the tower's."""
     if next(model.tower.parameters(), torch.empty(0)).is_cpu:
-        fold_batch_norms(model.tower, model.config.sliding_window_size)
-        pack_convs(model.tower, model.config.sliding_window_size)
+        speed_up_tower(model.tower, model.config.sliding_window_size)
     pack_linears(model)
     make_fast(model.llm)
     keep_freed_memory()
+
+
+def speed_up_tower(tower: Tower, side: int) -> None:
+    """Make a frozen tower in float32 on the CPU faster. `side` is the side length of a window in pixels."""
+    fold_batch_norms(tower, side)
+    pack_convs(tower, side)
+    pack_linears(tower)
 
 
 def fold_batch_norms(tower: Tower, side: int) -> int:

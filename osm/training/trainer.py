@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from osm.config import as_dict
 from osm.data.batch import Batch, merge
@@ -29,6 +29,7 @@ from osm.forms.base import ANNOTATION
 from osm.memory_reuse import keep_freed_memory
 from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
+from osm.models.fast_inference import speed_up_tower
 from osm.models.fast_llama import make_fast
 from osm.models.osm import OmniScientModel
 from osm.models.packed_linear import pack_linears
@@ -171,7 +172,7 @@ class Trainer:
             if world.device.type == "cpu":
                 keep_freed_memory()
                 if config.precision == "fp32":
-                    self._speed_up_llm(task.model.llm)
+                    self._speed_up(task.model)
             return task, {}
         values: dict[str, Tensor] = {}
 
@@ -184,10 +185,12 @@ class Trainer:
 
         return world.from_main(structure), values
 
-    def _speed_up_llm(self, llm: nn.Module) -> None:
-        pack_linears(llm)
+    def _speed_up(self, model: OmniScientModel) -> None:
+        """Make the frozen parts faster on a CPU. Their hashes must have been computed before."""
+        speed_up_tower(model.tower, model.config.sliding_window_size)
+        pack_linears(model.llm)
         if not self.config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
-            make_fast(llm)
+            make_fast(model.llm)
 
     def _read_task(self) -> TrainTask:
         torch.manual_seed(self.config.seed)  # the bridge starts with the same values on every rank

@@ -242,7 +242,7 @@ def test_a_fast_recognizer_gives_the_same_names(checkpoint: Path, monkeypatch: p
         recognizer = load_recognizer(checkpoint, device="cpu", fast=fast)
         recognizer.set_image(image)
         found.append([answers[0] for answers in recognizer.name(masks)])
-    assert counts and (counts[0] > 10 or not is_packing_right())
+    assert sum(counts) > 10 or not is_packing_right()
     assert [one.text for one in found[0]] == [one.text for one in found[1]]
     assert [one.prob for one in found[0]] == pytest.approx([one.prob for one in found[1]], abs=1e-4)
 
