@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Compares training steps with and without the faster LLM on CPUs, in turns, on the same batches, without the tower.
+"""Compares training steps with and without the faster frozen parts on CPUs, in turns, on the same batches.
 
     python3 benchmarks/packed_training.py osm_small > packed_training.json
 
-The tower's tokens are computed once and then given, as with `--feature_cache`. In the first step, the losses of both
-have to be within 1e-5 and the gradients within 1e-3 of each other, relatively. Otherwise the benchmark fails. The later
-steps drift apart, because Adam enlarges the rounding errors of gradients that are zero. Prints one JSON document.
+The tower's tokens of the images are computed once and then given, as with `--feature_cache`. Zoom windows are encoded
+in every step; without the faster parts, they are resized by torchvision, and the tower is not packed. In the first
+step, the losses of both have to be within 1e-5 and the gradients within 1e-3 of each other, relatively. Otherwise the
+benchmark fails. The later steps drift apart, because Adam enlarges the rounding errors of gradients that are zero.
+Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
 from train_step_parts import TrainStep  # noqa: E402
+from zoom_windows import by_roi_align  # noqa: E402
 
 from osm.memory_reuse import keep_freed_memory  # noqa: E402
+from osm.models.fast_inference import speed_up_tower  # noqa: E402
 from osm.models.fast_llama import make_fast  # noqa: E402
 from osm.models.packed_linear import pack_linears  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
@@ -42,6 +46,7 @@ def prepared(config: str, masks: int, packed: bool) -> tuple[TrainStep, list[Any
         tokens = iter([model.tower_tokens(processor.pixel_values(batch.canvas)) for batch in batches] * 1000)
     model.tower_tokens = lambda *_, **__: next(tokens)
     if packed:
+        speed_up_tower(model.tower, model.config.sliding_window_size)
         pack_linears(model.llm)
         make_fast(model.llm)
     return step, batches
@@ -73,7 +78,8 @@ def measure(config: str, masks: int, rounds: int) -> dict[str, Any]:
             keep_freed_memory(key == "after")
             torch.manual_seed(number)  # the same dropout
             begun = time.perf_counter()
-            step(batches[number % BATCHES])
+            with by_roi_align(key == "after"):
+                step(batches[number % BATCHES])
             seconds[key].append(time.perf_counter() - begun)
     taken = {key: values[1:] for key, values in seconds.items()}
     names = len(steps["before"][1][0])

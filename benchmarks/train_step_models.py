@@ -13,7 +13,7 @@ from small_tokenizer import small_tokenizer
 
 from osm.config import load_yaml
 from osm.data.batch import Batch
-from osm.data.processor import MASK_PROMPTS, Processor
+from osm.data.processor import Processor
 from osm.data.sample_config import SampleConfig
 from osm.datasets.labels import load_labels
 from osm.datasets.table import ANY_MODE
@@ -125,12 +125,12 @@ def make_batches(
     """Batches as the loader makes them, of noise with rectangles and ellipses in it: what is seen costs no time."""
     rng, size = np.random.default_rng(seed), processor.input_size
     names = sorted(load_labels(SET).vocabulary)
-    rows = images * masks
+    rows, prompts = images * masks, processor.training_prompts(boxed=False)
     batches = []
     for number in range(count):
         pixels = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in range(images)]
         text = processor.training_text(
-            [MASK_PROMPTS[i] for i in rng.integers(len(MASK_PROMPTS), size=rows)],
+            [prompts[i] for i in rng.integers(len(prompts), size=rows)],
             [names[i] for i in rng.integers(len(names), size=rows)],
             supervised,
         )
