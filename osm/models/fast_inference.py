@@ -82,22 +82,14 @@ def pack_convs(tower: Tower, side: int) -> int:
     if not places:
         return 0
     replaced = [(getattr(parent, conv_name), getattr(parent, norm_name).act) for parent, conv_name, norm_name in places]
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
-    watched = [
-        conv.register_forward_pre_hook(lambda conv, inputs: shapes.update({conv: tuple(inputs[0].shape)}))
-        for conv, _ in replaced
-    ]
     with torch.no_grad():
         before = _tokens(tower, side)
-        for handle in watched:
-            handle.remove()
         for (parent, conv_name, norm_name), (conv, act) in zip(places, replaced, strict=True):
-            if conv in shapes:  # a layer that is not used is not packed
-                setattr(parent, conv_name, PackedConv(conv, act, shapes[conv]))
-                getattr(parent, norm_name).act = nn.Identity()
+            setattr(parent, conv_name, PackedConv(conv, act))
+            getattr(parent, norm_name).act = nn.Identity()
         after = _tokens(tower, side)
     if _are_close(before, after):
-        return len(shapes)
+        return len(places)
     logger.info("the convolutions of the tower are not packed, because its tokens would change")
     for (parent, conv_name, norm_name), (conv, act) in zip(places, replaced, strict=True):
         setattr(parent, conv_name, conv)

@@ -1,7 +1,8 @@
 """Convolutions with a fused activation, whose weights are stored in oneDNN's own order, which is faster on CPUs.
 
 A convolution rearranges its weights before every pass, and an activation after it reads and writes all of its output
-again. `PackedConv` rearranges the weights once, and computes the activation in the same pass. All values stay float32.
+again. `PackedConv` rearranges the weights once for each size of its input, because the best order depends on the size,
+and computes the activation in the same pass. All values stay float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
+_SIZES_KEPT = 4  # window and zoom window are two sizes
 # The activations that oneDNN computes in the same pass: class -> (name, arguments, algorithm).
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float], str]] = {
     nn.Identity: ("none", [], ""),
@@ -29,34 +31,42 @@ class PackedConv(nn.Module):
     Args:
         conv: the convolution. `can_be_packed` must hold.
         act: the activation.
-        shape: the shape of an input. Inputs with other shapes give the same values, and may take a little longer.
     """
 
-    def __init__(self, conv: nn.Conv2d, act: nn.Module, shape: tuple[int, ...]) -> None:
+    def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
         super().__init__()
-        self._packed: Tensor
-        self.bias, self.groups = conv.bias, conv.groups
+        self._packed: dict[tuple[int, ...], Tensor]
+        self.weight, self.bias, self.groups = conv.weight, conv.bias, conv.groups
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.same = conv.kernel_size if _pads_itself(conv) else None
         self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
         self.act = _ACTIVATIONS[type(act)]
-        if self.same:
-            shape = tuple(self._padded(torch.empty(shape, device="meta")).shape)
-        weight = conv.weight.detach()
-        if self.groups == 1:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        _count_flops()
         # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
-        vars(self)["_packed"] = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
-        )
+        vars(self)["_packed"] = {}
+        _count_flops()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
             x = self._padded(x)
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self._packed, self.bias, self.padding, self.stride, self.dilation, self.groups, *self.act
+            x, self._packed_for(x), self.bias, self.padding, self.stride, self.dilation, self.groups, *self.act
         )
+
+    def _packed_for(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        found = self._packed.get(size)
+        if found is None:
+            if len(self._packed) == _SIZES_KEPT:
+                self._packed.clear()
+            order = torch.channels_last if self.groups == 1 else torch.contiguous_format
+            found = self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight.detach().contiguous(memory_format=order),
+                *(self.padding, self.stride, self.dilation, self.groups, list(x.shape)),
+            )
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_packed": {}}
 
     def _padded(self, x: Tensor) -> Tensor:
         from timm.layers.padding import pad_same
@@ -107,7 +117,7 @@ def is_packing_possible() -> bool:
             for groups in (1, 8):
                 conv = nn.Conv2d(8, 8, 3, 2, 1, groups=groups)
                 for act in (nn.Identity(), nn.ReLU6()):
-                    if not torch.allclose(PackedConv(conv, act, tuple(x.shape))(x), act(conv(x)), atol=1e-5):
+                    if not torch.allclose(PackedConv(conv, act)(x), act(conv(x)), atol=1e-5):
                         return False
     except (AttributeError, RuntimeError):
         return False

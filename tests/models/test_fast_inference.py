@@ -181,8 +181,11 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
         "same": Conv2dSame(12, 24, 3, 2, groups=groups),
     }[kind]
     assert can_be_packed(conv, act)
-    packed = PackedConv(conv, act, (1, 12, 20, 20))
-    for shape in ((1, 12, 20, 20), (3, 12, 9, 14)):
+    packed = PackedConv(conv, act)
+    assert packed.state_dict().keys() == conv.state_dict().keys()
+    shapes = [(1, 12, 20, 20), (3, 12, 9, 14), *((1, 12, side, 8) for side in range(9, 13)), (2, 12, 20, 20)]
+    for number, shape in enumerate(shapes):  # more sizes than are kept
+        packed = copy.deepcopy(packed) if number == 1 else packed
         x = 4 * torch.randn(shape)
         for order in (torch.contiguous_format, torch.channels_last):
             torch.testing.assert_close(packed(x.contiguous(memory_format=order)), act(conv(x)), atol=1e-5, rtol=0)
@@ -225,7 +228,7 @@ def test_a_tower_is_packed_if_its_tokens_stay(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(tower(window)[1], before, atol=1e-4 * float(before.abs().max()), rtol=0)
         assert pack_convs(tower, 64) == 0  # type: ignore[arg-type]  # all are packed
         before = folded(window)[1]
-        monkeypatch.setattr(fast_inference, "PackedConv", lambda conv, act, shape: nn.Sequential(conv, nn.Sigmoid()))
+        monkeypatch.setattr(fast_inference, "PackedConv", lambda conv, act: nn.Sequential(conv, nn.Sigmoid()))
         assert pack_convs(folded, 64) == 0  # type: ignore[arg-type]
         assert torch.equal(folded(window)[1], before)
 
