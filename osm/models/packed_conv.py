@@ -8,9 +8,10 @@ and computes the activation in the same pass. All values stay float32.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
@@ -26,7 +27,10 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float], str]] = {
 
 
 class PackedConv(nn.Module):
-    """A frozen convolution and its activation, in float32 on a CPU.
+    """A frozen convolution and its activation.
+
+    The packed weights are used for inputs in float32 on the CPU without gradients. For all other inputs, the layer
+    computes what the convolution and the activation do.
 
     Args:
         conv: the convolution. `can_be_packed` must hold.
@@ -36,11 +40,11 @@ class PackedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
         super().__init__()
         self._packed: dict[tuple[int, ...], Tensor]
-        self.weight, self.bias, self.groups = conv.weight, conv.bias, conv.groups
+        self.weight, self.bias, self.groups, self.act = conv.weight, conv.bias, conv.groups, act
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.same = conv.kernel_size if _pads_itself(conv) else None
         self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
-        self.act = _ACTIVATIONS[type(act)]
+        self.fused = _ACTIVATIONS[type(act)]
         # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
         vars(self)["_packed"] = {}
         _count_flops()
@@ -48,9 +52,12 @@ class PackedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
             x = self._padded(x)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self._packed_for(x), self.bias, self.padding, self.stride, self.dilation, self.groups, *self.act
-        )
+        sizes = (self.padding, self.stride, self.dilation, self.groups)
+        graded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or graded:
+            padding, stride, dilation, groups = sizes
+            return self.act(F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+        return torch.ops.mkldnn._convolution_pointwise(x, self._packed_for(x), self.bias, *sizes, *self.fused)
 
     def _packed_for(self, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
@@ -64,6 +71,14 @@ class PackedConv(nn.Module):
                 *(self.padding, self.stride, self.dilation, self.groups, list(x.shape)),
             )
         return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._packed.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._packed.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_packed": {}}

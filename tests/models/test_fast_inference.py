@@ -197,6 +197,27 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
     assert flops[0] == flops[1] > 0
 
 
+@needs_convs
+def test_a_packed_convolution_is_plain_where_packing_is_not_possible() -> None:
+    conv, act = nn.Conv2d(12, 24, 3, 2, 1).requires_grad_(False), nn.ReLU6()
+    packed, x = PackedConv(conv, act), torch.randn(2, 12, 9, 9)
+    plain = act(conv(x))
+    torch.testing.assert_close(packed(x), plain, atol=1e-5, rtol=0)
+    graded = x.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(packed(graded).sum(), graded)[0] != 0, _reached(conv, act, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x), act(conv(x))) and packed(x).dtype == torch.bfloat16
+    other = nn.Conv2d(12, 24, 3, 2, 1)
+    packed.load_state_dict(other.state_dict())  # the weights in oneDNN's order are not those before
+    torch.testing.assert_close(packed(x), act(other(x)), atol=1e-5, rtol=0)
+    assert torch.equal(packed.double()(x.double()), act(other.double()(x.double())))
+
+
+def _reached(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(act(conv(x)).sum(), x)[0] != 0
+
+
 def test_other_convolutions_are_not_packed() -> None:
     hooked = nn.Conv2d(8, 8, 3)
     hooked.register_forward_hook(lambda *args: None)
