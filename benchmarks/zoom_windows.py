@@ -37,7 +37,7 @@ NAME, CLOSE = "osm_small", 1e-4
 
 def by_roi_align(faster: bool) -> Any:
     """Let zoom windows be resized as on a GPU, unless `faster`."""
-    return nullcontext() if faster else patch.object(zoom, "sampled_squares", zoom.sampled_by_torchvision)
+    return nullcontext() if faster else patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align)
 
 
 def fast_recognizer(packed: bool) -> Recognizer:

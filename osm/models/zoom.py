@@ -80,7 +80,7 @@ def zoom_tokens(
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
     """Resize squares of images to a grid of bins. Each bin is the mean of `points` x `points` bilinear samples.
 
-    The result (R, D, bins, bins) is that of `torchvision.ops.roi_align` with `aligned=True`, up to rounding. On a CPU,
+    The result (R, D, bins, bins) is that of `roi_align` with `aligned=True`, up to rounding. On a CPU,
     it is computed as two products of matrices, one for the columns and one for the rows, which is faster.
 
     Args:
@@ -90,7 +90,7 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
         points: the number of samples per bin along each axis; 0 = one for each started pixel of a bin.
     """
     if not x_NDSS.is_cpu:
-        return sampled_by_torchvision(x_NDSS, index_R, boxes_R4, bins, points)
+        return sampled_by_roi_align(x_NDSS, index_R, boxes_R4, bins, points)
     found_RDbb = torch.empty(len(boxes_R4), x_NDSS.shape[1], bins, bins, dtype=torch.float32)
     with torch.autocast("cpu", enabled=False):
         for found_Dbb, index, box_4 in zip(found_RDbb, index_R, boxes_R4, strict=True):
@@ -103,8 +103,8 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
     return found_RDbb
 
 
-def sampled_by_torchvision(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
-    """Compute `sampled_squares` with torchvision's operator, as on a GPU."""
+def sampled_by_roi_align(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
+    """Compute `sampled_squares` with the operator `roi_align`, as on a GPU."""
     from torchvision.ops import roi_align
 
     found = []

@@ -424,8 +424,7 @@ class Recognizer:
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
-        model = self.model
-        used = sorted({job.image for job in jobs})
+        model, used = self.model, sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
