@@ -1,4 +1,4 @@
-"""Changes to a loaded model that make it faster on a CPU. Training only uses those of the frozen tower.
+"""Changes to a loaded model that make it faster on a CPU. Training uses them for the frozen parts alone.
 
 The linear layers are packed (`osm.models.packed_linear`), `osm.models.fast_llama` runs a small Llama, and the batch
 norms of the tower are folded into the convolutions before them, which are then packed (`osm.models.packed_conv`). All
