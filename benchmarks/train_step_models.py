@@ -83,7 +83,8 @@ def random_processor(config: ModelConfig) -> Processor:
     """For a `random_model`. Its vocabulary is so small that a text has about as many tokens as under Vicuna's."""
     tokenizer = small_tokenizer(sorted(load_labels(SET).vocabulary), vocabulary=600)
     has_prefix = BRIDGES.get(config.bridge.kind).has_prefix
-    return Processor(tokenizer, tokenizer, config.input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), has_prefix)
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    return Processor(tokenizer, tokenizer, config.input_size, mean, std, has_prefix, config.prompt)
 
 
 def shrunk(section: dict[str, Any]) -> dict[str, Any]:

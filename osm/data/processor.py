@@ -17,15 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, SampleError, shown
 from osm.io.images import to_rgb
 from osm.io.resizing import fitted_size, nearest_rows, taken
 
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
+_MOST_PROMPT_TOKENS = 20  # of a model's own prompt, with BOS
 
-# The prompts for training, if the model's config sets no prompt of its own. For evaluation, the benchmark protocol
-# prescribes TEST_PROMPT.
+# The published prompts. A model whose config sets `prompt` does not use them. For evaluation, the benchmark protocol
+# prescribes TEST_PROMPT for masks, and the first of BOX_PROMPTS for boxes.
 TEST_PROMPT = "What is in the segmentation mask? Assistant:"
 
 MASK_PROMPTS = (
@@ -107,7 +108,7 @@ class Processor:
         prompt: the only prompt of the model (`ModelConfig.prompt`); empty = the published prompts.
 
     Raises:
-        OsmError: the LLM's tokenizer has no end-of-sequence token.
+        OsmError: the LLM's tokenizer has no end-of-sequence token, or the prompt has too many tokens.
     """
 
     def __init__(
@@ -126,6 +127,11 @@ class Processor:
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
         self.has_prefix, self.prompt = has_prefix, prompt
         self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # cache of the recently tokenized texts
+        if prompt and (length := len(self._bos() + self._ids(prompt))) > _MOST_PROMPT_TOKENS:
+            raise OsmError(
+                f"model.prompt {shown(prompt)} has {length} tokens; expected at most {_MOST_PROMPT_TOKENS}, because "
+                f"the prompt and the name have to fit into {MAX_TEXT_TOKENS}"
+            )
 
     # -- images ------------------------------------------------------------------------------------------------------
 
@@ -179,11 +185,11 @@ class Processor:
     # -- texts -------------------------------------------------------------------------------------------------------
 
     def training_prompts(self, boxed: bool) -> Sequence[str]:
-        """Return the prompts from which training draws one for each mask, or for each box if `boxed`."""
+        """Return the prompts for masks, or for boxes if `boxed`. Training draws one of them for each region."""
         return (self.prompt,) if self.prompt else BOX_PROMPTS if boxed else MASK_PROMPTS
 
     def naming_prompt(self, boxed: bool = False) -> str:
-        """Return the prompt with which a mask is named, or a box if `boxed`."""
+        """Return the prompt for naming a mask, or a box if `boxed`."""
         return self.training_prompts(boxed)[0]
 
     def prompts(self, prompts: Sequence[str]) -> Text:

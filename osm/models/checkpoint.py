@@ -326,11 +326,13 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
 
 
 def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
-    """Raise OsmError if settings that do not affect shapes (heads, gains, ...) differ from those used in training."""
+    """Raise OsmError if settings that do not affect shapes (prompt, heads, ...) differ from those used in training."""
     if not isinstance(document, Mapping) or "model" not in document:
         return
     then, now = model_config(document, where), model.config
     different = []
+    if then.prompt != now.prompt:
+        different.append(f"model.prompt was {then.prompt!r}, and is {now.prompt!r}")
     for section in ("bridge", "lora"):
         one, other = getattr(then, section), getattr(now, section)
         if section == "lora" and not one.rank:  # the checkpoint has no LoRA, so LoRA is newly initialized

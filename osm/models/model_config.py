@@ -27,7 +27,7 @@ LARGEST = 1 << 16
 _LARGEST_WINDOW = 1 << 13  # in pixels; a ViT's attention is quadratic in the number of patches of a window
 _MOST_LAYERS = 1024
 LONGEST_PROMPT = 80
-"""The largest number of characters of a prompt. Prompt and name have to fit into 32 tokens."""
+"""The maximum length of a prompt in characters."""
 QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
 
 
@@ -37,6 +37,16 @@ def check_sizes(config: Any, names: str) -> None:
         size = getattr(config, name)
         if not 1 <= size <= LARGEST:
             raise FieldError(f"{name} {shown(size)} is not 1 to {LARGEST}")
+
+
+def check_prompt(prompt: Any, where: str) -> None:
+    """Raise OsmError unless a prompt is a short line, without spaces at its ends, or empty."""
+    good = isinstance(prompt, str) and len(prompt) <= LONGEST_PROMPT and prompt == prompt.strip()
+    if not good or not prompt.isprintable():
+        raise OsmError(
+            f"{where} {shown(prompt)}: expected a line of at most {LONGEST_PROMPT} characters without spaces at its "
+            "ends, such as 'Name:', or an empty text for the published prompts"
+        )
 
 
 def check_layers(config: Any) -> None:
@@ -213,9 +223,8 @@ class ModelConfig:
         bridge: the trained bridge between tower and LLM.
         lora: trained low-rank updates of the LLM.
         modes: the answer styles, each with its own learned embeddings. The list always contains `any`.
-        prompt: the prompt of every mask and box, in training and afterwards. Naming takes less time with a short one,
-            such as `Name:`. Empty = the published prompts: training draws one of several, and names are asked for with
-            "What is in the segmentation mask? Assistant:".
+        prompt: the prompt for every mask and box, in training and in naming. A short one, such as `Name:`, makes naming
+            faster. If empty, the published prompts are used.
     """
 
     base_model_name: str = ""
@@ -249,13 +258,7 @@ class ModelConfig:
                 f"(model.base_model_name {self.base_model_name!r}) cannot be quantized; set model.tower and model.llm "
                 "instead"
             )
-        if self.prompt and (
-            len(self.prompt) > LONGEST_PROMPT or not self.prompt.strip() or not self.prompt.isprintable()
-        ):
-            raise OsmError(
-                f"model.prompt {shown(self.prompt)}: expected a line of at most {LONGEST_PROMPT} characters, such as "
-                "'Name:', or nothing for the published prompts"
-            )
+        check_prompt(self.prompt, "model.prompt")
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
             raise OsmError(f"--input_size {shown(self.input_size)} exceeds the maximum of {LARGEST}")

@@ -155,7 +155,7 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
     """
     values = {**values, "tower": tower}
     if not values["prompt"]:
-        del values["prompt"]  # earlier code versions only have the published prompts
+        del values["prompt"]  # earlier versions do not know this key
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:
         return values

@@ -1,8 +1,8 @@
-"""Convolutions with a fused activation, whose weights are stored in oneDNN's own order, which is faster on CPUs.
+"""Frozen convolutions that are faster on CPUs.
 
-A convolution rearranges its weights before every pass, and an activation after it reads and writes all of its output
-again. `PackedConv` rearranges the weights once for each size of its input, because the best order depends on the size,
-and computes the activation in the same pass. All values stay float32.
+The weights are stored in oneDNN's own layout, and the activation is computed in the same pass. `nn.Conv2d` rearranges
+its weights in every pass, and a separate activation reads and writes the whole output again. The best layout depends on
+the size of the input, so that the weights are in memory once more for each size of input. All values stay float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
-_SIZES_KEPT = 4  # window and zoom window are two sizes
-# The activations that oneDNN computes in the same pass: class -> (name, arguments, algorithm).
+_SIZES_KEPT = 4  # the windows and the zoom windows have two sizes
+# Activations that are fused: class -> (name, arguments, algorithm).
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float], str]] = {
     nn.Identity: ("none", [], ""),
     nn.ReLU: ("relu", [], ""),
@@ -29,8 +29,8 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float], str]] = {
 class PackedConv(nn.Module):
     """A frozen convolution and its activation.
 
-    The packed weights are used for inputs in float32 on the CPU without gradients. For all other inputs, the layer
-    computes what the convolution and the activation do.
+    Float32 inputs on the CPU use the packed weights. All other inputs use the plain convolution and activation, and so
+    do all inputs where a gradient is needed. Weights that are changed in place are not noticed.
 
     Args:
         conv: the convolution. `can_be_packed` must hold.
@@ -44,6 +44,7 @@ class PackedConv(nn.Module):
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.same = conv.kernel_size if _pads_itself(conv) else None
         self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
+        self.training = conv.training
         self.fused = _ACTIVATIONS[type(act)]
         # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
         vars(self)["_packed"] = {}
@@ -53,11 +54,15 @@ class PackedConv(nn.Module):
         if self.same:
             x = self._padded(x)
         sizes = (self.padding, self.stride, self.dilation, self.groups)
-        graded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or graded:
+        if not self._is_packed_for(x):
             padding, stride, dilation, groups = sizes
             return self.act(F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed_for(x), self.bias, *sizes, *self.fused)
+
+    def _is_packed_for(self, x: Tensor) -> bool:
+        graded = torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
+        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and not graded and not self.weight.requires_grad and x.numel() > 0
 
     def _packed_for(self, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
@@ -101,13 +106,14 @@ def can_be_packed(conv: nn.Module, act: nn.Module) -> bool:
         and conv.padding_mode == "zeros"
         and weight.is_cpu
         and weight.dtype == torch.float32
+        and not weight.requires_grad
         and not (conv._forward_hooks or conv._forward_pre_hooks)
         and is_packing_possible()
     )
 
 
 def _pads_itself(conv: nn.Module) -> bool:
-    """Whether a convolution is timm's `Conv2dSame`, which pads its input by itself, as TensorFlow does."""
+    """Return whether a convolution is timm's `Conv2dSame`, which pads its own input as TensorFlow does."""
     return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
 
 
@@ -124,13 +130,13 @@ def _count_flops() -> None:
 
 @cache
 def is_packing_possible() -> bool:
-    """Return whether this machine's PyTorch has the packed convolution, and it gives what `nn.Conv2d` gives."""
+    """Return whether this PyTorch has the packed convolution and its results equal those of `nn.Conv2d`."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, 9, 9, generator=generator).contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
             for groups in (1, 8):
-                conv = nn.Conv2d(8, 8, 3, 2, 1, groups=groups)
+                conv = nn.Conv2d(8, 8, 3, 2, 1, groups=groups).requires_grad_(False)
                 for act in (nn.Identity(), nn.ReLU6()):
                     if not torch.allclose(PackedConv(conv, act)(x), act(conv(x)), atol=1e-5):
                         return False

@@ -10,7 +10,7 @@ cells, C token width, D channels, b bins, P sampled points per bin, Y and X the 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from osm.models.masks import bounding_boxes
 from osm.models.towers.tower import Tower
 
 LEAST_SIDE = 32  # pixels of the padded image; smaller windows would only show blurred pixels
-_MASKS_AT_ONCE = 8  # number of masks that are in memory as float32 at the same time on a GPU
+_MASKS_AT_ONCE = 8  # on a GPU, the number of masks that are converted to float32 at a time
 
 
 def zoom_boxes(mask_R1SS: Tensor, enlarge: float) -> Tensor:
@@ -80,14 +80,15 @@ def zoom_tokens(
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
     """Resize squares of images to a grid of bins. Each bin is the mean of `points` x `points` bilinear samples.
 
-    The result (R, D, bins, bins) is that of `roi_align` with `aligned=True`, up to rounding. On a CPU,
-    it is computed as two products of matrices, one for the columns and one for the rows, which is faster.
+    The result (R, D, bins, bins) equals that of `roi_align` with `aligned=True`, up to rounding. On a CPU, two products
+    of matrices compute it faster. One resizes the columns, the other one the rows.
 
     Args:
         x_NDSS: the images, with any number of channels and any dtype.
         index_R: the index of each square's image.
         boxes_R4: (left, top, right, bottom) of each square in pixels.
-        points: the number of samples per bin along each axis; 0 = one for each started pixel of a bin.
+        bins: the number of bins along each axis.
+        points: the number of samples per bin along each axis; 0 = the side of a bin in pixels, rounded up.
     """
     if not x_NDSS.is_cpu:
         return sampled_by_roi_align(x_NDSS, index_R, boxes_R4, bins, points)
@@ -107,17 +108,13 @@ def sampled_by_roi_align(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins
     """Compute `sampled_squares` with the operator `roi_align`, as on a GPU."""
     from torchvision.ops import roi_align
 
+    options: dict[str, Any] = {"output_size": bins, "sampling_ratio": points or -1, "aligned": True}
+    if x_NDSS.dtype == torch.float32 or not len(boxes_R4):
+        return roi_align(x_NDSS.float(), torch.cat([index_R[:, None].to(boxes_R4), boxes_R4], 1), **options)
     found = []
-    for start in range(0, len(boxes_R4), _MASKS_AT_ONCE):
+    for start in range(0, len(boxes_R4), _MASKS_AT_ONCE):  # only the images of some squares are converted at a time
         some = slice(start, start + _MASKS_AT_ONCE)
-        if x_NDSS.dtype == torch.float32:
-            rows_M5 = torch.cat([index_R[some, None].to(boxes_R4), boxes_R4[some]], 1)
-            found.append(roi_align(x_NDSS, rows_M5, bins, sampling_ratio=points or -1, aligned=True))
-        else:  # only the images of these squares are converted
-            few_MDSS = x_NDSS[index_R[some]].float()
-            found.append(
-                roi_align(few_MDSS, list(boxes_R4[some, None]), bins, sampling_ratio=points or -1, aligned=True)
-            )
+        found.append(roi_align(x_NDSS[index_R[some]].float(), list(boxes_R4[some, None]), **options))
     return torch.cat(found)
 
 
@@ -126,7 +123,7 @@ class _AxisWeights(NamedTuple):
 
     Attributes:
         weights: (bins, pixels), with rows that sum to 1.
-        place: the pixels.
+        place: the range of pixels that the weights apply to.
     """
 
     weights: Tensor
@@ -137,14 +134,14 @@ def _axis_weights(start: Tensor, end: Tensor, bins: int, points: int, size: int)
     start, end = start - 0.5, end - 0.5  # the center of the first pixel is at 0
     bin_side = (end - start) / bins
     points = points or math.ceil(bin_side)
-    inside_P = (torch.arange(points) + 0.5) * bin_side / points
-    position_bP = (start + torch.arange(bins)[:, None] * bin_side + inside_P).clamp(0, size - 1)
+    inside_P = (torch.arange(points).to(start) + 0.5) * bin_side / points
+    position_bP = (start + torch.arange(bins).to(start)[:, None] * bin_side + inside_P).clamp(0, size - 1)
     low_bP = position_bP.floor()
     beyond_bP = position_bP - low_bP
     first, last = int(low_bP[0, 0]), int(low_bP[-1, -1]) + 1
-    weights_bX = torch.zeros(bins, last + 1 - first)
+    weights_bX = start.new_zeros(bins, last + 1 - first)
     low_bP = low_bP.long() - first
     weights_bX.scatter_add_(1, low_bP, (1 - beyond_bP) / points)
     weights_bX.scatter_add_(1, low_bP + 1, beyond_bP / points)
-    count = min(last + 1, size) - first  # beyond the last pixel, the weight is 0
+    count = min(last + 1, size) - first  # the column beyond the last pixel has weight 0
     return _AxisWeights(weights_bX[:, :count], slice(first, first + count))

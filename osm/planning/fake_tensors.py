@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from osm.models import zoom
+
 _ALLOCATORS = ("empty", "empty_strided")
 _COLLECT_EVERY = 1000
 """Operators between two garbage collections. Recomputed fake tensors are in reference cycles, real ones are not."""
@@ -168,12 +170,16 @@ def local_part(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Inside the context, attention and dropout take the memory that they take on a GPU.
+    """Inside the context, attention, dropout and zoom windows take the memory that they take on a GPU.
 
     Fake tensors are on the CPU, because torch cannot run a backward pass on a fake GPU. The CPU's kernels for attention
     with dropout store all attention weights, and those for dropout store a mask of floats. The kernels of a GPU do not.
+    Zoom windows are resized by products of matrices on a CPU, and by `roi_align` on a GPU.
     """
-    with patch.object(F, "scaled_dot_product_attention", _attention), patch.object(F, "dropout", _dropout):
+    with contextlib.ExitStack() as patched:
+        patched.enter_context(patch.object(F, "scaled_dot_product_attention", _attention))
+        patched.enter_context(patch.object(F, "dropout", _dropout))
+        patched.enter_context(patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align))
         yield
 
 

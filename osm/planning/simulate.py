@@ -41,8 +41,8 @@ from osm.training.task import TrainTask
 
 ANSWER_TOKENS = 4
 """Tokens that the LLM generates for a name, with the end token. Names of the nine datasets have 2 to 3 on average."""
-PROMPT_TOKENS = 14  # of the published prompts, with a margin
-"""Tokens of the prompt of the benchmark, with BOS, in the tokenizers of Llama and Qwen."""
+PROMPT_TOKENS = 14
+"""Tokens of the published prompt of the benchmark, with BOS, in the tokenizers of Llama and Qwen, with a margin."""
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,10 @@ def training_batch(
 
 
 def _prompt_tokens(config: ModelConfig) -> int:
-    """Return about how many tokens the prompt has, with BOS. No tokenizer is loaded."""
-    return min(PROMPT_TOKENS, 1 + len(re.findall(r"\w+|[^\w\s]", config.prompt))) if config.prompt else PROMPT_TOKENS
+    """Estimate the number of tokens of the prompt, with BOS, without a tokenizer."""
+    if not config.prompt:
+        return PROMPT_TOKENS
+    return min(MAX_TEXT_TOKENS, 1 + len(re.findall(r"\w+|[^\w\s]", config.prompt)))
 
 
 def _masks(rows: int, size: int) -> Tensor:
@@ -400,9 +402,13 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
         _, decoding = read_prefix(model.llm, inputs)
         for _ in range(ANSWER_TOKENS - 1):
             _, decoding = read_tokens(model.llm, [[1]] * rows, decoding)
-        row_flops = (counter.get_total_flops() - image_flops) / rows
-        before = counter.get_total_flops()
-        if model.zoom:
-            model.tower(torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters())))
-        mask_flops = counter.get_total_flops() - before
+    row_flops = (counter.get_total_flops() - image_flops) / rows
+    mask_flops = _zoom_flops(model, mode) if model.zoom else 0
     return NamingCost(weights, live.peak, tower_flops // images, row_flops, llm_bytes, mask_flops)
+
+
+def _zoom_flops(model: OmniScientModel, mode: DeviceMode) -> int:
+    """Return the FLOPs of the tower for a zoom window."""
+    with FlopCounterMode(display=False) as counter, mode:
+        model.tower(torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters())))
+    return counter.get_total_flops()

@@ -104,6 +104,7 @@ def model_card(model: OmniScientModel, document: Mapping[str, Any], own: str = "
         ("bridge", f"{config.bridge.kind}, {trained / 1e6:.1f} M trained parameters, in this repository"),
         ("input", f"{config.input_size} pixels, in windows of {config.sliding_window_size} pixels"),
         ("modes", ", ".join(config.modes)),
+        *([("prompt", f"`{config.prompt}`")] if config.prompt else []),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     about = own.strip() or (

@@ -24,6 +24,7 @@ from osm.files import read_json, write_atomically
 from osm.io.any_mask import as_mask
 from osm.models.factory import load_model, model_folder
 from osm.models.masks import context_mask
+from osm.models.model_config import check_prompt
 from osm.models.osm import OmniScientModel
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
@@ -130,6 +131,8 @@ class HfOsmProcessor:
         lacking = sorted(_SETTINGS - set(settings if isinstance(settings, dict) else ()))
         if lacking:
             raise OsmError(f"{place / PROCESSOR_FILE}: lacks {lacking[0]}; osm export --format hf writes this file")
+        prompt = settings.get("prompt", "")  # not in the files of earlier code versions
+        check_prompt(prompt, f"{place / PROCESSOR_FILE}: prompt")
         qformer = None
         if (place / QFORMER_TOKENIZER).is_dir():
             qformer = AutoTokenizer.from_pretrained(place / QFORMER_TOKENIZER)
@@ -140,7 +143,7 @@ class HfOsmProcessor:
             settings["mean"],
             settings["std"],
             settings["has_prefix"],
-            settings.get("prompt", ""),  # not in the files of earlier code versions
+            prompt,
         )
         return cls(processor, settings["context_enlarge_ratio"])
 
@@ -154,7 +157,7 @@ class HfOsmProcessor:
         Args:
             images: the images.
             masks: the masks of each image, with the image's size.
-            prompt: the prompt of each mask; empty = that of the model.
+            prompt: the prompt for all masks; if empty, the model's own prompt.
 
         Raises:
             OsmError: the number of lists of masks is not that of the images, or a mask has another size.

@@ -97,17 +97,38 @@ class SampleFaults:
 
 @contextlib.contextmanager
 def report_dead_workers() -> Iterator[None]:
-    """Convert torch's error about a dead data-loader worker into a RunStopped that explains the problem."""
+    """Convert torch's error about a dead data-loader worker into a RunStopped that explains the problem.
+
+    Torch raises this error wherever the main process happens to be.
+    """
     try:
         yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        # If a worker dies while sending a batch, its connection closes before torch notices the dead worker.
-        closed = not isinstance(error, RuntimeError)
-        if not closed and "DataLoader worker" not in str(error):
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _dead_worker(str(error).splitlines()[0]) from None
+
+
+@contextlib.contextmanager
+def report_closed_workers(workers: int) -> Iterator[None]:
+    """Convert the error of a closed connection, while a batch is received, into a RunStopped that explains the problem.
+
+    If a data-loader worker dies while it sends a batch, its connection closes before torch notices the dead worker.
+
+    Args:
+        workers: the number of data-loader workers. With 0, errors are not converted.
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        if not workers:
             raise
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = f"its connection was closed: {said}" if closed else said
-        raise RunStopped(
-            f"a data-loader worker died ({reason}): it was killed or ran out of memory. "
-            "Run the same command to resume from the newest checkpoint; use fewer --workers if memory is short"
-        ) from None
+        raise _dead_worker(f"its connection was closed: {said}") from None
+
+
+def _dead_worker(reason: str) -> RunStopped:
+    return RunStopped(
+        f"a data-loader worker died ({reason}): it was killed or ran out of memory. "
+        "Run the same command to resume from the newest checkpoint; use fewer --workers if memory is short"
+    )

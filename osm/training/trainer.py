@@ -47,7 +47,7 @@ from osm.training.resume import choose_streams, convert_progress, resume
 from osm.training.run_config import Run
 from osm.training.run_position import RunPosition
 from osm.training.step import Stepper, StepResult
-from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_dead_workers
+from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_closed_workers, report_dead_workers
 from osm.training.task import MixLoss, TrainTask
 from osm.training.tracking import Tracker, draw_curve
 from osm.training.train_config import TrainConfig
@@ -164,6 +164,7 @@ class Trainer:
         config, world = self.config, self.world
         if not config.fsdp or world.size == 1:
             task = self._read_task()
+            self.frozen_count = _count_frozen(task)
             # The frozen weights are hashed before they are cast, because the hash is computed from bfloat16 values.
             # A value that was first cast to float16 may round to a different bfloat16 value.
             task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
@@ -183,10 +184,12 @@ class Trainer:
             values.update({name: parameter.detach() for name, parameter in task.named_parameters()})
             return parallel.on_meta_device(task)
 
-        return world.from_main(structure), values
+        task = world.from_main(structure)
+        self.frozen_count = _count_frozen(task)
+        return task, values
 
     def _speed_up(self, model: OmniScientModel) -> None:
-        """Make the frozen parts faster on a CPU. Their hashes must have been computed before."""
+        """Make the frozen tower and LLM faster on a CPU. Call this after their hashes are computed."""
         speed_up_tower(model.tower, model.config.sliding_window_size)
         pack_linears(model.llm)
         if not self.config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
@@ -350,7 +353,8 @@ class Trainer:
         ]
         for number in range(progress.batches + 1, self.batches + 1):
             begun = time.monotonic()
-            parts = [next(batches) for batches in sets]
+            with report_closed_workers(self.config.workers):
+                parts = [next(batches) for batches in sets]
             meter.data_seconds += time.monotonic() - begun
             for name, batches in zip(self.loaders, parts, strict=True):
                 for batch in batches:
@@ -480,7 +484,6 @@ class Trainer:
     def _first_line(self) -> str:
         """Return a description of the run, which is logged when the run starts."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
         if self.progress.epoch >= self.config.num_epochs:
             epochs = f"all {self.config.num_epochs} epochs are done"
@@ -488,10 +491,15 @@ class Trainer:
         if self.config.fsdp and self.world.size == 1:
             layout = "whole: --fsdp has only one process"
         return (
-            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {layout}; "
-            f"{self.world.size} process(es) on {self.world.device.type}; {epochs} of "
+            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {self.frozen_count / 1e6:.1f} M frozen, "
+            f"{layout}; {self.world.size} process(es) on {self.world.device.type}; {epochs} of "
             f"{self.steps_per_epoch} steps; sets {', '.join(self.loaders)}"
         )
+
+
+def _count_frozen(task: TrainTask) -> int:
+    """Return the number of frozen parameters, before any are packed for the CPU."""
+    return sum(parameter.numel() for parameter in task.parameters() if not parameter.requires_grad)
 
 
 def equal_batches(config: TrainConfig, streams: int) -> int:

@@ -19,6 +19,7 @@ from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, TEST_PROMPT, Processor
 from osm.data.sample import SampleTransform
 from osm.data.sample_config import SampleConfig
 from osm.errors import OsmError
+from osm.models.checkpoint import start_from
 from osm.models.factory import build, load_folder
 from osm.models.model_config import LONGEST_PROMPT, ModelConfig
 from osm.models.osm import OmniScientModel
@@ -93,9 +94,11 @@ def test_it_is_exported_to_transformers(
     assert inputs["input_ids"].tolist() == asked.input_ids.tolist()
 
 
-@pytest.mark.parametrize("prompt", ["x" * (LONGEST_PROMPT + 1), " ", "two\nlines"])
+@pytest.mark.parametrize("prompt", ["x" * (LONGEST_PROMPT + 1), " ", "two\nlines", "Name: ", " Name:"])
 def test_a_bad_prompt_is_named(prompt: str) -> None:
-    with pytest.raises(OsmError, match=r"model\.prompt .*expected a line of at most 80 characters, such as 'Name:'"):
+    with pytest.raises(
+        OsmError, match=r"model\.prompt .*expected a line of at most 80 characters without spaces at its ends, such"
+    ):
         from_dict(ModelConfig, {"prompt": prompt}, "model")
 
 
@@ -104,3 +107,22 @@ def test_the_plan_counts_its_tokens(built: tuple[OmniScientModel, Processor]) ->
         simulate_naming(replace(built[0].config, prompt=prompt), 1, 2, 2, gpu=False) for prompt in (PROMPT, "")
     )
     assert short.row_flops < 0.8 * published.row_flops
+    long = simulate_naming(replace(built[0].config, prompt="a " * 18 + "name:"), 1, 2, 2, gpu=False)
+    assert long.row_flops > published.row_flops
+
+
+def test_a_prompt_of_many_tokens_is_refused(built: tuple[OmniScientModel, Processor]) -> None:
+    """Of few characters, but of as many tokens as bytes."""
+    processor = built[1]
+    arguments = (processor.tokenizer, None, processor.input_size, processor.mean, processor.std, True)
+    with pytest.raises(OsmError, match=r"model\.prompt .* tokens; expected at most 20, because .* fit into 32"):
+        Processor(*arguments, prompt="\u8fd9\u662f\u4ec0\u4e48" * 5)
+
+
+def test_training_does_not_go_on_with_another(built: tuple[OmniScientModel, Processor], tmp_path: Path) -> None:
+    model, _ = built
+    model.save_pretrained(tmp_path / "saved")
+    start_from(model, tmp_path / "saved")
+    other, _ = build(replace(model.config, prompt=""))
+    with pytest.raises(OsmError, match=r"different settings.*: model\.prompt was 'Name:', and is ''"):
+        start_from(other, tmp_path / "saved")

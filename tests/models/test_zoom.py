@@ -19,7 +19,7 @@ from osm.errors import OsmError, SampleError
 from osm.models.factory import build, load_folder
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
-from osm.models.zoom import LEAST_SIDE, sampled_squares, zoom_boxes, zoom_tokens
+from osm.models.zoom import LEAST_SIDE, sampled_by_roi_align, sampled_squares, zoom_boxes, zoom_tokens
 from osm.planning.simulate import simulate_naming
 from osm.recognition.encode import opened_image
 from osm.recognition.recognizer import Recognizer
@@ -81,21 +81,26 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
         torch.testing.assert_close(found[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
 @pytest.mark.parametrize(("bins", "points"), [(42, 0), (8, 14), (112, 0)])
 def test_the_samples_are_those_of_roi_align(dtype: torch.dtype, bins: int, points: int) -> None:
     """Squares of all sizes, at the edges and between pixels, of several images."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 2, SIZE, SIZE, generator=generator).to(dtype)
+    images = (2 * torch.randn(3, 2, SIZE, SIZE, generator=generator)).abs().to(dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
     side = torch.cat([torch.tensor([32.0, 32.0, SIZE, 111.0]), 32 + 80 * torch.rand(40, generator=generator)])
     corner = (SIZE - side)[:, None] * torch.rand(len(side), 2, generator=generator)
     corner[0], corner[1] = 0, SIZE - 32
     boxes = torch.cat([corner, corner + side[:, None]], 1)
     index = torch.randint(3, (len(side),), generator=generator)
-    found = sampled_squares(images, index, boxes, bins, points)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sampled_squares(images, index, boxes, bins, points)
     rows = torch.cat([index[:, None].float(), boxes], 1)
     expected = roi_align(images.float(), rows, bins, sampling_ratio=points or -1, aligned=True)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sampled_by_roi_align(images, index, boxes, bins, points), expected)
+    for sampled in (sampled_squares, sampled_by_roi_align):
+        assert sampled(images, index[:0], boxes[:0], bins, points).shape == (0, 2, bins, bins)
 
 
 def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:

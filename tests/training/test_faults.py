@@ -23,7 +23,7 @@ from osm.errors import OsmError, RunStopped
 from osm.training import sharded_layout
 from osm.training.checkpoints import readable_checkpoints
 from osm.training.run_config import parse
-from osm.training.stopping import report_dead_workers
+from osm.training.stopping import report_closed_workers, report_dead_workers
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
 from osm.training.trainer import train
@@ -142,6 +142,7 @@ def test_each_sign_of_a_dead_loader_is_explained(error: Exception, reason: str) 
     with (
         pytest.raises(RunStopped, match=rf"a data-loader worker died \({re.escape(reason)}.*resume"),
         report_dead_workers(),
+        report_closed_workers(2),
     ):
         raise error
 
@@ -149,6 +150,8 @@ def test_each_sign_of_a_dead_loader_is_explained(error: Exception, reason: str) 
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="^shape mismatch$"), report_dead_workers():
         raise RuntimeError("shape mismatch")
+    with pytest.raises(EOFError, match="^cut off$"), report_closed_workers(0):  # no worker, but a file
+        raise EOFError("cut off")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
