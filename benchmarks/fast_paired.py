@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -33,6 +32,7 @@ from recognition import (  # noqa: E402
     random_cpu_model,
     work_of,
 )
+from speed_machine import process_state  # noqa: E402
 
 from osm.memory_reuse import keep_freed_memory  # noqa: E402
 from osm.models.fast_inference import speed_up  # noqa: E402
@@ -54,6 +54,15 @@ def packed_rate() -> float:
         return product_rate(lambda: linear(rows), torch.device("cpu"))
 
 
+def differences(before: list[tuple[str, float]], after: list[tuple[str, float]]) -> dict[str, Any]:
+    """Compare (name, probability) pairs: how many names differ, and the largest difference of a probability."""
+    pairs = list(zip(before, after, strict=True))
+    return {
+        "other_names": sum(a[0] != b[0] for a, b in pairs),
+        "probabilities_apart": max(abs(a[1] - b[1]) for a, b in pairs),
+    }
+
+
 def measure(name: str, counts: list[int], rounds: int, tiny: bool) -> list[dict[str, Any]]:
     plain, fast = (recognizer_of(name, tiny) for _ in range(2))
     image, masks = pictures(max(counts), 640, 480)
@@ -73,17 +82,15 @@ def measure(name: str, counts: list[int], rounds: int, tiny: bool) -> list[dict[
                 taken, names[key] = ours(recognizer, image, masks[:count])
                 seconds[key].append(taken)
             peaks.append((matmul_rate(torch.device("cpu")), packed_rate()))
-        pairs = list(zip(names["before"], names["after"], strict=True))
         middle = {key: statistics.median(taken) for key, taken in seconds.items()}
         peak, packed = (statistics.median(values) for values in zip(*peaks, strict=True))
         case = {
             "masks": count,
-            "names": len(pairs),
+            "names": len(names["after"]),
             "seconds": {key: [round(one, 4) for one in taken] for key, taken in seconds.items()},
-            "names_per_second": {key: round(len(pairs) / one, 2) for key, one in middle.items()},
+            "names_per_second": {key: round(len(names["after"]) / one, 2) for key, one in middle.items()},
             "gain": round(statistics.median(b / a for b, a in zip(*seconds.values(), strict=True)), 3),
-            "other_names": sum(a[0] != b[0] for a, b in pairs),
-            "probabilities_apart": max(abs(a[1] - b[1]) for a, b in pairs),
+            **differences(names["before"], names["after"]),
             "gflop": work[count]["gflop"],
             "peak_gflop_per_s": {"plain": round(peak, 1), "packed": round(packed, 1)},
             "share_of_plain_peak": {key: round(work[count]["gflop"] / peak / one, 3) for key, one in middle.items()},
@@ -103,10 +110,7 @@ def main() -> int:
     counts = [int(count) for count in args.masks.split(",")]
     found = {name: measure(name, counts, args.rounds, args.tiny) for name in args.models}
     document = {
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **process_state(),
         "models": found,
     }
     print(json.dumps(document, indent=1))

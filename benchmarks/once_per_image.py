@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from fast_paired import recognizer_of  # noqa: E402
 from PIL import Image  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
 from recognition import pictures  # noqa: E402
+from speed_machine import process_state  # noqa: E402
 
 from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.evaluation.predict import generate  # noqa: E402
@@ -153,10 +153,7 @@ def main() -> int:
     args = parser.parse_args()
     namers = ["none"] if args.tiny else ["none", "osm_small"]
     document = {
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **process_state(),
         "mean": [mean(name, args.rounds) for name in ("osm_small", "osm_flamingo_small")],
         "decoding": [decoding(name, args.rounds, args.tiny) for name in namers],
     }

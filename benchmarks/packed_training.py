@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
+from speed_machine import process_state  # noqa: E402
 from train_step_parts import TrainStep  # noqa: E402
 from zoom_windows import by_roi_align  # noqa: E402
 
@@ -105,10 +105,7 @@ def main() -> int:
     cases = [measure(args.config, int(masks), args.rounds) for masks in args.masks.split(",")]
     document = {
         "config": args.config,
-        "threads": args.threads,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **process_state(),
         "images_per_step": IMAGES,
         "cases": cases,
     }

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -36,6 +35,7 @@ import train_step_models as models  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 from small_tokenizer import small_tokenizer  # noqa: E402
+from speed_machine import process_state  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from osm.data.processor import Processor  # noqa: E402
@@ -357,10 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compiled": args.compiled,
         "input_size": model.config.input_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **process_state(),
         "cases": cases,
         "floor": bound,
         **({"many": crowd} if crowd else {}),

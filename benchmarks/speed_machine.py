@@ -28,6 +28,14 @@ def machine_state() -> dict[str, Any]:
     }
 
 
+def process_state() -> dict[str, Any]:
+    """Return what the speed of this process depends on: its threads, the cores, their load and the version of torch."""
+    import torch
+
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    return {"threads": threads, "cores": os.cpu_count(), "load": load, "torch": torch.__version__}
+
+
 def cpu_model() -> str:
     try:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the zoom windows of osm_small on a CPU, with and without what makes them faster, in turns.
+"""Compares zoom windows of osm_small on a CPU before and after two changes that make them faster, in turns.
 
     python3 benchmarks/zoom_windows.py > zoom_windows.json
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,28 +22,26 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
-from fast_paired import recognizer_of  # noqa: E402
-from once_per_image import in_turns  # noqa: E402
+from fast_paired import differences  # noqa: E402
+from once_per_image import fast_recognizer, in_turns  # noqa: E402
 from recognition import ours, pictures  # noqa: E402
+from speed_machine import process_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from osm.models import fast_inference, zoom  # noqa: E402
-from osm.models.fast_inference import speed_up  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 
 NAME, CLOSE = "osm_small", 1e-4
 
 
 def by_roi_align(faster: bool) -> Any:
-    """Let zoom windows be resized as on a GPU, unless `faster`."""
+    """Return a context in which zoom windows are resized by `roi_align`, unless `faster`."""
     return nullcontext() if faster else patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align)
 
 
-def fast_recognizer(packed: bool) -> Recognizer:
-    recognizer = recognizer_of(NAME, tiny=False)
-    with nullcontext() if packed else patch.object(fast_inference, "pack_convs", lambda *_: 0):
-        speed_up(recognizer.model)
-    return recognizer
+def recognizer_without_packed_convs() -> Recognizer:
+    with patch.object(fast_inference, "pack_convs", lambda *_: 0):
+        return fast_recognizer(NAME)
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -52,7 +49,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def measure(count: int, rounds: int) -> dict[str, Any]:
-    before, after = fast_recognizer(False), fast_recognizer(True)
+    before, after = recognizer_without_packed_convs(), fast_recognizer(NAME)
     image, masks = pictures(count, 640, 480)
     processor, side = before.processor, before.model.zoom
     pixels = processor.pixel_values(processor.canvas(image)[None])
@@ -82,14 +79,12 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     for part, run in parts.items():
         turns = in_turns(lambda run=run: run(False), lambda run=run: run(True), rounds)
         found["parts"][part] = {key: value for key, value in turns.items() if key != "equal"}
-    pairs = list(zip(kept["names False"], kept["names True"], strict=True))
     for key in ("windows", "tokens"):
         found[f"{key}_apart"] = apart(kept[f"{key} False"], kept[f"{key} True"])
-    found["names"] = len(pairs)
-    found["other_names"] = sum(one[0] != other[0] for one, other in pairs)
-    found["probabilities_apart"] = max(abs(one[1] - other[1]) for one, other in pairs)
+    found["names"] = len(kept["names True"])
+    found |= differences(kept["names False"], kept["names True"])
     middle = found["parts"]["naming"]["median_seconds"]
-    found["names_per_second"] = {key: round(len(pairs) / seconds, 2) for key, seconds in middle.items()}
+    found["names_per_second"] = {key: round(found["names"] / seconds, 2) for key, seconds in middle.items()}
     return found
 
 
@@ -101,10 +96,7 @@ def main() -> int:
     cases = [measure(int(count), args.rounds) for count in args.masks.split(",")]
     document = {
         "model": NAME,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **process_state(),
         "cases": cases,
     }
     print(json.dumps(document, indent=1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from osm.memory_reuse import keep_freed_memory
@@ -36,13 +36,19 @@ def speed_up(model: OmniScientModel) -> None:
 
 
 def speed_up_tower(tower: Tower, side: int) -> None:
-    """Make a frozen tower in float32 on the CPU faster. `side` is the side length of a window in pixels."""
-    fold_batch_norms(tower, side)
-    pack_convs(tower, side)
+    """Make a frozen tower faster, which must be in float32 on the CPU.
+
+    Args:
+        tower: the tower.
+        side: the side length of a window in pixels.
+    """
+    before = _test_tokens(tower, side) if _pairs(tower) else None
+    fold_batch_norms(tower, side, before)
+    pack_convs(tower, side, before)
     pack_linears(tower)
 
 
-def fold_batch_norms(tower: Tower, side: int) -> int:
+def fold_batch_norms(tower: Tower, side: int, before: Tensor | None = None) -> int:
     """Fold each batch norm of a tower in eval mode into the convolution before it, and return their number.
 
     A tower whose tokens change is left as it is, because its batch norms do not follow their convolutions directly.
@@ -50,15 +56,16 @@ def fold_batch_norms(tower: Tower, side: int) -> int:
     Args:
         tower: the tower, in float32.
         side: the side length of a window in pixels.
+        before: the tower's tokens for the test window, if they are known.
     """
     changes = []
     for parent, conv_name, norm_name in _pairs(tower):
         conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
         changes.append(_Change(parent, {conv_name: fuse_conv_bn_eval(conv, norm), norm_name: _Folded(norm)}))
-    return _changed(tower, side, changes, "the batch norms of the tower are not folded")
+    return _changed(tower, side, before, changes, "the batch norms of the tower are not folded")
 
 
-def pack_convs(tower: Tower, side: int) -> int:
+def pack_convs(tower: Tower, side: int, before: Tensor | None = None) -> int:
     """Pack each convolution whose batch norm was folded, together with its activation. Return their number.
 
     A tower whose tokens change is left as it is. The arguments are those of `fold_batch_norms`.
@@ -68,7 +75,7 @@ def pack_convs(tower: Tower, side: int) -> int:
         conv, folded = getattr(parent, conv_name), getattr(parent, norm_name)
         if isinstance(folded, _Folded) and can_be_packed(conv, folded.act):
             changes.append(_Change(parent, {conv_name: PackedConv(conv, folded.act), norm_name: nn.Identity()}))
-    return _changed(tower, side, changes, "the convolutions of the tower are not packed")
+    return _changed(tower, side, before, changes, "the convolutions of the tower are not packed")
 
 
 class _Change:
@@ -89,16 +96,20 @@ class _Change:
 
 
 @torch.no_grad()
-def _changed(tower: Tower, side: int, changes: Sequence[_Change], failed: str) -> int:
-    """Apply changes to a tower and return their number. If the tokens of a window change, undo them, and return 0."""
+def _test_tokens(tower: Tower, side: int) -> Tensor:
+    """Return the tower's tokens for a test window of random values."""
+    return tower(torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)))[1]
+
+
+def _changed(tower: Tower, side: int, before: Tensor | None, changes: Sequence[_Change], failed: str) -> int:
+    """Apply changes to a tower, unless its tokens for the test window would change. Return the number of changes."""
     if not changes:
         return 0
-    window = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    before = tower(window)[1]
+    before = _test_tokens(tower, side) if before is None else before
     for change in changes:
         change.set(change.new)
     try:
-        apart = (tower(window)[1] - before).abs().max()
+        apart = (_test_tokens(tower, side) - before).abs().max()
         reason = "" if apart <= _CLOSE * before.abs().max() else "its tokens would change"
     except Exception as error:  # the tower's own code may need something that the new layers do not have
         reason = f"it would fail ({error})"

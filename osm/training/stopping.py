@@ -99,7 +99,7 @@ class SampleFaults:
 def report_dead_workers() -> Iterator[None]:
     """Convert torch's error about a dead data-loader worker into a RunStopped that explains the problem.
 
-    Torch raises this error wherever the main process happens to be.
+    Torch raises this error in a signal handler, so that it can occur anywhere in the main process.
     """
     try:
         yield
@@ -111,7 +111,7 @@ def report_dead_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_closed_workers(workers: int) -> Iterator[None]:
-    """Convert the error of a closed connection, while a batch is received, into a RunStopped that explains the problem.
+    """Convert connection errors, which occur while a batch is received, into a RunStopped that explains the problem.
 
     If a data-loader worker dies while it sends a batch, its connection closes before torch notices the dead worker.
 

@@ -189,7 +189,10 @@ class Trainer:
         return task, values
 
     def _speed_up(self, model: OmniScientModel) -> None:
-        """Make the frozen tower and LLM faster on a CPU. Call this after their hashes are computed."""
+        """Make the frozen tower and LLM faster on a CPU.
+
+        Their hashes must be computed before, because the tower's weights change.
+        """
         speed_up_tower(model.tower, model.config.sliding_window_size)
         pack_linears(model.llm)
         if not self.config.gradient_checkpointing:  # it wraps transformers' layers, which FastLlama does not call
