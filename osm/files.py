@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,9 @@ logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
 """The maximum size of a text file in bytes. Typical lists of names or files take up a few hundred KB."""
+ABANDONED_S = 3600
+"""The age in seconds at which a temporary file counts as abandoned. Writing a file takes far less time."""
+_SHARED_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 # UTF-32 is checked before UTF-16, because a UTF-32 byte order mark may begin with the UTF-16 byte order mark.
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -178,9 +184,15 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a temporary binary file that replaces `path` when the context exits without an error."""
-    temporary = path.with_name(path.name + ".tmp")
+def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Yield a temporary binary file that replaces `path` when the context exits without an error.
+
+    Args:
+        shared: whether other processes may write the same file at the same time. Each process then has a hidden
+            temporary file with a unique name. Later runs do not overwrite the file of a killed process, and therefore
+            have to call `remove_abandoned`.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -190,6 +202,22 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder (`replacing` with `shared`).
+
+    A process that is still running may be writing a temporary file, so files that were changed within the last hour are
+    kept. A missing folder is no error.
+    """
+    try:
+        found = [path for path in folder.iterdir() if _SHARED_TEMPORARY.fullmatch(path.name)]
+    except OSError:
+        return
+    for path in found:
+        with suppress(OSError):  # another process may have removed the file
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
 
 
 def lock(file: IO[Any]) -> bool:

@@ -1,16 +1,18 @@
-"""Paths that are no regular files are refused before they are opened."""
+"""Only regular files are opened, text is read as editors write it, and files are replaced as a whole."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from osm.errors import OsmError
-from osm.files import check_regular_file, read_text
+from osm.files import ABANDONED_S, check_regular_file, read_text, remove_abandoned, replacing
 
 
 def test_what_is_not_a_regular_file_is_refused_unopened(tmp_path: Path) -> None:
@@ -69,3 +71,29 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
         read_text(tmp_path / "none.txt", "--names")
     with pytest.raises(OsmError, match="--names"):
         read_text("nul\0byte", "--names")
+
+
+def test_processes_that_replace_the_same_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    with replacing(path, shared=True) as first, replacing(path, shared=True) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"  # its context ended last
+    assert os.listdir(tmp_path) == ["part.json"]
+
+
+def test_what_killed_processes_left_is_removed_after_an_hour(tmp_path: Path) -> None:
+    killed = "import os, signal, sys; from pathlib import Path; from osm.files import replacing\n"
+    killed += "with replacing(Path(sys.argv[1]), shared=True) as file: os.kill(os.getpid(), signal.SIGKILL)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", killed, str(tmp_path / "part.json")], check=False)
+    old, new = tmp_path.iterdir()
+    (tmp_path / "notes.tmp").touch()
+    (tmp_path / ".part.json.tmp").touch()
+    for path in tmp_path.iterdir():
+        if path != new:
+            stamp = path.stat().st_mtime - ABANDONED_S - 1
+            os.utime(path, (stamp, stamp))
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "notes.tmp", ".part.json.tmp"}
+    remove_abandoned(tmp_path / "missing")

@@ -8,9 +8,7 @@ not include the window position embedding, which the model adds later.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from osm.errors import OsmError
-from osm.files import check_regular_file
+from osm.files import check_regular_file, remove_abandoned, replacing
 from osm.io.paths import check_local
 
 # The magic bytes of version 1.0 of the .npy format, the only version that this cache writes and accepts.
@@ -82,11 +80,9 @@ class FeatureCache:
         """
         path = self.path(dataset, key, view)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, tokens.to(torch.float16).cpu().numpy())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path, shared=True) as file:
+            np.save(file, tokens.to(torch.float16).cpu().numpy())
+
+    def remove_abandoned(self, dataset: str) -> None:
+        """Remove the temporary files that killed runs left in the folder of a dataset."""
+        remove_abandoned(self.folder / dataset)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from osm.config import as_dict
 from osm.documents import parse_json
 from osm.errors import OsmError
+from osm.files import remove_abandoned, replacing
 from osm.models import llm, llm_forward
 from osm.models.bridges import gated
 from osm.models.bridges.bridge import Instruction
@@ -429,9 +428,8 @@ def _write(path: Path, support: LlmSupport) -> None:
     """Store the result of a check. If the cache folder is not writable, the check runs again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(asdict(support), file)
-        os.replace(temporary, path)
+        remove_abandoned(path.parent)
+        with replacing(path, shared=True) as file:
+            file.write(json.dumps(asdict(support)).encode())
     except OSError:
         pass

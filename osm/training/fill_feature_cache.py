@@ -83,6 +83,8 @@ def fill(
         for shard, key, view in every_view[world.rank :: world.size]
         if not cache.has(dataset.cache_name, key, view)
     }
+    if world.is_main:
+        cache.remove_abandoned(dataset.cache_name)
     _check_room(cache, model, len(mine) * world.size)
     with ProgressBar(f"feature cache {dataset.name}", len(mine), "views", enabled=world.is_main) as progress:
         for shard in sorted({shard for shard, _, _ in mine}):

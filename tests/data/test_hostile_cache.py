@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import tracemalloc
@@ -13,6 +14,7 @@ import torch
 
 from osm.data.feature_cache import FeatureCache
 from osm.errors import OsmError
+from osm.files import ABANDONED_S
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -67,3 +69,14 @@ def test_a_cached_view_is_a_copy(tmp_path: Path) -> None:
     cache.save("set", "key", 0, torch.ones(2, 3))
     cache.load("set", "key", 0).zero_()
     assert cache.load("set", "key", 0).all() and np.load(cache.path("set", "key", 0)).all()
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "f")
+    cache.save("coco", "image", 0, torch.zeros(2, 3))
+    left = cache.path("coco", "image", 0).with_name(f".image.npy.{'0' * 32}.tmp")
+    left.touch()
+    stamp = left.stat().st_mtime - ABANDONED_S - 1
+    os.utime(left, (stamp, stamp))
+    cache.remove_abandoned("coco")
+    assert list(left.parent.iterdir()) == [cache.path("coco", "image", 0)]

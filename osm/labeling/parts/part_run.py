@@ -91,10 +91,12 @@ def label_parts(options: LabelOptions) -> tuple[LabelSummary, float]:
 
 
 def _prepare(store: PartStore, options: LabelOptions, plan: PartitionPlan) -> None:
-    """Check that the output folder has no labels that were made with other options."""
+    """Remove what killed runs left, and check that the folder has no labels that were made with other options."""
     if options.overwrite:
         store.clear(FOLDER)  # first: a partition without its parts must not count as complete
         store.clear(PARTS)
+    for folder in (FOLDER, f"{FOLDER}/attempts", f"{FOLDER}/done", PARTS):
+        store.remove_abandoned(folder)
     settings = {
         **options.settings(plan.identity),
         "part_images": options.part_images,

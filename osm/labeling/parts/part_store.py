@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from osm.errors import OsmError, write_failed
+from osm.files import remove_abandoned, replacing
 from osm.storage import remote
 from osm.storage.locations import is_remote, join, public
 
@@ -62,17 +61,11 @@ class PartStore:
             remote.write(join(self.folder, name), data)
             return
         path = Path(self.folder, name)
-        # Processes that write the same file at the same time have temporary files of their own.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
+            with replacing(path, shared=True) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise write_failed(error, f"out {path}", "a file that can be written") from None
 
     def remove(self, name: str) -> None:
@@ -81,6 +74,11 @@ class PartStore:
             remote.remove(join(self.folder, name))
         else:
             Path(self.folder, name).unlink(missing_ok=True)
+
+    def remove_abandoned(self, folder: str) -> None:
+        """Remove the temporary files that killed processes left in a subfolder."""
+        if not self.remote:  # an object store has no temporary files
+            remove_abandoned(Path(self.folder, folder))
 
     def clear(self, folder: str) -> None:
         """Remove a subfolder with all its files."""

@@ -26,6 +26,7 @@ from processes import wait_until
 from servers import S3Server
 
 from osm.errors import OsmError, RunStopped
+from osm.files import ABANDONED_S
 from osm.io.segmentation import encode_rle
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_cli import main, options_of, parser
@@ -137,6 +138,7 @@ def test_a_killed_run_continues_with_the_parts_that_are_left(
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.parquet")}
+    age_temporary_files(tmp_path)  # if it was killed while it wrote one
     (tmp_path / ".osm_label" / "done" / "000000.json").unlink(missing_ok=True)  # killed before it was written
     assert main(command(tmp_path, "--to", "parts")) == 1
     assert files(tmp_path) == files(whole)
@@ -144,6 +146,24 @@ def test_a_killed_run_continues_with_the_parts_that_are_left(
     # Only the first part has an image that failed, which is tried again.
     assert all(after[name] == stamp for name, stamp in before.items() if "000000" not in name)
     assert not list((tmp_path / ".osm_label" / "attempts").iterdir())
+
+
+def age_temporary_files(folder: Path) -> None:
+    for path in folder.rglob(".*.tmp"):
+        stamp = path.stat().st_mtime - ABANDONED_S - 1
+        os.utime(path, (stamp, stamp))
+
+
+def test_what_a_killed_run_was_writing_is_removed(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    left = [
+        tmp_path / folder / f".1.json.{'a' * 32}.tmp" for folder in (".osm_label/attempts", ".osm_label/done", "parts")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    age_temporary_files(tmp_path)
+    assert main(command(tmp_path, "--to", "parts")) == 1  # an image failed
+    assert not any(path.exists() for path in left)
 
 
 def test_an_image_that_failed_is_tried_again(
