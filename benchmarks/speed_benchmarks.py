@@ -423,6 +423,7 @@ NOT_SPEED = {
     "raw_figures": "module of all_speed.py",
     "scale_tables": "writes tables",
     "serve_tables": "writes tables",
+    "shipped_tables": "writes tables",
     "small_tokenizer": "module of loader.py and recognition.py",
     "speed_benchmarks": "this table",
     "speed_inputs": "module of all_speed.py",

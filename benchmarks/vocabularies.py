@@ -57,9 +57,9 @@ def measure(
                     outside[answer.mode] += not in_vocabulary(answer.text, row.label_set)
     return {
         "masks": masks,
-        "accuracy": {("own" if mode == row.name else mode): round(count / masks, 4) for mode, count in right.items()},
+        "accuracy": {("own" if mode == row.name else mode): round(count / masks, 6) for mode, count in right.items()},
         "not_in_vocabulary": {
-            ("own" if mode == row.name else mode): round(count / masks, 4) for mode, count in outside.items()
+            ("own" if mode == row.name else mode): round(count / masks, 6) for mode, count in outside.items()
         },
         "seconds": round(seconds, 1),
         "names_per_second": round(len(modes) * masks / seconds, 2),

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Writes the tables of the included model osm_small from the scores in docs/benchmarks.
+
+python3 benchmarks/shipped_tables.py docs/benchmarks .
+
+The second argument is the folder of the project. `scripts/shipped.sh` makes the scores in docs/benchmarks/shipped, and
+`benchmarks/vocabularies.py` those in docs/benchmarks/vocabularies/osm_small.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from page_tables import read, table, with_tables
+
+SETS = {
+    "coco_panoptic": "COCO, panoptic masks",
+    "coco_mini": "COCO, instance masks",
+    "camvid": "CamVid",
+    "clothing": "Clothing Co-Parsing",
+}
+LISTS = {"coco": "COCO", "camvid": "CamVid", "clothing": "Clothing"}
+WAYS = ("free", "constrained", "scored", "mapped")
+
+
+def readme(figures: Path) -> dict[str, str]:
+    """The table of README.md."""
+    scores = read(figures / "shipped" / "val.json")
+    after = scores["after"]["folders"]
+    rows = (
+        (
+            SETS[name].replace("COCO,", "COCO photos,"),
+            str(after[name]["own"]["masks"]),
+            with_interval(after[name]["own"]),
+            percent(after[name]["any"]["value"]),
+            str(scores["ridge_probe"][name]["ridge"]),
+        )
+        for name in SETS
+    )
+    return {
+        "shipped": table(("dataset", "val masks", "own mode", "`any` mode", "ridge probe on the frozen tower"), rows)
+    }
+
+
+def models(figures: Path) -> dict[str, str]:
+    """The tables of docs/models.md: the accuracy, and the calibration."""
+    shipped = figures / "shipped"
+    scores = read(shipped / "val.json")
+    head = ("validation photos", "photos", "masks", "own mode Acc", "`any` Acc", "ridge probe", "before: own mode Acc")
+    rows = [accuracy_row(name, title, scores) for name, title in {**SETS, "all": "all"}.items()]
+    names = ("masks", "names", "ECE before", "ECE after", "ECE if perfect", "wrong at 0.5 or more", "wrong below 0.5")
+    calibrations = (
+        ("the two models on the other half of the photos, cross-fitted", "calibration", "cross_fitted"),
+        ("`osm_small` on the validation photos, stored calibration", "calibration_val", "stored"),
+    )
+    found = (calibration_row(title, read(shipped / f"{file}.json"), after) for title, file, after in calibrations)
+    return {"shipped": table(head, rows), "calibration": table(("names of", *names), found)}
+
+
+def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ...]:
+    own, anyone = (scores["after"]["folders"][name][mode] for mode in ("own", "any"))
+    probe = scores["ridge_probe"].get(name, {}).get("ridge", "")
+    before = with_interval(scores["before"]["folders"][name]["own"])
+    return (
+        title,
+        str(own["images"]),
+        str(own["masks"]),
+        with_interval(own),
+        with_interval(anyone),
+        str(probe),
+        before,
+    )
+
+
+def calibration_row(title: str, document: dict[str, Any], after: str) -> tuple[str, ...]:
+    eces = (document["raw"]["ece"], document[after]["ece"], document["ece_if_perfectly_calibrated"]["mean"])
+    shares = (
+        f"{document[part]['wrong']} of {document[part]['names']} "
+        f"({100 * document[part]['wrong'] / document[part]['names']:.0f}%)"
+        for part in ("sure", "unsure")
+    )
+    return (title, str(document["masks"]), str(document["names"]), *map(percent, eces), *shares)
+
+
+def results(figures: Path) -> dict[str, str]:
+    """The table of docs/results.md: free names, and three ways of choosing from a list."""
+    cases = {(one["way"], one["set"]): one for one in read(figures / "vocabularies" / "osm_small.json")["cases"]}
+    titles = [
+        f"{title}, {cases['constrained', name]['list']} names ({cases['constrained', name]['masks']} masks)"
+        for name, title in LISTS.items()
+    ]
+    rows = []
+    for way in WAYS:
+        values = [cases[way, name]["accuracy"]["own"] for name in LISTS]
+        rows.append((way, *map(percent, values), percent(sum(values) / len(values))))
+    return {"shipped_ways": table(("way", *titles, "mean"), rows)}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def with_interval(rate: dict[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{percent(rate['value'])} ({percent(low)} to {percent(high)})"
+
+
+PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
+    "README.md": readme,
+    "docs/models.md": models,
+    "docs/results.md": results,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("figures", type=Path)
+    parser.add_argument("project", type=Path)
+    args = parser.parse_args()
+    for name, tables in PAGES.items():
+        page = args.project / name
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables(args.figures)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
