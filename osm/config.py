@@ -115,7 +115,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise OsmError(f"{where}: expected {hint.__name__}, found {shown(value)}")
+    # YAML reads `Name:` as a mapping, `no` as false and `5` as a number.
+    quotes = "; put the text in quotes, on a command line as in --set \"FIELD='TEXT'\"" if hint is str else ""
+    raise OsmError(f"{where}: expected {hint.__name__}, found {shown(value)}{quotes}")
 
 
 def find_config(name: str) -> Path:

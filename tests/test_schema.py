@@ -108,6 +108,11 @@ def test_set_in_train_and_flags_before_it() -> None:
     ("setting", "message"),
     [
         ("model.llm.name=5", r"model\.llm\.name: expected str, found 5"),
+        (
+            "model.prompt=Name:",
+            r"model\.prompt: expected str, found \{'Name': None\}; put the text in quotes, on a command line as in "
+            r"--set \"FIELD='TEXT'\"",
+        ),
         ("model.llm.nam=x", r"model\.llm: unknown field 'nam'"),
         ("model.bridge.layers=0", r"model\.bridge\.layers 0 is not 1 to"),
         (
