@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measures how many names per second trained models give, alternating between the models.
+"""Measures how many names per second a trained model gives, in turns with an earlier version of the model.
 
-    python3 benchmarks/checkpoint_speed.py osm_small /path/to/earlier/osm_small > checkpoint_speed.json
+    python3 benchmarks/checkpoint_speed.py osm_small --earlier OLD/osm/weights/osm_small > checkpoint_speed.json
 
 The image is scikit-image's coffee, and the masks are ellipses. All masks are named in two modes, with the image encoded
-anew each time. `slow` is the first model without `osm.models.fast_inference`: its names have to be those of the fast
-model and the probabilities within 1e-4, or the benchmark fails. `share_of_plain_peak` is the time that the FLOPs would
-take at the speed of a large matrix product as PyTorch computes it. Prints one JSON document.
+anew each time. `slow` is the model without `osm.models.fast_inference`. Its names have to be those of the fast model and
+the probabilities within 1e-4, or the benchmark fails. `share_of_plain_peak` is the time that the FLOPs would take at the
+speed of a large matrix product as PyTorch computes it, as a share of the measured time. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from osm.memory_reuse import keep_freed_memory  # noqa: E402
 from osm.models.fast_inference import speed_up  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 
+NOW = "now"
+
 
 def recognizer_of(checkpoint: str) -> Recognizer:
     model, processor, _ = osm.load_model(checkpoint)
     return Recognizer(model.eval(), processor, NEW_TOKENS)
 
 
-def measure(checkpoints: list[str], counts: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(checkpoints: dict[str, str], counts: list[int], rounds: int) -> list[dict[str, Any]]:
     _, masks = pictures(max(counts), 640, 480)
     image = Image.fromarray(skimage.data.coffee()).resize((640, 480))
-    slow = recognizer_of(checkpoints[0])
-    fast = {Path(checkpoint).name: recognizer_of(checkpoint) for checkpoint in checkpoints}
+    slow = recognizer_of(checkpoints[NOW])
+    fast = {key: recognizer_of(checkpoint) for key, checkpoint in checkpoints.items()}
     gflop = {key: [work_of(one, image, masks[:count])["gflop"] for count in counts] for key, one in fast.items()}
     for recognizer in fast.values():
         speed_up(recognizer.model)
@@ -65,7 +67,7 @@ def measure(checkpoints: list[str], counts: list[int], rounds: int) -> list[dict
             "names": 2 * count,
             "seconds": {key: [round(one, 4) for one in taken] for key, taken in seconds.items()},
             "names_per_second": {key: round(2 * count / one, 2) for key, one in middle.items()},
-            **differences(names["slow"], names[Path(checkpoints[0]).name]),
+            **differences(names["slow"], names[NOW]),
             "gflop": {key: work[place] for key, work in gflop.items()},
             "peak_gflop_per_s": round(peak, 1),
             "share_of_plain_peak": {key: round(work[place] / peak / middle[key], 3) for key, work in gflop.items()},
@@ -77,23 +79,14 @@ def measure(checkpoints: list[str], counts: list[int], rounds: int) -> list[dict
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "checkpoints", nargs="+", help="trained models; the first one is also run without the fast ways"
-    )
+    parser.add_argument("checkpoint", help="a trained model")
+    parser.add_argument("--earlier", help="an earlier version of the model")
     parser.add_argument("--masks", default="1,8,32", help="numbers of masks [%(default)s]")
     parser.add_argument("--rounds", type=int, default=5, help="of each model [%(default)s]")
     args = parser.parse_args()
-    cases = measure(args.checkpoints, [int(count) for count in args.masks.split(",")], args.rounds)
-    print(
-        json.dumps(
-            {
-                **process_state(),
-                "checkpoints": [Path(checkpoint).name for checkpoint in args.checkpoints],
-                "cases": cases,
-            },
-            indent=1,
-        )
-    )
+    checkpoints = {NOW: args.checkpoint} | ({"earlier": args.earlier} if args.earlier else {})
+    cases = measure(checkpoints, [int(count) for count in args.masks.split(",")], args.rounds)
+    print(json.dumps({**process_state(), "checkpoint": args.checkpoint, "cases": cases}, indent=1))
     return int(any(case["other_names"] or case["probabilities_apart"] > 1e-4 for case in cases))
 
 

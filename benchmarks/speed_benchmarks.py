@@ -226,6 +226,15 @@ BENCHMARKS = (
         kept="recognition/zoom_windows.json",
     ),
     SpeedBenchmark(
+        "checkpoint_speed",
+        "benchmarks/checkpoint_speed.py osm_small --earlier {old}/osm/weights/osm_small",
+        "osm_small --masks 1 --rounds 1",
+        (("cases[masks].names_per_second.*", "names/s"),),
+        "recognition.md",
+        runs=1,
+        kept="recognition/checkpoint_speed.json",
+    ),
+    SpeedBenchmark(
         "recognition_flamingo",
         "benchmarks/recognition.py --config osm_flamingo_small --masks 8,32",
         "--config osm_flamingo_small --masks 1 --rounds 1",
