@@ -3,10 +3,11 @@
 
     python3 benchmarks/checkpoint_speed.py osm_small --earlier OLD/osm/weights/osm_small > checkpoint_speed.json
 
-The image is scikit-image's coffee, and the masks are ellipses. All masks are named in two modes, with the image encoded
-anew each time. `slow` is the model without `osm.models.fast_inference`. Its names have to be those of the fast model and
-the probabilities within 1e-4, or the benchmark fails. `share_of_plain_peak` is the time that the FLOPs would take at the
-speed of a large matrix product as PyTorch computes it, as a share of the measured time. Prints one JSON document.
+The image is scikit-image's coffee, and the masks are ellipses. All masks are named in two modes, with the image
+encoded anew each time. `slow` is the model without `osm.models.fast_inference`. Its names have to be those of the
+fast model and the probabilities within 1e-4, or the benchmark fails. `share_of_plain_peak` is the time that the FLOPs
+would take at the speed of a large matrix product as PyTorch computes it, as a share of the measured time. Prints one
+JSON document.
 """
 
 from __future__ import annotations
