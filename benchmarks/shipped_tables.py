@@ -37,7 +37,7 @@ def readme(figures: Path) -> dict[str, str]:
             str(after[name]["own"]["masks"]),
             with_interval(after[name]["own"]),
             percent(after[name]["any"]["value"]),
-            str(scores["ridge_probe"][name]["ridge"]),
+            probe(scores, name),
         )
         for name in SETS
     )
@@ -63,7 +63,6 @@ def models(figures: Path) -> dict[str, str]:
 
 def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ...]:
     own, anyone = (scores["after"]["folders"][name][mode] for mode in ("own", "any"))
-    probe = scores["ridge_probe"].get(name, {}).get("ridge", "")
     before = with_interval(scores["before"]["folders"][name]["own"])
     return (
         title,
@@ -71,9 +70,16 @@ def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ..
         str(own["masks"]),
         with_interval(own),
         with_interval(anyone),
-        str(probe),
+        probe(scores, name) if name in SETS else "",
         before,
     )
+
+
+def probe(scores: dict[str, Any], name: str) -> str:
+    """The accuracy of the ridge probe, with an asterisk if it was measured without zoom windows alone."""
+    if name in scores["ridge_probe"]:
+        return str(scores["ridge_probe"][name]["ridge"])
+    return f"{scores['ridge_probe_without_zoom_windows'][name]['ridge']} *"
 
 
 def calibration_row(title: str, document: dict[str, Any], after: str) -> tuple[str, ...]:

@@ -158,7 +158,17 @@ def recognition(figures: Path) -> dict[str, str]:
         "floor": table(floor, (floor_row(model, document) for model, document in found.items())),
         "many": table(many, (many_row(model, one["many"]) for model, one in found.items() if "many" in one)),
         "start": table(("part", "median, s", "lowest to highest, s"), start_rows(figures)),
+        "trained": table(
+            ("masks", "names/s", "of the earlier version", "without the faster layers", "share"),
+            trained_rows(read(figures / "recognition" / "checkpoint_speed.json")),
+        ),
     }
+
+
+def trained_rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for case in found["cases"]:
+        speeds = (f"{case['names_per_second'][key]:.1f}" for key in ("now", "earlier", "slow"))
+        yield str(case["masks"]), *speeds, f"{case['share_of_plain_peak']['now']:.0%}"
 
 
 def speed_rows(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
