@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from page_tables import write_tables  # noqa: E402
+from page_tables import with_interval, write_tables  # noqa: E402
 
 from osm.evaluation.bench import BENCHES  # noqa: E402
 
@@ -37,8 +37,7 @@ def tables(folder: Path) -> dict[str, str]:
 def row(name: str, photos: str, document: dict[str, Any]) -> str:
     titles, parts = BENCHES.get(name).titles, []
     for key, rate in document["rates"].items():
-        low, high = rate["interval"]
-        parts.append(f"{titles[key]} {100 * rate['value']:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        parts.append(f"{titles[key]} {with_interval(rate)}")
     return f"| `{name}` | {PHOTOS[photos]} | {document['masks']} | {', '.join(parts)} |"
 
 

@@ -24,6 +24,17 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]]) + "\n"
 
 
+def percent(share: float) -> str:
+    """Return a share in percent."""
+    return f"{100 * share:.1f}"
+
+
+def with_interval(rate: Mapping[str, Any]) -> str:
+    """Return the `value` of a rate and its `interval` in percent."""
+    low, high = rate["interval"]
+    return f"{percent(rate['value'])} ({percent(low)} to {percent(high)})"
+
+
 def paragraph(*sentences: str) -> str:
     """Return sentences as a wrapped paragraph. Links are not broken."""
     return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
@@ -37,6 +48,27 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
         text, count = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         assert count == 1, f"the page has {count} tables {mark}"
     return text
+
+
+def write_pages(what: str, pages: Mapping[str, Callable[[Path], Mapping[str, str]]]) -> int:
+    """Parse the command line (a folder of figures, and a folder of pages), and replace the tables of the pages.
+
+    Args:
+        what: what the script does, for its help.
+        pages: the path of each page inside the folder of pages, and the function that returns its tables.
+    """
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("figures", type=Path, help="folder of the raw values, docs/benchmarks")
+    parser.add_argument("pages", type=Path, help=f"folder of the pages {', '.join(pages)}")
+    args = parser.parse_args()
+    for name, tables in pages.items():
+        page = args.pages / name
+        old = page.read_text(encoding="utf-8")
+        new = with_tables(old, tables(args.figures))
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            print(f"{page}: written anew")
+    return 0
 
 
 def write_tables(what: str, tables: Callable[[Path], Mapping[str, str]]) -> int:

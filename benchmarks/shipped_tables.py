@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of the included model osm_small from the scores in docs/benchmarks.
+"""Updates the tables with the scores of osm_small in README.md and docs/ from the JSON files in docs/benchmarks.
 
 python3 benchmarks/shipped_tables.py docs/benchmarks .
 
@@ -9,13 +9,12 @@ The second argument is the folder of the project. `scripts/shipped.sh` makes the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from page_tables import read, table, with_tables
+from page_tables import percent, read, table, with_interval, write_pages
 
 SETS = {
     "coco_panoptic": "COCO, panoptic masks",
@@ -76,7 +75,7 @@ def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ..
 
 
 def probe(scores: dict[str, Any], name: str) -> str:
-    """The accuracy of the ridge probe, with an asterisk if it was measured without zoom windows alone."""
+    """The accuracy of the ridge probe, with an asterisk if only its value without zoom windows is known."""
     if name in scores["ridge_probe"]:
         return str(scores["ridge_probe"][name]["ridge"])
     return f"{scores['ridge_probe_without_zoom_windows'][name]['ridge']} *"
@@ -106,15 +105,6 @@ def results(figures: Path) -> dict[str, str]:
     return {"shipped_ways": table(("way", *titles, "mean"), rows)}
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def with_interval(rate: dict[str, Any]) -> str:
-    low, high = rate["interval"]
-    return f"{percent(rate['value'])} ({percent(low)} to {percent(high)})"
-
-
 PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
     "README.md": readme,
     "docs/models.md": models,
@@ -122,16 +112,5 @@ PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("figures", type=Path)
-    parser.add_argument("project", type=Path)
-    args = parser.parse_args()
-    for name, tables in PAGES.items():
-        page = args.project / name
-        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables(args.figures)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages((__doc__ or "").splitlines()[0], PAGES))

@@ -9,7 +9,6 @@ that the benchmarks print. `benchmarks/all.sh` runs these benchmarks again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from page_tables import paragraph, read, table, with_tables
+from page_tables import paragraph, read, table, write_pages
 
 FORMS = {"coco": "COCO form", "lvis": "LVIS form", "a847": "semantic"}
 STEP_PARTS = {
@@ -422,20 +421,5 @@ PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
 """The pages in docs/, and the function that makes the blocks of each."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("figures", type=Path, help="folder of the raw values, docs/benchmarks")
-    parser.add_argument("pages", type=Path, help="folder of the pages, docs")
-    args = parser.parse_args()
-    for name, blocks in PAGES.items():
-        page = args.pages / name
-        old = page.read_text(encoding="utf-8")
-        new = with_tables(old, blocks(args.figures))
-        if new != old:
-            page.write_text(new, encoding="utf-8")
-            print(f"{page}: written anew")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages((__doc__ or "").splitlines()[0], PAGES))

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from old_files import make_old
 
 from osm.errors import OsmError
-from osm.files import ABANDONED_S, check_regular_file, read_text, remove_abandoned, replacing
+from osm.files import check_regular_file, read_text, remove_abandoned, replacing
 
 
 def test_what_is_not_a_regular_file_is_refused_unopened(tmp_path: Path) -> None:
@@ -92,8 +93,7 @@ def test_what_killed_processes_left_is_removed_after_an_hour(tmp_path: Path) -> 
     (tmp_path / ".part.json.tmp").touch()
     for path in tmp_path.iterdir():
         if path != new:
-            stamp = path.stat().st_mtime - ABANDONED_S - 1
-            os.utime(path, (stamp, stamp))
+            make_old(path)
     remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {new.name, "notes.tmp", ".part.json.tmp"}
     remove_abandoned(tmp_path / "missing")

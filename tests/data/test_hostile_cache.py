@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
 import tracemalloc
@@ -11,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from old_files import make_old
 
 from osm.data.feature_cache import FeatureCache
 from osm.errors import OsmError
-from osm.files import ABANDONED_S
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -76,7 +75,6 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     cache.save("coco", "image", 0, torch.zeros(2, 3))
     left = cache.path("coco", "image", 0).with_name(f".image.npy.{'0' * 32}.tmp")
     left.touch()
-    stamp = left.stat().st_mtime - ABANDONED_S - 1
-    os.utime(left, (stamp, stamp))
+    make_old(left)
     cache.remove_abandoned("coco")
     assert list(left.parent.iterdir()) == [cache.path("coco", "image", 0)]

@@ -1,4 +1,4 @@
-"""Training with packed layers, a CNN tower and an LLM: as without packing, resumed, and in two processes."""
+"""Training with packed layers gives the losses of plain layers, can be resumed, and runs in two processes."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ import pyarrow.parquet as parquet
 import pytest
 from cluster_simulation import PART_REQUESTS, SHARD_REQUESTS
 from noise_photos import COUNT, noise_photos
+from old_files import make_old
 from processes import wait_until
 from servers import S3Server
 
 from osm.errors import OsmError, RunStopped
-from osm.files import ABANDONED_S
 from osm.io.segmentation import encode_rle
 from osm.labeling.formats.label_format import LabeledImage, LabelShape
 from osm.labeling.label_cli import main, options_of, parser
@@ -150,8 +150,7 @@ def test_a_killed_run_continues_with_the_parts_that_are_left(
 
 def age_temporary_files(folder: Path) -> None:
     for path in folder.rglob(".*.tmp"):
-        stamp = path.stat().st_mtime - ABANDONED_S - 1
-        os.utime(path, (stamp, stamp))
+        make_old(path)
 
 
 def test_what_a_killed_run_was_writing_is_removed(command: Callable[..., list[str]], tmp_path: Path) -> None:
