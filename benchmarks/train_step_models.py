@@ -84,7 +84,7 @@ def random_processor(config: ModelConfig) -> Processor:
     tokenizer = small_tokenizer(sorted(load_labels(SET).vocabulary), vocabulary=600)
     has_prefix = BRIDGES.get(config.bridge.kind).has_prefix
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return Processor(tokenizer, tokenizer, config.input_size, mean, std, has_prefix, config.prompt)
+    return Processor(tokenizer, tokenizer, config.input_size, mean, std, has_prefix, config.prompt, config.prompt_first)
 
 
 def shrunk(section: dict[str, Any]) -> dict[str, Any]:

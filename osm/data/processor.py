@@ -106,6 +106,7 @@ class Processor:
         has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the text. With a prefix, the
             first text token can be supervised too.
         prompt: the only prompt of the model (`ModelConfig.prompt`); empty = the published prompts.
+        prompt_first: whether the prompt comes before the prefix (`ModelConfig.prompt_first`).
 
     Raises:
         OsmError: the LLM's tokenizer has no end-of-sequence token, or the prompt has too many tokens.
@@ -120,12 +121,13 @@ class Processor:
         std: Sequence[float],
         has_prefix: bool = True,
         prompt: str = "",
+        prompt_first: bool = False,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise OsmError("the LLM's tokenizer has no end-of-sequence token, so text generation would never stop")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
-        self.has_prefix, self.prompt = has_prefix, prompt
+        self.has_prefix, self.prompt, self.prompt_first = has_prefix, prompt, prompt_first
         self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # cache of the recently tokenized texts
         if prompt and (length := len(self._bos() + self._ids(prompt))) > _MOST_PROMPT_TOKENS:
             raise OsmError(
@@ -192,6 +194,11 @@ class Processor:
         """Return the prompt for naming a mask, or a box if `boxed`."""
         return self.training_prompts(boxed)[0]
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """The number of tokens before the prefix in training texts if `prompt_first` is true, else None."""
+        return len(self._bos() + self._ids(self.prompt)) if self.prompt_first else None
+
     def prompts(self, prompts: Sequence[str]) -> Text:
         """Tokenize prompts without answers, for generation. All labels are -100."""
         rows = [self._bos() + self._ids(prompt) for prompt in prompts]
@@ -208,8 +215,14 @@ class Processor:
                 the answer and its end token.
 
         Raises:
+            OsmError: `supervise` is `all`, but the prompt comes before the prefix.
             SampleError: the reason is `answer_too_long`: an answer does not fit even without its prompt.
         """
+        if self.prompt_first and supervise == "all":
+            raise OsmError(
+                "training.sample.supervise 'all' cannot be combined with model.prompt_first, because the prompt comes "
+                "before the mask's embeddings; set it to 'answer'"
+            )
         encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         skip = max(len(self._bos()), int(not self.has_prefix))
         rows, labels = [], []
@@ -223,7 +236,8 @@ class Processor:
         """Return the token ids of one training text and the index at which its answer starts.
 
         Raises:
-            SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt.
+            SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt. With
+                `prompt_first`, the prompt is never truncated, so that both have to fit.
         """
         # The tokens are cached, because each text is needed twice: to validate the sample and to collate the batch.
         found = self._rows.get((prompt, target))
@@ -242,8 +256,11 @@ class Processor:
         else:
             ids, answer_start = self._ids(text), len(self._ids(prompt))
         bos = self._bos()
+        if self.prompt_first:  # the tokens of the prompt are those of naming
+            asked = self._ids(prompt)
+            ids, answer_start = asked + ids[answer_start:], len(asked)
         cut = max(0, len(bos) + len(ids) + 1 - MAX_TEXT_TOKENS)
-        if cut > answer_start:
+        if cut > (0 if self.prompt_first else answer_start):
             raise SampleError(
                 "answer_too_long", f"the answer {target!r} takes over {MAX_TEXT_TOKENS - len(bos) - 1} tokens"
             )

@@ -333,6 +333,8 @@ def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
     different = []
     if then.prompt != now.prompt:
         different.append(f"model.prompt was {then.prompt!r}, and is {now.prompt!r}")
+    if then.prompt_first != now.prompt_first:
+        different.append(f"model.prompt_first was {then.prompt_first}, and is {now.prompt_first}")
     for section in ("bridge", "lora"):
         one, other = getattr(then, section), getattr(now, section)
         if section == "lora" and not one.rank:  # the checkpoint has no LoRA, so LoRA is newly initialized

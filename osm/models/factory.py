@@ -149,7 +149,16 @@ def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
 
 def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
     tower, config, has_prefix = model.tower, model.config, model.bridge.has_prefix
-    return Processor(tokenizer, qformer_tokenizer, config.input_size, tower.mean, tower.std, has_prefix, config.prompt)
+    return Processor(
+        tokenizer,
+        qformer_tokenizer,
+        config.input_size,
+        tower.mean,
+        tower.std,
+        has_prefix,
+        config.prompt,
+        config.prompt_first,
+    )
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:

@@ -8,6 +8,7 @@ the weights of a Llama from Hugging Face, and computes the same values as the LL
 - The activation of the feed-forward and the residual additions are computed by the matrix products before them.
 - Keys and values are not repeated for the query heads that share them, and the cache has room for the next tokens.
 - Padding is left out. After its attention, the last layer computes only the positions whose logits are needed.
+- Rows that begin with the same embeddings share the work on them, except for the attention.
 
 `make_fast` compares both ways on random inputs, and leaves the LLM as it is if they differ.
 
@@ -95,24 +96,61 @@ class _Grid:
 
     Attributes:
         rows, positions: the size of the grid.
-        place_N: the tokens' indices in the flattened grid, or None if the grid has no padding.
+        place_N: the tokens' indices in the flattened grid, or None if the grid has no padding. A token that is in
+            several rows has its first index.
+        token_M: the index of the token at each place of the flattened grid, or None if no token is in several rows.
+            Padding has an arbitrary token.
     """
 
     rows: int
     positions: int
     place_N: Tensor | None = None
+    token_M: Tensor | None = None
 
     def spread(self, x_NX: Tensor) -> Tensor:
-        """Return (R, T, X), with zeros at padding."""
-        if self.place_N is not None:
+        """Return (R, T, X), with zeros or arbitrary tokens at padding."""
+        if self.token_M is not None:
+            x_NX = x_NX[self.token_M]
+        elif self.place_N is not None:
             x_NX = x_NX.new_zeros(self.rows * self.positions, x_NX.shape[1]).index_copy(0, self.place_N, x_NX)
         return x_NX.view(self.rows, self.positions, -1)
 
-    def collect(self, x_RTX: Tensor, wanted_n: Tensor | None) -> Tensor:
+    def collect(self, x_RTX: Tensor, wanted_n: Tensor | None = None) -> Tensor:
         """Return the tokens (N, X) of a grid, or some of them."""
         x_MX = x_RTX.flatten(0, 1)
         place = self.place_N if wanted_n is None else wanted_n if self.place_N is None else self.place_N[wanted_n]
         return x_MX if place is None else x_MX[place]
+
+    def tokens_at(self, place_n: Tensor) -> Tensor:
+        """Return the indices of the tokens at places of the flattened grid that are not padding."""
+        if self.token_M is not None:
+            return self.token_M[place_n]
+        if self.place_N is None:
+            return place_n
+        return torch.searchsorted(self.place_N, place_n)
+
+
+def _grid_of(embeds_RTW: Tensor, mask_RT: Tensor | None = None, constant: int = 0) -> _Grid:
+    """Return the grid of rows of embeddings. Adjacent rows share the positions up to which their embeddings are equal.
+
+    Args:
+        embeds_RTW: the inputs.
+        mask_RT: 1 at tokens, 0 at padding, which may only be at the end of a row. None: no padding.
+        constant: if gradients are computed, only so many positions can be shared, because others may be equal and
+            nevertheless have different gradients.
+    """
+    rows, positions = embeds_RTW.shape[:2]
+    real_RT = torch.ones(rows, positions, dtype=torch.bool) if mask_RT is None else mask_RT.bool()
+    same_RT = (embeds_RTW[1:] == embeds_RTW[:-1]).all(-1) & real_RT[1:] & real_RT[:-1]
+    same_RT = same_RT.long().cumprod(1)
+    if torch.is_grad_enabled() and embeds_RTW.requires_grad:
+        same_RT[:, constant:] = 0
+    place_RT = torch.arange(rows * positions).view(rows, positions)
+    if bool(same_RT.any()):
+        own_RT = torch.cat([place_RT[:1], place_RT[1:] * (1 - same_RT)])
+        place_RT = torch.where(real_RT, own_RT.cummax(0).values, 0)  # padding gets the first token
+        return _Grid(rows, positions, *place_RT.flatten().unique(return_inverse=True))
+    return _Grid(rows, positions, None if bool(real_RT.all()) else place_RT[real_RT])
 
 
 class FastLlama:
@@ -184,7 +222,7 @@ class FastLlama:
         shape = len(self.layers), 2, rows, self.key_heads, length + _ROOM, self.width
         cache = KeyValues(embeds_RTW.new_empty(shape))
         last_R = torch.arange(length - 1, rows * length, length)
-        return self._logits(embeds_RTW.flatten(0, 1), _Grid(rows, length), cache, last_R), cache
+        return self._logits(embeds_RTW, _grid_of(embeds_RTW), cache, last_R), cache
 
     def read_tokens(self, ids_RT: Tensor, cache: KeyValues, every_position: bool = False) -> Tensor:
         """Run the LLM on more tokens, and append their keys and values to the cache.
@@ -193,28 +231,29 @@ class FastLlama:
             the logits (R, V) after the last token or, with `every_position`, (R, T, V) after each token.
         """
         rows, length = ids_RT.shape
-        words_NW = self.words(ids_RT.flatten())
         wanted_n = None if every_position or length == 1 else torch.arange(length - 1, rows * length, length)
-        logits = self._logits(words_NW, _Grid(rows, length), cache, wanted_n)
+        logits = self._logits(self.words(ids_RT), _Grid(rows, length), cache, wanted_n)
         return logits.unflatten(0, (rows, length)) if every_position else logits
 
-    def logits_at(self, embeds_RTW: Tensor, mask_RT: Tensor, wanted_RT: Tensor) -> Tensor:
+    def logits_at(self, embeds_RTW: Tensor, mask_RT: Tensor, wanted_RT: Tensor, constant: int = 0) -> Tensor:
         """Return the logits (n, V) after the wanted tokens, row by row.
 
         Args:
             embeds_RTW: the inputs.
             mask_RT: 1 at tokens, 0 at padding, which may only be at the end of a row.
             wanted_RT: true at the tokens whose logits are returned.
+            constant: the number of positions at the beginning of each row that need no gradient.
         """
-        place_N = mask_RT.flatten().nonzero().flatten()
-        grid = _Grid(len(mask_RT), mask_RT.shape[1], None if len(place_N) == mask_RT.numel() else place_N)
-        wanted_n = wanted_RT.flatten()[place_N].nonzero().flatten()
-        return self._logits(embeds_RTW.flatten(0, 1)[place_N], grid, None, wanted_n)
+        wanted_n = (wanted_RT & mask_RT.bool()).flatten().nonzero().flatten()
+        return self._logits(embeds_RTW, _grid_of(embeds_RTW, mask_RT, constant), None, wanted_n)
 
     # -- the layers --------------------------------------------------------------------------------------------------
 
-    def _logits(self, x_NW: Tensor, grid: _Grid, cache: KeyValues | None, wanted_n: Tensor | None) -> Tensor:
+    def _logits(self, x_RTW: Tensor, grid: _Grid, cache: KeyValues | None, place_n: Tensor | None) -> Tensor:
+        """Return the logits (n, V) after the tokens at places of the flattened grid, or after all tokens if None."""
         start = 0 if cache is None else cache.length
+        x_NW = grid.collect(x_RTW)
+        wanted_n = None if place_n is None else grid.tokens_at(place_n)
         turn_N1F = self._turns(x_NW, grid, start)
         mask_PS = self._mask(grid.positions, start)
         for number, layer in enumerate(self.layers):

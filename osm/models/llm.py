@@ -160,7 +160,7 @@ def _fast_losses(fast: FastLlama, inputs: LlmInputs, labels_RT: Tensor, scored: 
     wanted_RT = supervised_RT
     if not len(row_n):  # the LM head needs at least one position
         wanted_RT = torch.zeros_like(supervised_RT).index_fill(1, torch.tensor(0), True)
-    logits_nV = fast.logits_at(inputs.embeds_RTW, inputs.mask_RT, wanted_RT)
+    logits_nV = fast.logits_at(inputs.embeds_RTW, inputs.mask_RT, wanted_RT, inputs.constant)
     losses_n = F.cross_entropy(logits_nV[: len(row_n)], targets_n, reduction="none")
     losses_R = logits_nV.new_zeros(len(labels_RT)).index_add(0, row_n, losses_n)
     if not scored:

@@ -150,6 +150,16 @@ class MaskFeatures:
         cut = {name: value[row : row + 1] for name, value in self._values().items()}
         return replace(self, fallbacks=0, **cut)  # type: ignore[arg-type]
 
+    def select(self, rows_K: Tensor) -> Self:
+        """Return the features of some rows. In the result, `fallbacks` is 0."""
+        some = {name: value[rows_K] for name, value in self._values().items()}
+        return replace(self, fallbacks=0, **some)  # type: ignore[arg-type]
+
+    def changes(self) -> Tensor:
+        """Return a bool tensor (R,) that is false for each row whose features equal those of the row before it."""
+        same_R = [(value[1:] == value[:-1]).flatten(1).all(1) for value in self._values().values()]
+        return F.pad(~torch.stack(same_R).all(0), (1, 0), value=True)
+
     @staticmethod
     def stack(parts: Sequence[L]) -> L:
         """Concatenate the rows of several `MaskFeatures` objects, which must be of the same class."""

@@ -225,6 +225,8 @@ class ModelConfig:
         modes: the answer styles, each with its own learned embeddings. The list always contains `any`.
         prompt: the prompt for every mask and box, in training and in naming. A short one, such as `Name:`, makes naming
             faster. If empty, the published prompts are used.
+        prompt_first: whether BOS and the prompt come before the bridge's embeddings instead of after them. On a CPU,
+            the LLM then reads them once for all masks of a batch. Training may only supervise the answer.
     """
 
     base_model_name: str = ""
@@ -239,6 +241,7 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     modes: tuple[str, ...] = PUBLISHED_MODES
     prompt: str = ""
+    prompt_first: bool = False
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
@@ -259,6 +262,8 @@ class ModelConfig:
                 "instead"
             )
         check_prompt(self.prompt, "model.prompt")
+        if self.prompt_first and not self.prompt:
+            raise OsmError("model.prompt_first true needs a prompt that is the same for all masks; set model.prompt")
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
             raise OsmError(f"--input_size {shown(self.input_size)} exceeds the maximum of {LARGEST}")

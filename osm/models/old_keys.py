@@ -156,6 +156,8 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
     values = {**values, "tower": tower}
     if not values["prompt"]:
         del values["prompt"]  # earlier versions do not know this key
+    if not values["prompt_first"]:
+        del values["prompt_first"]
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:
         return values

@@ -189,14 +189,28 @@ class OmniScientModel(nn.Module):
 
     # -- text --------------------------------------------------------------------------------------------------------
 
-    def llm_inputs(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor) -> LlmInputs:
-        """Return the LLM's input: the embeddings [bridge prefix | text], and keys and values for the gated layers."""
+    def llm_inputs(
+        self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, prompt_tokens: int | None = None
+    ) -> LlmInputs:
+        """Return the LLM's input: the embeddings [bridge prefix | text], and keys and values for the gated layers.
+
+        With `model.prompt_first`, the embeddings are [BOS and prompt | bridge prefix | answer].
+
+        Args:
+            prompt_tokens: the number of tokens of BOS and prompt, which only models with `model.prompt_first` need. By
+                default, the text has no answer.
+        """
         embeds_RTW = word_embeddings(self.llm)(input_ids)
-        prefix_RPW = condition.prefix_RPW
+        prefix_RPW, first = condition.prefix_RPW, self._text_before_prefix(input_ids, prompt_tokens)
         if prefix_RPW.shape[1]:
-            embeds_RTW = torch.cat([prefix_RPW.to(embeds_RTW), embeds_RTW], 1)
-            attention_mask = torch.cat([attention_mask.new_ones(prefix_RPW.shape[:2]), attention_mask], 1)
-        return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv)
+            embeds_RTW = _inserted(embeds_RTW, prefix_RPW.to(embeds_RTW), first)
+            attention_mask = _inserted(attention_mask, attention_mask.new_ones(prefix_RPW.shape[:2]), first)
+        return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv, first)
+
+    def _text_before_prefix(self, input_ids: Tensor, prompt_tokens: int | None) -> int:
+        if not self.config.prompt_first:
+            return 0
+        return input_ids.shape[1] if prompt_tokens is None else prompt_tokens
 
     def row_losses(
         self,
@@ -209,15 +223,17 @@ class OmniScientModel(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         scored: bool = False,
+        prompt_tokens: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the result of `llm.token_losses` for each row.
 
-        The image tokens must already include the window position embedding.
+        The image tokens must already include the window position embedding. `prompt_tokens` is that of `llm_inputs`.
         """
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
-        inputs = self.llm_inputs(condition, input_ids, attention_mask)
+        inputs = self.llm_inputs(condition, input_ids, attention_mask, prompt_tokens)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
-        return llms.token_losses(self.llm, inputs, torch.cat([ignored_RP, labels], 1), scored)
+        labels_RT = _inserted(labels, ignored_RP, self._text_before_prefix(input_ids, prompt_tokens))
+        return llms.token_losses(self.llm, inputs, labels_RT, scored)
 
     # -- the published interface -------------------------------------------------------------------------------------
 
@@ -233,6 +249,7 @@ class OmniScientModel(nn.Module):
         input_context_mask: Tensor,
         dataset_type: str | Sequence[str] = "any",
         image_index: Tensor | None = None,
+        prompt_tokens: int | None = None,
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
@@ -250,11 +267,14 @@ class OmniScientModel(nn.Module):
             input_context_mask: (R, 1, S, S), 1 inside the context box, else 0.
             dataset_type: one mode for all rows, or a list with the mode of each row.
             image_index: (R,), the index of each row's image. By default, row i belongs to image i.
+            prompt_tokens: the number of tokens of BOS and prompt, which models with `model.prompt_first` need.
 
         Returns:
             the mean cross entropy over all supervised tokens, a scalar.
         """
         _check_index(image_index, len(pixel_values))
+        if self.config.prompt_first and prompt_tokens is None:
+            raise OsmError("prompt_tokens is missing: in this model, the prompt comes before the bridge's embeddings")
         tokens_NLC = self.encode_image(pixel_values)
         keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         losses_R, counts_R = self.row_losses(
@@ -263,6 +283,7 @@ class OmniScientModel(nn.Module):
             input_ids,
             attention_mask,
             labels,
+            prompt_tokens=prompt_tokens,
         )
         # All rows form one group, so the weighted sum is the mean over all supervised tokens.
         group_R = torch.zeros(len(losses_R), dtype=torch.long, device=losses_R.device)
@@ -380,6 +401,11 @@ def _kept_precise(llm: nn.Module) -> Iterator[None]:
         parameter.data = trained[name]
     for module, name, buffer in rotary:
         setattr(module, name, buffer)
+
+
+def _inserted(x_RT: Tensor, middle_RP: Tensor, place: int) -> Tensor:
+    """Return `x_RT`, which may have more axes, with further positions inserted at a place."""
+    return torch.cat([x_RT[:, :place], middle_RP, x_RT[:, place:]], 1)
 
 
 def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:

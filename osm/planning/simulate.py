@@ -292,6 +292,8 @@ def _text(rows: int, length: int) -> Text:
 class Pixels:
     """Stands in for a `Processor` in a training task, which only normalizes images. No tokenizer is needed."""
 
+    prompt_tokens = PROMPT_TOKENS
+
     def pixel_values(self, canvas: Tensor) -> Tensor:
         return canvas.contiguous().float() / 255
 

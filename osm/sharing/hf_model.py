@@ -133,6 +133,7 @@ class HfOsmProcessor:
             raise OsmError(f"{place / PROCESSOR_FILE}: lacks {lacking[0]}; osm export --format hf writes this file")
         prompt = settings.get("prompt", "")  # not in the files of earlier code versions
         check_prompt(prompt, f"{place / PROCESSOR_FILE}: prompt")
+        prompt_first = bool(settings.get("prompt_first", False))
         qformer = None
         if (place / QFORMER_TOKENIZER).is_dir():
             qformer = AutoTokenizer.from_pretrained(place / QFORMER_TOKENIZER)
@@ -144,6 +145,7 @@ class HfOsmProcessor:
             settings["std"],
             settings["has_prefix"],
             prompt,
+            prompt_first,
         )
         return cls(processor, settings["context_enlarge_ratio"])
 
@@ -217,6 +219,7 @@ def save_processor(processor: Processor, context_enlarge_ratio: float, folder: P
         "std": list(processor.std),
         "has_prefix": processor.has_prefix,
         "prompt": processor.prompt,
+        "prompt_first": processor.prompt_first,
         "context_enlarge_ratio": context_enlarge_ratio,
     }
     write_atomically(folder / PROCESSOR_FILE, [json.dumps(settings, indent=1), "\n"])

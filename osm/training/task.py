@@ -64,6 +64,7 @@ class TrainTask(nn.Module):
             text.attention_mask,
             text.labels,
             scored,
+            self.processor.prompt_tokens,
         )
 
 

@@ -228,3 +228,62 @@ def test_a_missing_operator_leaves_the_llm_as_it_is(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PackedLinear, "plus", missing)
     assert not make_fast(llm) and fast_llama(llm) is None
+
+
+@torch.inference_mode()
+def test_rows_that_begin_alike_share_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adjacent rows, up to the first difference. The logits and the cache are those of separate rows."""
+    plain = make()
+    llm, embeds = fast(plain), torch.randn(6, 8, 128)
+    embeds[1:, :2] = embeds[0, :2]  # a prompt
+    embeds[1, :5] = embeds[0, :5]
+    embeds[3, 6:] = embeds[2, 6:]  # alike only after a difference
+    embeds[5] = embeds[4]
+    read = tokens_of_first_layer(llm, monkeypatch)
+    logits, state = read_prefix(llm, LlmInputs(embeds, torch.ones(6, 8)))
+    close(logits, plain(inputs_embeds=embeds, use_cache=False).logits[:, -1])
+    assert read == [2 + 3 + 2 * 3 + 3 * 6]
+    ids = torch.randint(101, (6, 1))
+    whole = torch.cat([embeds, plain.get_input_embeddings()(ids)], 1)
+    found, _ = read_tokens(llm, ids.tolist(), state)
+    close(found, plain(inputs_embeds=whole, use_cache=False).logits[:, -1])
+
+
+def tokens_of_first_layer(llm: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of tokens of each run of the LLM."""
+    read: list[int] = []
+    first: Any = fast_llama(llm).layers[0].qkv  # type: ignore[union-attr]
+    forward = PackedLinear.forward
+
+    def counted(self: PackedLinear, x: Tensor) -> Tensor:
+        if self is first:
+            read.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(PackedLinear, "forward", counted)
+    return read
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients_of_rows_that_begin_alike(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only constant positions are shared. Rows that are equal nevertheless have their own gradients."""
+    plain = make()
+    llm, words, ids = fast(plain), torch.randn(4, 9, 128), torch.randint(101, (4, 9))
+    words[1:, :3] = words[0, :3]
+    words[1] = words[0]
+    labels, mask = ids.clone(), torch.ones(4, 9, dtype=torch.long)
+    labels[:, :5] = -100
+    if padded:
+        mask[0, 7:], labels[0, 7:], mask[3, 8:], labels[3, 8:] = 0, -100, 0, -100
+    embeds = words.requires_grad_()
+    read = tokens_of_first_layer(llm, monkeypatch)
+
+    def results(one: Any) -> tuple[Tensor, Tensor]:
+        losses = llms.token_losses(one, LlmInputs(embeds, mask, constant=3), labels)[0]
+        (gradient,) = torch.autograd.grad((losses * torch.arange(1.0, 5)).sum(), embeds)
+        return losses.detach(), gradient[:, 3:]
+
+    found, expected = results(llm), results(plain)
+    close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-3 * float(expected[1].abs().max()), rtol=0)
+    assert read == [int(mask.sum()) - 3 * 3]

@@ -105,3 +105,17 @@ class DirectPath(nn.Module):
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
         hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
         return (self.linear(inputs_RX) + self.mlp_out(hidden_RX)).unflatten(1, (self.tokens, -1))
+
+    def once_per_mask(
+        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+    ) -> Tensor:
+        """Return what `forward` returns. At inference, adjacent rows of the same mask have exactly the same embeddings.
+
+        The embeddings of a mask in several modes are then computed once. In training, each row has its own dropout.
+        """
+        if self.training or len(features) < 2:
+            return self(tokens_NLC, mean_NC, image_index_R, features)
+        new_R = features.changes() | F.pad(image_index_R.diff() != 0, (1, 0))
+        first_K = new_R.nonzero().flatten()
+        found_KDW = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K))
+        return found_KDW[new_R.cumsum(0) - 1]

@@ -61,6 +61,8 @@ class QFormerConfig(DirectPathConfig):
         instruction_dim: a value above 0 factorizes the instruction's word embedding into (vocabulary x dim) and
             (dim x width). The bridge then stays small even if the instruction is encoded with the large vocabulary of
             an LLM.
+        direct_first: whether the tokens of the direct path come before the outputs of the queries instead of after
+            them. They do not depend on the mode, so that on a CPU, the LLM then reads them once for all modes.
     """
 
     kind: str = field(default="maskqformer", kw_only=True)
@@ -73,12 +75,15 @@ class QFormerConfig(DirectPathConfig):
     context_queries: int = 32
     dropout: float = 0.1
     instruction_dim: int = 0
+    direct_first: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self, "layers width heads mlp_width cross_attention_frequency mask_queries context_queries")
         check_layers(self)
         check_dropout(self)
         self.check_direct()
+        if self.direct_first and not self.direct_tokens:
+            raise FieldError("direct_first true needs direct_tokens of 1 or more")
         if not 0 <= self.instruction_dim <= LARGEST:
             raise FieldError(f"instruction_dim {shown(self.instruction_dim)} is not 0 to {LARGEST}")
         check_heads(self, "width", "heads")
@@ -506,6 +511,8 @@ class MaskQFormerBridge(Bridge):
     ) -> Condition:
         """Return the prefix (R, prefix_length, W): the projected mask queries, the direct tokens, the mode's embedding.
 
+        With `direct_first`, the direct tokens come first.
+
         Args:
             state: the images' keys and values for each layer, from `image_state`. With a direct path, the images'
                 tokens come last.
@@ -545,7 +552,8 @@ class MaskQFormerBridge(Bridge):
         if config.direct_tokens:
             assert state[-1] is not None and isinstance(features, DirectKeys)
             tokens_NLC, mean_NC = state[-1]
-            prefix.insert(1, self.direct(tokens_NLC, mean_NC, image_index_R, features))
+            direct_RDW = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features)
+            prefix.insert(0 if config.direct_first else 1, direct_RDW)
         return Condition(torch.cat(prefix, 1))
 
     def layers(self) -> list[nn.Module]:
