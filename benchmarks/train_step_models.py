@@ -20,6 +20,7 @@ from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.gated import FlamingoConfig
+from osm.models.bridges.maskqformer import QFormerConfig
 from osm.models.factory import base_config, build
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
@@ -59,9 +60,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 TINY = {"layers": 2, "heads": 4, "divisor": 16}
 
 
-def pretrained(name: str) -> tuple[OmniScientModel, Processor]:
-    """The model of a config with its own frozen weights."""
-    return build(base_config(name).with_modes([SET]))
+def pretrained(name: str, published_prompts: bool = False) -> tuple[OmniScientModel, Processor]:
+    """The model of a config with its own frozen weights.
+
+    `published_prompts` replaces the config's own prompt, and places the bridge's prefix as published.
+    """
+    config = base_config(name).with_modes([SET])
+    if published_prompts:
+        config = replace(config, prompt="", prompt_first=False)
+        if isinstance(config.bridge, QFormerConfig):
+            config = replace(config, bridge=replace(config.bridge, direct_first=False))
+    return build(config)
 
 
 def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: torch.dtype) -> OmniScientModel:
