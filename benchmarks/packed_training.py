@@ -8,10 +8,10 @@ in every step; without the faster parts, they are resized by torchvision, and th
 `published_prompts` is the model without the faster parts and, if its config has a prompt of its own, with the published
 prompts instead.
 
-The first step with and without the faster parts is compared with the same step in float64. The losses have to be within
-1e-5 of it, relatively. The relative error of the gradient with the faster parts may be at most twice that without them, or
-1e-4 if that is more. Otherwise the benchmark fails. The later steps drift apart, because Adam enlarges the rounding errors
-of gradients that are zero. Prints one JSON document.
+The first step with and without the faster parts is compared with the same step in float64. The losses have to be
+within 1e-5 of it, relatively. The relative error of the gradient with the faster parts may be at most twice that
+without them, or 1e-4 if that is more. Otherwise the benchmark fails. The later steps drift apart, because Adam enlarges
+the rounding errors of gradients that are zero. Prints one JSON document.
 """
 
 from __future__ import annotations
