@@ -204,6 +204,14 @@ class Processor:
         rows = [self._bos() + self._ids(prompt) for prompt in prompts]
         return self._text(rows, [[-100] * len(row) for row in rows], prompts)
 
+    def check_supervise(self, supervise: str) -> None:
+        """Raise OsmError if `supervise` is `all`, but the prompt comes before the prefix."""
+        if self.prompt_first and supervise == "all":
+            raise OsmError(
+                "training.sample.supervise 'all' cannot be combined with model.prompt_first, because the prompt comes "
+                "before the mask's embeddings; set it to 'answer'"
+            )
+
     def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
         """Tokenize prompts with their answers.
 
@@ -218,11 +226,7 @@ class Processor:
             OsmError: `supervise` is `all`, but the prompt comes before the prefix.
             SampleError: the reason is `answer_too_long`: an answer does not fit even without its prompt.
         """
-        if self.prompt_first and supervise == "all":
-            raise OsmError(
-                "training.sample.supervise 'all' cannot be combined with model.prompt_first, because the prompt comes "
-                "before the mask's embeddings; set it to 'answer'"
-            )
+        self.check_supervise(supervise)
         encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         skip = max(len(self._bos()), int(not self.has_prefix))
         rows, labels = [], []

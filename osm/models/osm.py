@@ -61,6 +61,11 @@ class OmniScientModel(nn.Module):
         check_tokens(tower, config.sliding_window_size, f"tower {named!r} with windows of {config.sliding_window_size}")
         self.tower, self.bridge, self.llm = tower, bridge, llm
         self._check_zoom(named)
+        if config.prompt_first and not bridge.has_prefix:
+            raise OsmError(
+                f"model.prompt_first true has no effect with the bridge {config.bridge.kind!r}, which puts no "
+                "embeddings before the text; leave it out"
+            )
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()

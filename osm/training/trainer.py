@@ -202,6 +202,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)  # the bridge starts with the same values on every rank
         model, processor = build(self.run.model)
         check_widths(model, *self.run.widths.values())
+        processor.check_supervise(self.config.sample.supervise)
         self._start_from(model)
         check_quantized(model, self.config.fsdp, self.world.device)
         return TrainTask(model, processor)

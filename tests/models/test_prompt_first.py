@@ -213,6 +213,8 @@ def test_settings_that_do_not_fit(built: Built, tmp_path: Path) -> None:
         from_dict(ModelConfig, {"prompt_first": True}, "model")
     with pytest.raises(OsmError, match="direct_first true needs direct_tokens of 1 or more"):
         tiny_config(tmp_path, "maskqformer", direct_first=True)
+    with pytest.raises(OsmError, match="prompt_first true has no effect with the bridge 'flamingo'"):
+        build(replace(tiny_config(tmp_path, "flamingo"), prompt=PROMPT, prompt_first=True))
     model, _ = built
     model.save_pretrained(tmp_path / "saved")
     other, _ = build(replace(model.config, prompt_first=False))

@@ -1,4 +1,7 @@
-"""Training with packed layers gives the losses of plain layers, can be resumed, and runs in two processes."""
+"""Training with packed layers gives the losses of plain layers, can be resumed, and runs in two processes.
+
+The model reads a prompt of its own first, which packed layers process once for all rows.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,15 @@ from tiny_run import Workshop, finish, losses, start
 from osm.models.packed_conv import PackedConv, is_packing_possible
 from osm.models.packed_linear import PackedLinear, is_packing_right
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 from osm.training.trainer import Trainer
 
+SETTINGS = ("bridge.direct_zoom=64", "prompt='Name:'", "prompt_first=true", "bridge.direct_first=true")
 FLAGS = (
-    "--config",
-    "osm_nano",
-    "--set",
-    "model.bridge.direct_zoom=64",
-    "--masks_per_image",
-    "2",
-    "--lr_scheduler",
-    "constant",
+    *("--config", "osm_nano"),
+    *(part for setting in SETTINGS for part in ("--set", f"model.{setting}")),
+    *("--masks_per_image", "2"),
+    *("--lr_scheduler", "constant"),
 )
 SETS: dict[str, Any] = {"sets": {"pan": (2, 8)}}
 
@@ -50,6 +51,13 @@ def test_packed_layers_train_as_plain_ones_and_resume(
         # Differences of rounding grow from step to step.
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-2 if step else 1e-5)
     assert packed[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+
+
+def test_the_prompt_cannot_be_supervised_if_it_comes_first(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(workshop.arguments(tmp_path / "run", *FLAGS, "--supervise", "all", **SETS)) == 2
+    assert "training.sample.supervise 'all' cannot be combined with model.prompt_first" in capsys.readouterr().err
 
 
 @pytest.mark.slow
