@@ -109,11 +109,12 @@ class DirectPath(nn.Module):
     def once_per_mask(
         self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
     ) -> Tensor:
-        """Return what `forward` returns. At inference, adjacent rows of the same mask have exactly the same embeddings.
+        """Return what `forward` returns. At inference on a CPU, the embeddings of a mask in several modes are equal.
 
-        The embeddings of a mask in several modes are then computed once. In training, each row has its own dropout.
+        They are computed once if their rows are adjacent. In training, each row has its own dropout.
         """
-        if self.training or len(features) < 2:
+        shared = features.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
+        if not shared or len(features) < 2:
             return self(tokens_NLC, mean_NC, image_index_R, features)
         new_R = features.changes() | F.pad(image_index_R.diff() != 0, (1, 0))
         first_K = new_R.nonzero().flatten()
