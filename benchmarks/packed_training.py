@@ -5,8 +5,8 @@
 
 The tower's tokens of the images are computed once and then given, as with `--feature_cache`. Zoom windows are encoded
 in every step; without the faster parts, they are resized by torchvision, and the tower is not packed.
-`published_prompts` is the model without the faster parts and, if its config has a prompt of its own, with the published
-prompts instead.
+`published_prompts` is the model without the faster parts, with the published prompts, and with the bridge's prefix
+before them.
 
 The first step with and without the faster parts is compared with the same step in float64. The losses have to be
 within 1e-5 of it, relatively. The relative error of the gradient with the faster parts may be at most twice that

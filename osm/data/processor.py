@@ -103,7 +103,7 @@ class Processor:
         input_size: side S of the canvas in pixels.
         mean, std: per-channel mean and standard deviation for normalizing the tower's RGB input, whose values are in
             0..1.
-        has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the text. With a prefix, the
+        has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the answer. With a prefix, the
             first text token can be supervised too.
         prompt: the only prompt of the model (`ModelConfig.prompt`); empty = the published prompts.
         prompt_first: whether the prompt comes before the prefix (`ModelConfig.prompt_first`).
@@ -264,9 +264,12 @@ class Processor:
             asked = self._ids(prompt)
             ids, answer_start = asked + ids[answer_start:], len(asked)
         cut = max(0, len(bos) + len(ids) + 1 - MAX_TEXT_TOKENS)
-        if cut > (0 if self.prompt_first else answer_start):
+        kept = answer_start if self.prompt_first else 0  # the tokens of the prompt that are never truncated
+        if cut > answer_start - kept:
+            hint = "; use a shorter model.prompt" if kept else ""
             raise SampleError(
-                "answer_too_long", f"the answer {target!r} takes over {MAX_TEXT_TOKENS - len(bos) - 1} tokens"
+                "answer_too_long",
+                f"the answer {target!r} takes over {MAX_TEXT_TOKENS - len(bos) - 1 - kept} tokens{hint}",
             )
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 

@@ -110,7 +110,7 @@ class _Grid:
     def spread(self, x_NX: Tensor) -> Tensor:
         """Return (R, T, X), with zeros or arbitrary tokens at padding."""
         if self.token_M is not None:
-            x_NX = x_NX[self.token_M]
+            x_NX = x_NX.index_select(0, self.token_M)
         elif self.place_N is not None:
             x_NX = x_NX.new_zeros(self.rows * self.positions, x_NX.shape[1]).index_copy(0, self.place_N, x_NX)
         return x_NX.view(self.rows, self.positions, -1)
@@ -119,7 +119,7 @@ class _Grid:
         """Return the tokens (N, X) of a grid, or some of them."""
         x_MX = x_RTX.flatten(0, 1)
         place = self.place_N if wanted_n is None else wanted_n if self.place_N is None else self.place_N[wanted_n]
-        return x_MX if place is None else x_MX[place]
+        return x_MX if place is None else x_MX.index_select(0, place)
 
     def tokens_at(self, place_n: Tensor) -> Tensor:
         """Return the indices of the tokens at places of the flattened grid that are not padding."""
@@ -136,8 +136,8 @@ def _grid_of(embeds_RTW: Tensor, mask_RT: Tensor | None = None, constant: int = 
     Args:
         embeds_RTW: the inputs.
         mask_RT: 1 at tokens, 0 at padding, which may only be at the end of a row. None: no padding.
-        constant: if gradients are computed, only so many positions can be shared, because others may be equal and
-            nevertheless have different gradients.
+        constant: if gradients are computed, only so many positions can be shared, because equal embeddings at
+            other positions may have different gradients.
     """
     rows, positions = embeds_RTW.shape[:2]
     real_RT = torch.ones(rows, positions, dtype=torch.bool) if mask_RT is None else mask_RT.bool()
@@ -404,6 +404,7 @@ def _agrees(fast: FastLlama, llm: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     words = llm.model.embed_tokens.weight
     embeds_RTW = words.std() * torch.randn(2, 5, words.shape[1], generator=generator)
+    embeds_RTW[1, :2] = embeds_RTW[0, :2]  # positions that are shared
     ids_RT = torch.randint(len(words), (2, 3), generator=generator)
     all_RTW = torch.cat([embeds_RTW, llm.model.embed_tokens(ids_RT)], 1)
     expected_RTV = llm(inputs_embeds=all_RTW, use_cache=False).logits[:, 4:]

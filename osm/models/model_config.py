@@ -225,8 +225,9 @@ class ModelConfig:
         modes: the answer styles, each with its own learned embeddings. The list always contains `any`.
         prompt: the prompt for every mask and box, in training and in naming. A short one, such as `Name:`, makes naming
             faster. If empty, the published prompts are used.
-        prompt_first: whether BOS and the prompt come before the bridge's embeddings instead of after them. On a CPU,
-            the LLM then reads them once for all masks of a batch. Training may only supervise the answer.
+        prompt_first: whether BOS and the prompt come before the bridge's embeddings instead of after them. A small LLM
+            on a CPU (`osm.models.fast_llama`) then computes these positions once for all masks of a batch. Training
+            may only supervise the answer.
     """
 
     base_model_name: str = ""
@@ -263,7 +264,10 @@ class ModelConfig:
             )
         check_prompt(self.prompt, "model.prompt")
         if self.prompt_first and not self.prompt:
-            raise OsmError("model.prompt_first true needs a prompt that is the same for all masks; set model.prompt")
+            raise OsmError(
+                "model.prompt_first true needs a prompt that is the same for all masks; set model.prompt, or "
+                "set model.prompt_first to false"
+            )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
             raise OsmError(f"--input_size {shown(self.input_size)} exceeds the maximum of {LARGEST}")

@@ -64,7 +64,7 @@ class OmniScientModel(nn.Module):
         if config.prompt_first and not bridge.has_prefix:
             raise OsmError(
                 f"model.prompt_first true has no effect with the bridge {config.bridge.kind!r}, which puts no "
-                "embeddings before the text; leave it out"
+                "embeddings into the LLM's input; set model.prompt_first to false"
             )
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
@@ -233,7 +233,15 @@ class OmniScientModel(nn.Module):
         """Return the result of `llm.token_losses` for each row.
 
         The image tokens must already include the window position embedding. `prompt_tokens` is that of `llm_inputs`.
+
+        Raises:
+            OsmError: the model has `model.prompt_first`, and `prompt_tokens` is missing.
         """
+        if self.config.prompt_first and prompt_tokens is None:
+            raise OsmError(
+                "prompt_tokens is missing: in a model with model.prompt_first, the answer follows the bridge's "
+                "embeddings; pass prompt_tokens=processor.prompt_tokens"
+            )
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask, prompt_tokens)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -278,8 +286,6 @@ class OmniScientModel(nn.Module):
             the mean cross entropy over all supervised tokens, a scalar.
         """
         _check_index(image_index, len(pixel_values))
-        if self.config.prompt_first and prompt_tokens is None:
-            raise OsmError("prompt_tokens is missing: in this model, the prompt comes before the bridge's embeddings")
         tokens_NLC = self.encode_image(pixel_values)
         keys = self.mask_features(segmentation_mask, input_context_mask, pixel_values, image_index)
         losses_R, counts_R = self.row_losses(

@@ -183,9 +183,10 @@ class _Examination:
             prefix_RPW, gated_kv = self._condition()
             if not prefix_RPW.shape[1]:
                 return LlmInputs(text.embeds_RTW, text.mask_RT, gated_kv)
-            # The outputs of the queries, because gradients have to reach the layers of the bridge.
-            last = getattr(self.model.bridge.config, "direct_first", False)
-            prefix_RPW = (prefix_RPW[:, -PREFIX:] if last else prefix_RPW[:, :PREFIX]).to(text.embeds_RTW)
+            # These positions include an output of a query, because gradients have to reach the layers of the bridge.
+            direct_first = getattr(self.model.bridge.config, "direct_first", False)
+            prefix_RPW = prefix_RPW[:, -PREFIX:] if direct_first else prefix_RPW[:, :PREFIX]
+            prefix_RPW = prefix_RPW.to(text.embeds_RTW)
             return LlmInputs(
                 torch.cat([prefix_RPW, text.embeds_RTW], 1),
                 torch.cat([text.mask_RT.new_ones(prefix_RPW.shape[:2]), text.mask_RT], 1),

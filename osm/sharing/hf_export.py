@@ -98,13 +98,14 @@ def model_card(model: OmniScientModel, document: Mapping[str, Any], own: str = "
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trained = trained or sum(parameter.numel() for parameter in model.bridge.parameters())
     hashes = document.get("frozen", {})
+    position = ", before the embeddings of the mask" if config.prompt_first else ""
     rows = [
         ("vision tower", f"{tower} (frozen, {_short(hashes.get('tower'))})"),
         ("LLM", f"{llm} (frozen, {_short(hashes.get('llm'))})"),
         ("bridge", f"{config.bridge.kind}, {trained / 1e6:.1f} M trained parameters, in this repository"),
         ("input", f"{config.input_size} pixels, in windows of {config.sliding_window_size} pixels"),
         ("modes", ", ".join(config.modes)),
-        *([("prompt", f"`{config.prompt}`")] if config.prompt else []),
+        *([("prompt", f"`{config.prompt}`{position}")] if config.prompt else []),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     about = own.strip() or (

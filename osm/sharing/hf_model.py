@@ -133,7 +133,11 @@ class HfOsmProcessor:
             raise OsmError(f"{place / PROCESSOR_FILE}: lacks {lacking[0]}; osm export --format hf writes this file")
         prompt = settings.get("prompt", "")  # not in the files of earlier code versions
         check_prompt(prompt, f"{place / PROCESSOR_FILE}: prompt")
-        prompt_first = bool(settings.get("prompt_first", False))
+        prompt_first = settings.get("prompt_first", False)
+        if not isinstance(prompt_first, bool) or (prompt_first and not prompt):
+            raise OsmError(
+                f"{place / PROCESSOR_FILE}: prompt_first {shown(prompt_first)}: expected false or, with a prompt, true"
+            )
         qformer = None
         if (place / QFORMER_TOKENIZER).is_dir():
             qformer = AutoTokenizer.from_pretrained(place / QFORMER_TOKENIZER)

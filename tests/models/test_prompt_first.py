@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from osm.config import from_dict
-from osm.data.processor import Processor
+from osm.data.batch import Batch
+from osm.data.processor import MAX_TEXT_TOKENS, Processor
 from osm.errors import OsmError, SampleError
 from osm.models.bridges.bridge import Instruction
 from osm.models.bridges.maskqformer import MaskQFormerBridge
@@ -31,6 +32,7 @@ from osm.models.osm import OmniScientModel
 from osm.models.packed_linear import is_packing_right
 from osm.recognition.recognizer import Recognizer
 from osm.sharing.hf_model import HfOsmProcessor, save_processor
+from osm.training.task import TrainTask
 
 PROMPT = "What is it?"
 BRIDGE = {"direct_tokens": 3, "direct_width": 16, "direct_first": True, "mask_queries": 2}
@@ -52,37 +54,30 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return make(tmp_path_factory.mktemp("model"))
 
 
-def bridge_inputs(model: OmniScientModel, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, MaskFeatures]:
-    """Image tokens, the image of each row, and the features of some rectangles."""
-    generator = torch.Generator().manual_seed(seed)
-    size = model.config.input_size
-    masks = torch.zeros(rows, 1, size, size, dtype=torch.bool)
-    for row in range(rows):
+def batch_of(model: OmniScientModel, processor: Processor, names: list[str], modes: list[str]) -> Batch:
+    """Rectangles of two images of noise."""
+    size, generator = model.config.input_size, torch.Generator().manual_seed(0)
+    masks = torch.zeros(len(names), 1, size, size, dtype=torch.bool)
+    for row in range(len(names)):
         masks[row, :, 3 * row : 20 + 5 * row, 10 : 18 + 4 * row] = True
-    tokens = torch.randn(2, *model.window_pos_embed.shape[1:], generator=generator)
-    features = model.mask_features(masks, context_mask(masks, 0.5))
-    return tokens, torch.arange(rows) % 2, features
+    canvas = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8, generator=generator)
+    text = processor.training_text([PROMPT] * len(names), names, "answer")
+    return Batch(modes, modes, canvas, None, torch.arange(len(names)) % 2, masks, text, ["a", "b"])
 
 
 def test_the_loss_is_that_of_each_name_after_prompt_and_prefix(built: Built) -> None:
-    """Compared with an LLM that reads one row at a time."""
+    """In training and through the published interface, compared with an LLM that reads one row at a time."""
     model, processor = built
     names, modes = ["cat", "traffic light", "dog"], ["any", "coco", "any"]
-    text = processor.training_text([PROMPT] * 3, names, "answer")
-    tokens, images, features = bridge_inputs(model, 3)
+    batch = batch_of(model, processor, names, modes)
+    losses, counts = TrainTask(model, processor)(batch)
+    text, pixels = batch.text, processor.pixel_values(batch.canvas)  # type: ignore[arg-type]
+    context = context_mask(batch.masks, model.config.context_enlarge_ratio)
     instruction = Instruction(text.qformer_ids, text.qformer_mask)
-    losses, counts = model.row_losses(
-        tokens,
-        images,
-        features,
-        instruction,
-        modes,
-        text.input_ids,
-        text.attention_mask,
-        text.labels,
-        prompt_tokens=processor.prompt_tokens,
-    )
-    prefix = model.bridge(model.bridge.image_state(tokens), images, features, instruction, modes).prefix_RPW
+    state = model.bridge.image_state(model.encode_image(pixels))
+    prefix = model.bridge(
+        state, batch.image_index, model.mask_features(batch.masks, context), instruction, modes
+    ).prefix_RPW
     words, asked = word_embeddings(model.llm), processor.prompts([PROMPT]).input_ids[0]
     for row, name in enumerate(names):
         answer = torch.tensor(
@@ -94,34 +89,41 @@ def test_the_loss_is_that_of_each_name_after_prompt_and_prefix(built: Built) -> 
         torch.testing.assert_close(losses[row], expected, atol=1e-4, rtol=1e-4)
         assert counts[row] == len(answer)
 
+    arguments = (pixels, text.qformer_ids, text.qformer_mask, text.input_ids, text.attention_mask, text.labels)
+    given: dict[str, Any] = {"dataset_type": modes, "image_index": batch.image_index}
+    published = model(*arguments, batch.masks, context, **given, prompt_tokens=processor.prompt_tokens)
+    torch.testing.assert_close(published, losses.sum() / counts.sum())
+    with pytest.raises(OsmError, match=r"prompt_tokens is missing.*pass prompt_tokens=processor\.prompt_tokens"):
+        model(*arguments, batch.masks, context, **given)
 
-def test_the_published_interface(built: Built) -> None:
-    """`forward` has to know where the answer begins, and `generate` puts all of the text first."""
+
+def test_the_published_interface_generates_after_the_prefix(built: Built) -> None:
     model, processor = built
-    size = model.config.input_size
-    masks = torch.zeros(2, 1, size, size)
-    masks[:, :, 5:30, 8:40] = 1
-    text = processor.training_text([PROMPT] * 2, ["cat", "dog"], "answer")
-    given: dict[str, Any] = {
-        "pixel_values": torch.randn(2, 3, size, size),
-        "qformer_input_ids": text.qformer_ids,
-        "qformer_attention_mask": text.qformer_mask,
-        "segmentation_mask": masks,
-        "input_context_mask": torch.ones_like(masks),
-    }
-    training = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
-    with pytest.raises(OsmError, match="prompt_tokens is missing"):
-        model(**given, **training)
-    assert torch.isfinite(model(**given, **training, prompt_tokens=processor.prompt_tokens))
-    asked = processor.prompts([PROMPT] * 2)
-    said = model.generate(**given, input_ids=asked.input_ids, attention_mask=asked.attention_mask, max_new_tokens=4)
-    image = model.bridge.image_state(model.encode_image(given["pixel_values"]))
-    features = model.mask_features(masks, given["input_context_mask"])
-    instruction = Instruction(text.qformer_ids, text.qformer_mask)
-    prefix = model.bridge(image, torch.arange(2), features, instruction, ["any"] * 2).prefix_RPW
+    batch = batch_of(model, processor, ["cat", "dog"], ["any"] * 2)
+    pixels, asked = processor.pixel_values(batch.canvas), processor.prompts([PROMPT] * 2)  # type: ignore[arg-type]
+    context = torch.ones_like(batch.masks)
+    instructions = asked.qformer_ids, asked.qformer_mask
+    said = model.generate(
+        pixels, *instructions, asked.input_ids, asked.attention_mask, batch.masks, context, max_new_tokens=4
+    )
+    state = model.bridge.image_state(model.encode_image(pixels))
+    features = model.mask_features(batch.masks, context)
+    prefix = model.bridge(state, torch.arange(2), features, Instruction(*instructions), ["any"] * 2).prefix_RPW
     inputs = torch.cat([word_embeddings(model.llm)(asked.input_ids), prefix], 1)
     logits = model.llm(inputs_embeds=inputs, use_cache=False).logits[:, -1]
     assert said[:, 0].tolist() == logits.argmax(-1).tolist()
+
+
+def bridge_inputs(model: OmniScientModel, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, MaskFeatures]:
+    """Image tokens, the image of each row, and the features of some rectangles."""
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.input_size
+    masks = torch.zeros(rows, 1, size, size, dtype=torch.bool)
+    for row in range(rows):
+        masks[row, :, 3 * row : 20 + 5 * row, 10 : 18 + 4 * row] = True
+    tokens = torch.randn(2, *model.window_pos_embed.shape[1:], generator=generator)
+    features = model.mask_features(masks, context_mask(masks, 0.5))
+    return tokens, torch.arange(rows) % 2, features
 
 
 @torch.no_grad()
@@ -140,7 +142,7 @@ def test_direct_first_only_moves_the_direct_tokens(built: Built) -> None:
 
 @torch.no_grad()
 def test_rows_of_a_mask_have_the_same_direct_tokens(built: Built) -> None:
-    """In any modes, but not the next mask, not the same mask of another image, and not in training."""
+    """Only rows of the same mask in the same image share them, and only at inference."""
     model, _ = built
     path: Any = model.bridge.direct
     tokens, _, features = bridge_inputs(model, 3)
@@ -202,18 +204,59 @@ def test_training_texts(built: Built) -> None:
     for name in ("cat", "(a) dog", "!", "é"):
         row, start = processor.training_row(PROMPT, name)
         assert row[:start] == asked and start == processor.prompt_tokens
-    with pytest.raises(SampleError, match=r"over \d+ tokens"):
-        processor.training_row(PROMPT, "zq" * 30)
+    room = MAX_TEXT_TOKENS - len(asked) - 1  # without the end token
+    longest, longer = (" ".join(["q"] * (count // 2)) for count in (room, 2 * room))
+    count = len(processor.tokenizer(f" {longest}", add_special_tokens=False)["input_ids"])
+    assert count <= room
+    processor.training_row(PROMPT, longest)
+    while len(processor.tokenizer(f" {longest}", add_special_tokens=False)["input_ids"]) <= room:
+        longest += " q"
+    published = Processor(processor.tokenizer, None, 56, processor.mean, processor.std, prompt=PROMPT)
+    published.training_row(PROMPT, longest)  # fits with a truncated prompt
+    for name in (longest, longer + longer):
+        with pytest.raises(SampleError, match=rf"over {room} tokens; use a shorter model\.prompt"):
+            processor.training_row(PROMPT, name)
     with pytest.raises(OsmError, match=r"supervise 'all' cannot be combined with model\.prompt_first.*'answer'"):
         processor.training_text([PROMPT], ["cat"])
 
 
+class Merging:
+    """Stands for a tokenizer with a token for the prompt's last character and the space after it."""
+
+    eos_token_id, bos_token_id, is_fast = 0, 1, True
+    pieces = ("Na", "me", ":", ": ", " ", "cat")
+
+    def __call__(self, text: str, add_special_tokens: bool, return_offsets_mapping: bool = False) -> dict[str, Any]:
+        ids, offsets, place = [], [], 0
+        while place < len(text):
+            piece = max((one for one in self.pieces if text.startswith(one, place)), key=len)
+            ids.append(2 + self.pieces.index(piece))
+            offsets.append((place, place + len(piece)))
+            place += len(piece)
+        return {"input_ids": ids, "offset_mapping": offsets}
+
+
+def test_a_token_across_prompt_and_answer_belongs_to_the_answer() -> None:
+    first, last = (
+        Processor(Merging(), None, 56, (0.5,) * 3, (0.5,) * 3, prompt="Name:", prompt_first=one)
+        for one in (True, False)
+    )
+    assert last.training_row("Name:", "cat") == ([1, 2, 3, 5, 7, 0], 3)
+    assert first.training_row("Name:", "cat") == ([1, 2, 3, 4, 5, 7, 0], 4)
+    assert first.prompt_tokens == 4
+
+
 def test_settings_that_do_not_fit(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(OsmError, match=r"model\.prompt_first true needs a prompt.*set model\.prompt"):
+    with pytest.raises(
+        OsmError,
+        match=r"model\.prompt_first true needs a prompt.*set model\.prompt, or set model\.prompt_first to false",
+    ):
         from_dict(ModelConfig, {"prompt_first": True}, "model")
-    with pytest.raises(OsmError, match="direct_first true needs direct_tokens of 1 or more"):
+    with pytest.raises(OsmError, match="direct_first true needs direct_tokens of 1 or more; set direct_tokens, or set"):
         tiny_config(tmp_path, "maskqformer", direct_first=True)
-    with pytest.raises(OsmError, match="prompt_first true has no effect with the bridge 'flamingo'"):
+    with pytest.raises(
+        OsmError, match="prompt_first true has no effect with the bridge 'flamingo'.*prompt_first to false"
+    ):
         build(replace(tiny_config(tmp_path, "flamingo"), prompt=PROMPT, prompt_first=True))
     model, _ = built
     model.save_pretrained(tmp_path / "saved")
@@ -231,3 +274,10 @@ def test_files(built: Built, tmp_path: Path) -> None:
     save_processor(processor, 0.5, tmp_path)
     assert json.loads((tmp_path / "processor_config.json").read_text())["prompt_first"] is True
     assert HfOsmProcessor.from_pretrained(tmp_path).processor.prompt_first
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    for wrong in ({"prompt_first": "false"}, {"prompt": ""}):
+        (tmp_path / "processor_config.json").write_text(json.dumps(settings | wrong))
+        with pytest.raises(
+            OsmError, match=r"processor_config\.json: prompt_first .*: expected false or, with a prompt"
+        ):
+            HfOsmProcessor.from_pretrained(tmp_path)

@@ -42,7 +42,7 @@ class Condition(NamedTuple):
     """The visual input that the LLM is conditioned on.
 
     Attributes:
-        prefix_RPW: embeddings that are placed before BOS.
+        prefix_RPW: embeddings that are placed before BOS or, with `model.prompt_first`, after the prompt.
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
     """
 
@@ -57,8 +57,8 @@ class Bridge(nn.Module):
 
     Attributes:
         Config: the dataclass of the settings for this kind of bridge.
-        has_prefix: whether the bridge puts embeddings before the text.
-        prefix_length: P, the number of embeddings before the text.
+        has_prefix: whether the bridge puts embeddings into the LLM's input.
+        prefix_length: P, the number of these embeddings.
         config: the settings of this bridge.
         mode_query: the learned embeddings of the modes, by name.
     """

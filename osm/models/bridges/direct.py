@@ -109,9 +109,10 @@ class DirectPath(nn.Module):
     def once_per_mask(
         self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
     ) -> Tensor:
-        """Return what `forward` returns. At inference on a CPU, the embeddings of a mask in several modes are equal.
+        """Return what `forward` returns, up to rounding.
 
-        They are computed once if their rows are adjacent. In training, each row has its own dropout.
+        At inference on a CPU, adjacent rows of the same mask are computed once. They are then bitwise equal, so that
+        the LLM can share them. In training, each row has its own dropout.
         """
         shared = features.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
         if not shared or len(features) < 2:

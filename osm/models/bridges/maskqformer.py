@@ -62,7 +62,8 @@ class QFormerConfig(DirectPathConfig):
             (dim x width). The bridge then stays small even if the instruction is encoded with the large vocabulary of
             an LLM.
         direct_first: whether the tokens of the direct path come before the outputs of the queries instead of after
-            them. They do not depend on the mode, so that on a CPU, the LLM then reads them once for all modes.
+            them. They do not depend on the mode. When it names masks, a small LLM on a CPU (`osm.models.fast_llama`)
+            then computes these positions once for all modes of a mask.
     """
 
     kind: str = field(default="maskqformer", kw_only=True)
@@ -83,7 +84,9 @@ class QFormerConfig(DirectPathConfig):
         check_dropout(self)
         self.check_direct()
         if self.direct_first and not self.direct_tokens:
-            raise FieldError("direct_first true needs direct_tokens of 1 or more")
+            raise FieldError(
+                "direct_first true needs direct_tokens of 1 or more; set direct_tokens, or set direct_first to false"
+            )
         if not 0 <= self.instruction_dim <= LARGEST:
             raise FieldError(f"instruction_dim {shown(self.instruction_dim)} is not 0 to {LARGEST}")
         check_heads(self, "width", "heads")
