@@ -24,15 +24,15 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]]) + "\n"
 
 
-def percent(share: float) -> str:
-    """Return a share in percent."""
-    return f"{100 * share:.1f}"
+def percent(share: float, sign: str = "") -> str:
+    """Return a share in percent. With the sign "+", a positive share has a sign too."""
+    return f"{100 * share:{sign}.1f}"
 
 
-def with_interval(rate: Mapping[str, Any]) -> str:
-    """Return the `value` of a rate and its `interval` in percent."""
+def with_interval(rate: Mapping[str, Any], sign: str = "") -> str:
+    """Return the `value` of a rate and its `interval` in percent. `sign` is that of `percent`."""
     low, high = rate["interval"]
-    return f"{percent(rate['value'])} ({percent(low)} to {percent(high)})"
+    return f"{percent(rate['value'], sign)} ({percent(low, sign)} to {percent(high, sign)})"
 
 
 def paragraph(*sentences: str) -> str:

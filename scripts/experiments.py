@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
+from benchmarks.page_tables import percent, with_interval  # noqa: E402
 from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
 from osm.command_stages import MALLOC  # noqa: E402
 from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
@@ -196,15 +197,10 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     keys = list(dict.fromkeys(key for row in found.values() for key in row["rates"]))
     lines = [f"| experiment | {' | '.join(keys)} | coco own, difference |", f"|---{'|---' * (len(keys) + 1)}|"]
     for name, row in found.items():
-        cells = [f"{100 * row['rates'][key]['value']:.1f}" for key in keys]
-        low, high = row["rates"]["coco own"]["interval"]
-        cells[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
+        cells = [percent(row["rates"][key]["value"]) for key in keys]
+        cells[0] = with_interval(row["rates"]["coco own"])
         difference = row["differences"].get("coco own")
-        if name == BASELINE or difference is None:
-            cells.append("")
-        else:
-            low, high = difference["interval"]
-            cells.append(f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        cells.append("" if name == BASELINE or difference is None else with_interval(difference, "+"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
+from benchmarks.page_tables import with_interval  # noqa: E402
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
 from osm.evaluation.metrics.scores import Accuracy, score_masks  # noqa: E402
@@ -126,10 +127,7 @@ def figures(sums: ImageSums, bootstrap: Bootstrap) -> dict[str, Any]:
 
 def line(title: str, found: dict[str, Any]) -> str:
     """Return a row of the table."""
-    cells = []
-    for key, sign in (("own", ""), (ANY_MODE, ""), ("gap", "+")):
-        low, high = found[key]["interval"]
-        cells.append(f"{100 * found[key]['value']:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})")
+    cells = [with_interval(found["own"]), with_interval(found[ANY_MODE]), with_interval(found["gap"], "+")]
     return f"| {title} | {found['own']['images']} | {found['own']['masks']} | {' | '.join(cells)} |"
 
 

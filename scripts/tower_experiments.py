@@ -29,6 +29,7 @@ from sklearn.linear_model import RidgeClassifier  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from torchvision.ops import roi_align  # noqa: E402
 
+from benchmarks.page_tables import with_interval  # noqa: E402
 from benchmarks.photo_folds import FOLDS, fold_of  # noqa: E402
 from osm.datasets.table import Dataset  # noqa: E402
 from osm.errors import run_command  # noqa: E402
@@ -178,13 +179,8 @@ def _main(args: argparse.Namespace) -> None:
         first = first or sums
         rate, versus = sums.rates(Bootstrap())["acc"], differences(first, sums, Bootstrap())["acc"]
         results[title] = {"acc": rate.as_json(), "difference": versus.as_json(), "alpha": alpha}
-        low, high = rate.interval or (0, 0)
-        cell = f"{100 * (rate.value or 0):.1f} ({100 * low:.1f} to {100 * high:.1f})"
-        change = ""
-        if sums is not first and versus.interval is not None:
-            low, high = versus.interval
-            change = f"{100 * (versus.value or 0):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        print(f"| {title} | {cell} | {change} |", flush=True)
+        change = with_interval(versus.as_json(), "+") if sums is not first else ""
+        print(f"| {title} | {with_interval(rate.as_json())} | {change} |", flush=True)
     print(json.dumps({"tower": NAME, "results": results}))
 
 
