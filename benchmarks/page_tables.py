@@ -30,7 +30,12 @@ def percent(share: float, sign: str = "") -> str:
 
 
 def with_interval(rate: Mapping[str, Any], sign: str = "") -> str:
-    """Return the `value` of a rate and its `interval` in percent. `sign` is that of `percent`."""
+    """Return the `value` of a rate and its `interval` in percent. `sign` is that of `percent`.
+
+    A rate of a single image has no interval.
+    """
+    if rate["interval"] is None:
+        return percent(rate["value"], sign)
     low, high = rate["interval"]
     return f"{percent(rate['value'], sign)} ({percent(low, sign)} to {percent(high, sign)})"
 

@@ -116,13 +116,15 @@ def pooled(sums: list[ImageSums]) -> ImageSums:
 def figures(sums: ImageSums, bootstrap: Bootstrap) -> dict[str, Any]:
     """Return the accuracy in both modes, and the accuracy in `any` minus the accuracy in the own mode."""
     rates = {key: rate.as_json() for key, rate in sums.rates(bootstrap).items()}
+    value = rates[ANY_MODE]["value"] - rates["own"]["value"]
+    if rates["own"]["interval"] is None:  # a single image
+        return {**rates, "gap": {"value": value, "interval": None}}
     gaps = [
         rates_S2[:, 1] - rates_S2[:, 0]
         for weights in draws(len(sums.sums), bootstrap)
         for rates_S2 in [(weights @ sums.sums) / (weights @ sums.counts)]
     ]
-    gap = {"value": rates[ANY_MODE]["value"] - rates["own"]["value"], "interval": middle(np.concatenate(gaps))}
-    return {**rates, "gap": gap}
+    return {**rates, "gap": {"value": value, "interval": middle(np.concatenate(gaps))}}
 
 
 def line(title: str, found: dict[str, Any]) -> str:

@@ -58,6 +58,14 @@ def test_figures_pool_masks_and_pair_the_modes() -> None:
     assert score_folders.figures(same, Bootstrap(50))["gap"] == {"value": 0, "interval": (0, 0)}
 
 
+def test_a_single_photo_has_no_intervals() -> None:
+    one = ImageSums(np.array([0, 0]), 1, {"own": np.array([1.0, 0]), "any": np.array([0.0, 0])})
+    assert (
+        score_folders.line("photo", score_folders.figures(one, Bootstrap(50)))
+        == "| photo | 1 | 2 | 50.0 | 0.0 | -50.0 |"
+    )
+
+
 def test_a_folder_is_named_and_scored(place: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(checkpoint), str(tmp_path / "out"), f"coco:one={place}"]
     done = subprocess.run([*command, f"coco:two={place}"], capture_output=True, text=True, timeout=PATIENCE_S)
