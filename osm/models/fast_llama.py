@@ -38,6 +38,7 @@ _WIDEST = 2048  # in wider LLMs, nearly all of the time is spent in the matrix p
 # SmolLM2 by up to 1e-4, and an epsilon of 1e-4 instead of 1e-5 in its RMS norms by 4e-3 or more.
 _CLOSE = 1e-3
 _SHORT = 128  # several new positions: up to this length, plain products are faster than PyTorch's fused attention
+_MULTIPLE = 8  # the products of 259 rows take longer than those of 264, so unused tokens are added
 _ROOM = 12  # spare positions whenever a cache is allocated; most names are shorter
 
 
@@ -97,7 +98,7 @@ class _Grid:
     Attributes:
         rows, positions: the size of the grid.
         place_N: the tokens' indices in the flattened grid, or None if the grid has no padding. A token that is in
-            several rows has its first index.
+            several rows has its first index. If there are such tokens, a few unused ones may follow.
         token_M: the index of the token at each place of the flattened grid, or None if no token is in several rows.
             Padding has an arbitrary token.
     """
@@ -149,7 +150,8 @@ def _grid_of(embeds_RTW: Tensor, mask_RT: Tensor | None = None, constant: int = 
     if bool(same_RT.any()):
         own_RT = torch.cat([place_RT[:1], place_RT[1:] * (1 - same_RT)])
         place_RT = torch.where(real_RT, own_RT.cummax(0).values, 0)  # padding gets the first token
-        return _Grid(rows, positions, *place_RT.flatten().unique(return_inverse=True))
+        kept_N, token_M = place_RT.flatten().unique(return_inverse=True)
+        return _Grid(rows, positions, F.pad(kept_N, (0, -len(kept_N) % _MULTIPLE)), token_M)
     return _Grid(rows, positions, None if bool(real_RT.all()) else place_RT[real_RT])
 
 

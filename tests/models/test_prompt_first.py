@@ -193,7 +193,8 @@ def test_the_faster_model_reads_shared_positions_once(tmp_path: Path, monkeypatc
     assert [text for text, _ in found] == [text for text, _ in expected]
     assert [prob for _, prob in found] == pytest.approx([prob for _, prob in expected], abs=1e-4)
     assert processor.prompt_tokens is not None
-    assert read[0] == processor.prompt_tokens + 4 * 3 + 4 * 2 * 3  # two mask queries and the mode's embedding
+    tokens = processor.prompt_tokens + 4 * 3 + 4 * 2 * 3  # two mask queries and the mode's embedding
+    assert tokens <= read[0] < tokens + 8  # rounded up to a multiple of 8
     assert max(read[1:], default=0) <= 8
 
 
