@@ -39,25 +39,26 @@ from osm.models.packed_linear import pack_linears  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
 BATCHES, IMAGES = 3, 4
-
-
 WAYS = ("published_prompts", "before", "after")
 
 
-def prepared(config: str, masks: int, way: str, dtype: torch.dtype = torch.float32) -> tuple[TrainStep, list[Any]]:
+def prepared(
+    config: str, masks: int, way: str, batches: int = BATCHES, dtype: torch.dtype = torch.float32
+) -> tuple[TrainStep, list[Any]]:
     torch.manual_seed(0)
     model, processor = models.pretrained(config, published_prompts=way == "published_prompts")
-    model.to(dtype)
-    batches = models.make_batches(processor, IMAGES, masks, BATCHES, models.supervise(config))
-    step = TrainStep(TrainTask(model, processor), "fp32", torch.device("cpu"))
+    made = models.make_batches(processor, IMAGES, masks, batches, models.supervise(config))
     with torch.no_grad():
-        tokens = iter([model.tower_tokens(processor.pixel_values(batch.canvas)) for batch in batches] * 1000)
+        encoded = [model.tower_tokens(processor.pixel_values(batch.canvas)).to(dtype) for batch in made]
+    tokens = iter(encoded * 1000)
+    model.to(dtype)
+    step = TrainStep(TrainTask(model, processor), "fp32", torch.device("cpu"))
     model.tower_tokens = lambda *_, **__: next(tokens)
     if way == "after":
         speed_up_tower(model.tower, model.config.sliding_window_size)
         pack_linears(model.llm)
         make_fast(model.llm)
-    return step, batches
+    return step, made
 
 
 def gradients(step: TrainStep, batches: list[Any]) -> tuple[float, torch.Tensor]:
@@ -73,7 +74,7 @@ def gradients(step: TrainStep, batches: list[Any]) -> tuple[float, torch.Tensor]
 
 def errors(config: str, masks: int, steps: dict[str, tuple[TrainStep, list[Any]]]) -> dict[str, dict[str, float]]:
     """The relative errors of the first step's loss and gradient, compared with float64."""
-    exact_loss, exact = gradients(*prepared(config, masks, "before", torch.float64))
+    exact_loss, exact = gradients(*prepared(config, masks, "before", 1, torch.float64))
     found = {key: gradients(*steps[key]) for key in ("before", "after")}
     return {
         key: {"loss": abs(loss / exact_loss - 1), "gradient": float((gradient - exact).norm() / exact.norm())}
