@@ -25,7 +25,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def percent(share: float, sign: str = "") -> str:
-    """Return a share in percent. With the sign "+", a positive share has a sign too."""
+    """Return a share in percent. With `sign="+"`, a positive value begins with a plus sign."""
     return f"{100 * share:{sign}.1f}"
 
 

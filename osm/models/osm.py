@@ -206,16 +206,14 @@ class OmniScientModel(nn.Module):
                 default, the text has no answer.
         """
         embeds_RTW = word_embeddings(self.llm)(input_ids)
-        prefix_RPW, first = condition.prefix_RPW, self._text_before_prefix(input_ids, prompt_tokens)
+        first = 0
+        if self.config.prompt_first:
+            first = input_ids.shape[1] if prompt_tokens is None else prompt_tokens
+        prefix_RPW = condition.prefix_RPW
         if prefix_RPW.shape[1]:
             embeds_RTW = _inserted(embeds_RTW, prefix_RPW.to(embeds_RTW), first)
             attention_mask = _inserted(attention_mask, attention_mask.new_ones(prefix_RPW.shape[:2]), first)
         return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv, first)
-
-    def _text_before_prefix(self, input_ids: Tensor, prompt_tokens: int | None) -> int:
-        if not self.config.prompt_first:
-            return 0
-        return input_ids.shape[1] if prompt_tokens is None else prompt_tokens
 
     def row_losses(
         self,
@@ -245,8 +243,7 @@ class OmniScientModel(nn.Module):
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask, prompt_tokens)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
-        labels_RT = _inserted(labels, ignored_RP, self._text_before_prefix(input_ids, prompt_tokens))
-        return llms.token_losses(self.llm, inputs, labels_RT, scored)
+        return llms.token_losses(self.llm, inputs, _inserted(labels, ignored_RP, inputs.constant), scored)
 
     # -- the published interface -------------------------------------------------------------------------------------
 

@@ -54,12 +54,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return make(tmp_path_factory.mktemp("model"))
 
 
+def rectangles(rows: int, size: int) -> Tensor:
+    masks = torch.zeros(rows, 1, size, size, dtype=torch.bool)
+    for row in range(rows):
+        masks[row, :, 3 * row : 20 + 5 * row, 10 : 18 + 4 * row] = True
+    return masks
+
+
 def batch_of(model: OmniScientModel, processor: Processor, names: list[str], modes: list[str]) -> Batch:
     """Rectangles of two images of noise."""
     size, generator = model.config.input_size, torch.Generator().manual_seed(0)
-    masks = torch.zeros(len(names), 1, size, size, dtype=torch.bool)
-    for row in range(len(names)):
-        masks[row, :, 3 * row : 20 + 5 * row, 10 : 18 + 4 * row] = True
+    masks = rectangles(len(names), size)
     canvas = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8, generator=generator)
     text = processor.training_text([PROMPT] * len(names), names, "answer")
     return Batch(modes, modes, canvas, None, torch.arange(len(names)) % 2, masks, text, ["a", "b"])
@@ -117,10 +122,7 @@ def test_the_published_interface_generates_after_the_prefix(built: Built) -> Non
 def bridge_inputs(model: OmniScientModel, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, MaskFeatures]:
     """Image tokens, the image of each row, and the features of some rectangles."""
     generator = torch.Generator().manual_seed(seed)
-    size = model.config.input_size
-    masks = torch.zeros(rows, 1, size, size, dtype=torch.bool)
-    for row in range(rows):
-        masks[row, :, 3 * row : 20 + 5 * row, 10 : 18 + 4 * row] = True
+    masks = rectangles(rows, model.config.input_size)
     tokens = torch.randn(2, *model.window_pos_embed.shape[1:], generator=generator)
     features = model.mask_features(masks, context_mask(masks, 0.5))
     return tokens, torch.arange(rows) % 2, features
@@ -142,7 +144,7 @@ def test_direct_first_only_moves_the_direct_tokens(built: Built) -> None:
 
 @torch.no_grad()
 def test_rows_of_a_mask_have_the_same_direct_tokens(built: Built) -> None:
-    """Only rows of the same mask in the same image share them, and only at inference."""
+    """Only rows of the same mask in the same image have equal direct tokens, and only at inference."""
     model, _ = built
     path: Any = model.bridge.direct
     tokens, _, features = bridge_inputs(model, 3)
@@ -206,15 +208,19 @@ def test_training_texts(built: Built) -> None:
         row, start = processor.training_row(PROMPT, name)
         assert row[:start] == asked and start == processor.prompt_tokens
     room = MAX_TEXT_TOKENS - len(asked) - 1  # without the end token
-    longest, longer = (" ".join(["q"] * (count // 2)) for count in (room, 2 * room))
-    count = len(processor.tokenizer(f" {longest}", add_special_tokens=False)["input_ids"])
-    assert count <= room
+
+    def tokens(name: str) -> int:
+        return len(processor.tokenizer(f" {name}", add_special_tokens=False)["input_ids"])
+
+    longest = " ".join(["q"] * (room // 2))
+    assert tokens(longest) <= room
     processor.training_row(PROMPT, longest)
-    while len(processor.tokenizer(f" {longest}", add_special_tokens=False)["input_ids"]) <= room:
-        longest += " q"
+    longer = longest
+    while tokens(longer) <= room:
+        longer += " q"
     published = Processor(processor.tokenizer, None, 56, processor.mean, processor.std, prompt=PROMPT)
-    published.training_row(PROMPT, longest)  # fits with a truncated prompt
-    for name in (longest, longer + longer):
+    published.training_row(PROMPT, longer)  # fits with a truncated prompt
+    for name in (longer, 4 * longer):
         with pytest.raises(SampleError, match=rf"over {room} tokens; use a shorter model\.prompt"):
             processor.training_row(PROMPT, name)
     with pytest.raises(OsmError, match=r"supervise 'all' cannot be combined with model\.prompt_first.*'answer'"):
