@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares zoom windows of osm_small on a CPU before and after two changes that make them faster, in turns.
+"""Compares zoom windows of osm_small on a CPU before and after the changes that make them faster, in turns.
 
     python3 benchmarks/zoom_windows.py > zoom_windows.json
 
-Three parts: resizing the squares of the masks by `roi_align` or by products of matrices (`osm.models.zoom`), the tower
-on the windows with or without packed convolutions (`osm.models.packed_conv`), and naming in two modes with or without
-both. The names have to be the same, the probabilities within 1e-4 and the tokens within 1e-4 of the largest, or the
-benchmark fails. Prints one JSON document.
+Three parts: resizing the squares of the masks by `roi_align` or by weighted sums (`osm.models.zoom`), the tower on the
+windows, eight at a time without packed convolutions (`osm.models.packed_conv`) or 16 at a time with them, and naming in
+two modes before and after all of this. The names have to be the same, the probabilities within 1e-4 and the tokens
+within 1e-4 of the largest, or the benchmark fails. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,14 +30,24 @@ from speed_machine import process_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from osm.models import fast_inference, zoom  # noqa: E402
+from osm.recognition import encode  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 
 NAME, CLOSE = "osm_small", 1e-4
+AT_ONCE = {False: 8, True: encode.ZOOM_PIXELS // 256**2}  # windows in one pass of the tower
 
 
-def by_roi_align(faster: bool) -> Any:
-    """Return a context in which zoom windows are resized by `roi_align`, unless `faster`."""
-    return nullcontext() if faster else patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align)
+@contextmanager
+def slower(faster: bool) -> Iterator[None]:
+    """Inside the context, zoom windows are resized by `roi_align` and encoded eight at a time, unless `faster`."""
+    if faster:
+        yield
+        return
+    with (
+        patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align),
+        patch.object(encode, "ZOOM_PIXELS", AT_ONCE[False] * 256**2),
+    ):
+        yield
 
 
 def recognizer_without_packed_convs() -> Recognizer:
@@ -60,7 +71,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
 
     @torch.inference_mode()
     def resized(faster: bool) -> None:
-        with by_roi_align(faster):
+        with slower(faster):
             kept[f"windows {faster}"] = zoom.sampled_squares(pixels, index, boxes, side)
             cells = side // patch_side
             zoom.sampled_squares(canvases, torch.arange(count), boxes, cells, patch_side)
@@ -68,10 +79,10 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     @torch.inference_mode()
     def encoded(faster: bool) -> None:
         model, windows = (after if faster else before).model, kept["windows True"]
-        kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(8)])
+        kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(AT_ONCE[faster])])
 
     def named(faster: bool) -> None:
-        with by_roi_align(faster):
+        with slower(faster):
             kept[f"names {faster}"] = ours(after if faster else before, image, masks)[1]
 
     parts = {"resizing": resized, "tower": encoded, "naming": named}

@@ -3,6 +3,9 @@
 The weights are stored in oneDNN's own layout, and the activation is computed in the same pass. `nn.Conv2d` rearranges
 its weights in every pass, and a separate activation reads and writes the whole output again. The best layout depends on
 the size of the input, so that the weights are in memory once more for each size of input. All values stay float32.
+
+Convolutions with the padding of TensorFlow often need one more zero after the input than before it, and oneDNN only
+has symmetric padding. A zero is then added to the front of the kernel, because a padded copy of the input takes longer.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ class PackedConv(nn.Module):
         self._packed: dict[tuple[int, ...], Tensor]
         self.weight, self.bias, self.groups, self.act = conv.weight, conv.bias, conv.groups, act
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
-        self.same = conv.kernel_size if _pads_itself(conv) else None
-        self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
+        self.kernel = list(conv.kernel_size)
+        self.padding = None if _pads_itself(conv) else [int(side) for side in conv.padding]
         self.training = conv.training
         self.fused = _ACTIVATIONS[type(act)]
         # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
@@ -51,30 +54,52 @@ class PackedConv(nn.Module):
         _count_flops()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same:
-            x = self._padded(x)
-        sizes = (self.padding, self.stride, self.dilation, self.groups)
         if not self._is_packed_for(x):
-            padding, stride, dilation, groups = sizes
-            return self.act(F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed_for(x), self.bias, *sizes, *self.fused)
+            return self._plain(x)
+        padding, front = self._padding_for(x)
+        if padding is None:
+            x, padding = self._padded(x), [0, 0]
+        sizes = (padding, self.stride, self.dilation, self.groups)
+        weight = self._packed_for(x, front, *sizes)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, *self.fused)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if padding is None:
+            x, padding = self._padded(x), [0, 0]
+        return self.act(F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups))
 
     def _is_packed_for(self, x: Tensor) -> bool:
         graded = torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
         plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         return plain and not graded and not self.weight.requires_grad and x.numel() > 0
 
-    def _packed_for(self, x: Tensor) -> Tensor:
+    def _padding_for(self, x: Tensor) -> tuple[list[int] | None, list[int]]:
+        """Return the padding along each axis, and how many zeros are added to the front of the kernel.
+
+        The padding is None if no symmetric padding gives the same result.
+        """
+        if self.padding is not None:
+            return self.padding, [0, 0]
+        axes = zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
+        totals = [
+            max((-(-size // stride) - 1) * stride + (side - 1) * step + 1 - size, 0)
+            for size, side, stride, step in axes
+        ]
+        front = [total % 2 for total in totals]
+        if any(zeros and step > 1 for zeros, step in zip(front, self.dilation, strict=True)):
+            return None, [0, 0]
+        return [(total + 1) // 2 for total in totals], front
+
+    def _packed_for(self, x: Tensor, front: list[int], *sizes: Any) -> Tensor:
         size = tuple(x.shape[2:])
         found = self._packed.get(size)
         if found is None:
             if len(self._packed) == _SIZES_KEPT:
                 self._packed.clear()
             order = torch.channels_last if self.groups == 1 else torch.contiguous_format
-            found = self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight.detach().contiguous(memory_format=order),
-                *(self.padding, self.stride, self.dilation, self.groups, list(x.shape)),
-            )
+            weight = F.pad(self.weight.detach(), (front[1], 0, front[0], 0)).contiguous(memory_format=order)
+            found = self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(x.shape))
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -91,8 +116,7 @@ class PackedConv(nn.Module):
     def _padded(self, x: Tensor) -> Tensor:
         from timm.layers.padding import pad_same
 
-        assert self.same is not None
-        return pad_same(x, list(self.same), self.stride, self.dilation)
+        return pad_same(x, self.kernel, self.stride, self.dilation)
 
 
 def can_be_packed(conv: nn.Module, act: nn.Module) -> bool:

@@ -4,16 +4,17 @@ In the windows of the whole image, a small mask covers few cells of the tower's 
 window, it covers many. The published model has no zoom windows.
 
 Shapes: N images, R masks, M some of the masks, S input size, z side of a zoom window, p patch, G = (z / p)^2 grid
-cells, C token width, D channels, b bins, P sampled points per bin, Y and X the pixels of a square that are read.
+cells, C token width, D channels, b bins, P sampled points per bin, T pixels that a bin reads along an axis, Y and X the
+pixels that a square reads, V values per pixel.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from osm.models.masks import bounding_boxes
 from osm.models.towers.tower import Tower
@@ -80,8 +81,8 @@ def zoom_tokens(
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:
     """Resize squares of images to a grid of bins. Each bin is the mean of `points` x `points` bilinear samples.
 
-    The result (R, D, bins, bins) equals that of `roi_align` with `aligned=True`, up to rounding. On a CPU, two products
-    of matrices compute it faster. One resizes the columns, the other one the rows.
+    The result (R, D, bins, bins) equals that of `roi_align` with `aligned=True`, up to rounding. On a CPU, two weighted
+    sums compute it faster. One is over the rows of pixels that a bin reads, the other one over the columns.
 
     Args:
         x_NDSS: the images, with any number of channels and any dtype.
@@ -90,17 +91,18 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
         bins: the number of bins along each axis.
         points: the number of samples per bin along each axis; 0 = the side of a bin in pixels, rounded up.
     """
-    if not x_NDSS.is_cpu:
+    if not x_NDSS.is_cpu or not len(boxes_R4):
         return sampled_by_roi_align(x_NDSS, index_R, boxes_R4, bins, points)
-    found_RDbb = torch.empty(len(boxes_R4), x_NDSS.shape[1], bins, bins, dtype=torch.float32)
+    channels, size = x_NDSS.shape[1], x_NDSS.shape[-1]
+    found_RDbb = torch.empty(len(boxes_R4), channels, bins, bins, dtype=torch.float32)
+    columns, rows = (_axis_reads(boxes_R4[:, [axis, axis + 2]], bins, points, size) for axis in (0, 1))
     with torch.autocast("cpu", enabled=False):
-        for found_Dbb, index, box_4 in zip(found_RDbb, index_R, boxes_R4, strict=True):
-            image_DSS = x_NDSS[index]
-            columns_bX, rows_bY = (
-                _axis_weights(box_4[axis], box_4[axis + 2], bins, points, image_DSS.shape[-1]) for axis in (0, 1)
-            )
-            square_DYX = image_DSS[:, rows_bY.place, columns_bX.place].float()
-            torch.matmul(rows_bY.weights, square_DYX @ columns_bX.weights.T, out=found_Dbb)
+        for r, image in enumerate(index_R.tolist()):
+            square_YDX = x_NDSS[image, :, rows.place(r), columns.place(r)].transpose(0, 1).float()
+            shorter_bDX = rows.weighted_sums(r, square_YDX.flatten(1)).unflatten(1, (channels, -1))
+            # A contiguous copy of a transposed matrix is much faster than one of more axes.
+            resized_bV = columns.weighted_sums(r, shorter_bDX.flatten(0, 1).t().contiguous())
+            found_RDbb[r] = resized_bV.t().contiguous().unflatten(0, (bins, channels)).transpose(0, 1)
     return found_RDbb
 
 
@@ -118,30 +120,43 @@ def sampled_by_roi_align(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins
     return torch.cat(found)
 
 
-class _AxisWeights(NamedTuple):
-    """How the bins of a square are computed from the pixels along one axis.
+class _AxisReads(NamedTuple):
+    """Which pixels the bins of R squares read along one axis, and with which weights.
 
     Attributes:
-        weights: (bins, pixels), with rows that sum to 1.
-        place: the range of pixels that the weights apply to.
+        first: the first pixel that each square reads.
+        length: how many pixels each square reads.
+        pixel_RbT: the T pixels that each bin reads, counted from the square's first one.
+        weight_RbT: the weights of these pixels. They sum to 1.
     """
 
-    weights: Tensor
-    place: slice
+    first: list[int]
+    length: list[int]
+    pixel_RbT: Tensor
+    weight_RbT: Tensor
+
+    def place(self, r: int) -> slice:
+        """Return the range of pixels that a square reads."""
+        return slice(self.first[r], self.first[r] + self.length[r])
+
+    def weighted_sums(self, r: int, pixels_XV: Tensor) -> Tensor:
+        """Return each bin's weighted sum (b, V) of the pixels that a square reads."""
+        return embedding_bag(self.pixel_RbT[r], pixels_XV, mode="sum", per_sample_weights=self.weight_RbT[r])
 
 
-def _axis_weights(start: Tensor, end: Tensor, bins: int, points: int, size: int) -> _AxisWeights:
-    start, end = start - 0.5, end - 0.5  # the center of the first pixel is at 0
-    bin_side = (end - start) / bins
-    points = points or math.ceil(bin_side)
-    inside_P = (torch.arange(points).to(start) + 0.5) * bin_side / points
-    position_bP = (start + torch.arange(bins).to(start)[:, None] * bin_side + inside_P).clamp(0, size - 1)
-    low_bP = position_bP.floor()
-    beyond_bP = position_bP - low_bP
-    first, last = int(low_bP[0, 0]), int(low_bP[-1, -1]) + 1
-    weights_bX = start.new_zeros(bins, last + 1 - first)
-    low_bP = low_bP.long() - first
-    weights_bX.scatter_add_(1, low_bP, (1 - beyond_bP) / points)
-    weights_bX.scatter_add_(1, low_bP + 1, beyond_bP / points)
-    count = min(last + 1, size) - first  # the column beyond the last pixel has weight 0
-    return _AxisWeights(weights_bX[:, :count], slice(first, first + count))
+def _axis_reads(ends_R2: Tensor, bins: int, points: int, size: int) -> _AxisReads:
+    start_R, end_R = (ends_R2.float() - 0.5).unbind(1)  # the center of the first pixel is at 0
+    side_R11 = ((end_R - start_R) / bins)[:, None, None]
+    points_R11 = torch.full_like(side_R11, points) if points else side_R11.ceil()
+    point_P = torch.arange(int(points_R11.max()))
+    # Squares with smaller bins have fewer points. Their last point is then repeated with a weight of 0.
+    inside_R1P = (torch.minimum(point_P, points_R11 - 1) + 0.5) * side_R11 / points_R11
+    position_RbP = (start_R[:, None, None] + torch.arange(bins)[:, None] * side_R11 + inside_R1P).clamp(0, size - 1)
+    low_RbP = position_RbP.floor()
+    share_R1P = (point_P < points_R11) / points_R11
+    beyond_RbP = (position_RbP - low_RbP) * share_R1P
+    pixel_RbT = torch.cat([low_RbP, low_RbP + 1], 2).long().clamp(max=size - 1)
+    weight_RbT = torch.cat([share_R1P - beyond_RbP, beyond_RbP], 2)
+    first_R, last_R = pixel_RbT.amin((1, 2)), pixel_RbT.amax((1, 2))
+    length_R = last_R + 1 - first_R
+    return _AxisReads(first_R.tolist(), length_R.tolist(), pixel_RbT - first_R[:, None, None], weight_RbT)

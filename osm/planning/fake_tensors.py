@@ -174,7 +174,7 @@ def gpu_kernels() -> Iterator[None]:
 
     Fake tensors are on the CPU, because torch cannot run a backward pass on a fake GPU. The CPU's kernels for attention
     with dropout store all attention weights, and those for dropout store a mask of floats. The kernels of a GPU do not.
-    Zoom windows are resized by products of matrices on a CPU, and by `roi_align` on a GPU.
+    Zoom windows are resized by weighted sums on a CPU, and by `roi_align` on a GPU.
     """
     with contextlib.ExitStack() as patched:
         patched.enter_context(patch.object(F, "scaled_dot_product_attention", _attention))

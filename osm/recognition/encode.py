@@ -28,7 +28,7 @@ from osm.storage.locations import is_remote
 
 _CPU_TOKENS = 4096  # maximum number of tokens of the images that are encoded together on a CPU
 _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are in memory together
-_ZOOM_PIXELS = 2**19  # maximum number of pixels of the zoom windows that are encoded together (8 windows of 256)
+ZOOM_PIXELS = 2**20  # maximum number of pixels of the zoom windows that are encoded together (16 windows of 256)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class MaskEncoder:
         pixels_13SS = None if image.canvas_13SS is None else self.processor.pixel_values(image.canvas_13SS)
         at_once = _MASKS_AT_ONCE
         if self.model.zoom:
-            at_once = max(1, min(at_once, _ZOOM_PIXELS // self.model.zoom**2))
+            at_once = max(1, min(at_once, ZOOM_PIXELS // self.model.zoom**2))
         for start in range(0, len(regions), at_once):
             yield from self._encode_some(regions[start : start + at_once], pixels_13SS)
 

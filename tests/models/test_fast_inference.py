@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import osm
@@ -191,7 +192,7 @@ ACTIVATIONS = [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
 @needs_convs
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: type(act).__name__)
 @pytest.mark.parametrize("groups", [1, 12])
-@pytest.mark.parametrize("kind", ["plain", "strided", "same"])
+@pytest.mark.parametrize("kind", ["plain", "strided", "same", "same_odd", "same_dilated"])
 @torch.inference_mode()
 def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups: int, kind: str) -> None:
     from timm.layers import Conv2dSame
@@ -200,6 +201,8 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
         "plain": nn.Conv2d(12, 24, 3, padding=1, groups=groups),
         "strided": nn.Conv2d(12, 24, (5, 3), (2, 1), (2, 0), groups=groups, bias=False),
         "same": Conv2dSame(12, 24, 3, 2, groups=groups),
+        "same_odd": Conv2dSame(12, 24, (5, 2), (3, 1), groups=groups),
+        "same_dilated": Conv2dSame(12, 24, (4, 3), (1, 2), dilation=2, groups=groups),
     }[kind]
     conv.requires_grad_(False)
     assert can_be_packed(conv, act)
@@ -216,7 +219,25 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
         with FlopCounterMode(display=False) as counter:
             layer(x)
         flops.append(counter.get_total_flops())
-    assert flops[0] == flops[1] > 0
+    # Where the padding is not symmetric, the packed kernel has zeros, which count.
+    assert flops[0] >= flops[1] > 0 and (flops[0] == flops[1] or kind.startswith("same"))
+
+
+@needs_convs
+@torch.inference_mode()
+def test_the_input_is_not_copied_to_pad_it() -> None:
+    from timm.layers import Conv2dSame
+
+    copies = {}
+    for dilation in (1, 2):
+        packed = PackedConv(Conv2dSame(8, 8, 4, 2, dilation=dilation).requires_grad_(False), nn.ReLU6())
+        windows = [torch.randn(1, 8, side, side) for side in (7, 8)]
+        for _ in range(2):  # the weights are packed in the first pass
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                for window in windows:
+                    packed(window)
+        copies[dilation] = sum(event.count for event in profiler.key_averages() if event.key == "aten::constant_pad_nd")
+    assert copies == {1: 0, 2: 1}  # dilated kernels cannot be extended by a single pixel
 
 
 @needs_convs
