@@ -49,7 +49,8 @@ def models(figures: Path) -> dict[str, str]:
     """The tables of docs/models.md: the accuracy, and the calibration."""
     shipped = figures / "shipped"
     scores = read(shipped / "val.json")
-    head = ("validation photos", "photos", "masks", "own mode Acc", "`any` Acc", "ridge probe", "before: own mode Acc")
+    head = ("validation photos", "photos", "masks", "own mode Acc", "`any` Acc", "ridge probe")
+    head = (*head, "before: own mode Acc", "difference, own mode", "difference, `any`")
     rows = [accuracy_row(name, title, scores) for name, title in {**SETS, "all": "all"}.items()]
     names = ("masks", "names", "ECE before", "ECE after", "ECE if perfect", "wrong at 0.5 or more", "wrong below 0.5")
     calibrations = (
@@ -63,6 +64,8 @@ def models(figures: Path) -> dict[str, str]:
 def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ...]:
     own, anyone = (scores["after"]["folders"][name][mode] for mode in ("own", "any"))
     before = with_interval(scores["before"]["folders"][name]["own"])
+    paired = scores["difference"].get(name)
+    differences = [with_interval(paired[mode], "+") if paired else "" for mode in ("own", "any")]
     return (
         title,
         str(own["images"]),
@@ -71,6 +74,7 @@ def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ..
         with_interval(anyone),
         probe(scores, name) if name in SETS else "",
         before,
+        *differences,
     )
 
 
