@@ -76,7 +76,8 @@ class Decoder:
         Args:
             inputs: rows of equal length, without padding.
             trie: the names to which decoding is limited; probabilities are then normalized over the allowed tokens.
-                None: free decoding.
+                As soon as a single name is left, its other tokens have the probability 1, and the LLM does not read
+                them. None: free decoding.
         """
         if self.compiled and trie is None:
             return self._greedy_static(inputs)
@@ -94,7 +95,12 @@ class Decoder:
                 zip(live, best.indices.tolist(), best.values.tolist(), strict=True)
             ):
                 probs[row].append(prob)
+                rest = None if trie is None else trie.only_rest([*ids[row], token])
                 if token in self.stops:
+                    ended[row] = True
+                elif rest is not None:
+                    ids[row] += [token, *rest[:-1]]
+                    probs[row] += [1.0] * len(rest)
                     ended[row] = True
                 else:
                     ids[row].append(token)
@@ -130,6 +136,9 @@ class Decoder:
             if token in self.stops:
                 return Decoded(tuple(ids), tuple(probs), True)
             ids.append(token)
+            rest = None if trie is None else trie.only_rest(ids)
+            if rest is not None:
+                return Decoded((*ids, *rest[:-1]), (*probs, *[1.0] * len(rest)), True)
             if step < steps - 1:
                 logits_RV, state = read_tokens(self.llm, [[token]] * len(inputs), state)
         return Decoded(tuple(ids), tuple(probs), False)

@@ -92,10 +92,23 @@ class Trie:
 
     def after(self, ids: Sequence[int]) -> list[int]:
         """Return the token ids that may follow the given sequence of token ids."""
+        return list(self._node(ids))
+
+    def only_rest(self, ids: Sequence[int]) -> tuple[int, ...] | None:
+        """Return the rest of the only name that begins with the given token ids, or None if several names do."""
+        node, rest = self._node(ids), []
+        while node:
+            if len(node) > 1:
+                return None
+            [(token, node)] = node.items()
+            rest.append(token)
+        return tuple(rest)
+
+    def _node(self, ids: Sequence[int]) -> dict[int, Any]:
         node = self._root
         for token in ids:
             node = node[token]
-        return list(node)
+        return node
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,22 @@ def test_only_names_of_the_list_come_out_and_their_probabilities_sum_to_1(llm: n
         assert first.sequence_prob == pytest.approx(in_trie(llm, prefix, (*first.ids, 2)), rel=1e-3)
 
 
+def test_the_llm_does_not_read_the_rest_of_the_only_name_that_is_left(llm: nn.Module, embeds: Tensor) -> None:
+    reads: list[int] = []
+    handle = llm.register_forward_hook(lambda *_: reads.append(1))
+    try:
+        for names, passes in (([(5, 6, 7, 2), (8, 9, 2), (10, 2)], 1), ([(5, 6, 7, 2), (5, 8, 9, 2)], 2)):
+            decoder, trie = Decoder(llm, STOPS, 6), Trie(names)
+            found, agreed = decoder.greedy(given(embeds), trie), decoder.agreed(given(embeds[:1]), trie)
+            assert len(reads) == 2 * passes
+            reads.clear()
+            assert all((*name.ids, 2) in names and name.ended for name in found)
+            assert all(len(name.token_probs) == len(name.ids) + 1 for name in found)
+            assert agreed.ids == found[0].ids and agreed.token_probs == pytest.approx(found[0].token_probs, rel=1e-4)
+    finally:
+        handle.remove()
+
+
 def test_a_name_of_a_list_is_never_cut(llm: nn.Module, embeds: Tensor) -> None:
     long = [(5, 6, 7, 8, 2), (5, 6, 7, 9, 2)]
     decoder, trie = Decoder(llm, STOPS, 2), Trie(long)
