@@ -75,7 +75,7 @@ class PackedConv(nn.Module):
         return plain and not graded and not self.weight.requires_grad and x.numel() > 0
 
     def _padding_for(self, x: Tensor) -> tuple[list[int] | None, list[int]]:
-        """Return the padding along each axis, and how many zeros are added to the front of the kernel.
+        """Return the padding along each axis, and how many zeros are added to the front of the kernel along each axis.
 
         The padding is None if no symmetric padding gives the same result.
         """
@@ -92,14 +92,15 @@ class PackedConv(nn.Module):
         return [(total + 1) // 2 for total in totals], front
 
     def _packed_for(self, x: Tensor, front: list[int], *sizes: Any) -> Tensor:
-        size = tuple(x.shape[2:])
-        found = self._packed.get(size)
+        padding = sizes[0]
+        case = (*x.shape[2:], *front, *padding)  # with the padding, because an input may have been padded by a copy
+        found = self._packed.get(case)
         if found is None:
             if len(self._packed) == _SIZES_KEPT:
                 self._packed.clear()
             order = torch.channels_last if self.groups == 1 else torch.contiguous_format
             weight = F.pad(self.weight.detach(), (front[1], 0, front[0], 0)).contiguous(memory_format=order)
-            found = self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(x.shape))
+            found = self._packed[case] = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(x.shape))
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -91,10 +91,12 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
         bins: the number of bins along each axis.
         points: the number of samples per bin along each axis; 0 = the side of a bin in pixels, rounded up.
     """
-    if not x_NDSS.is_cpu or not len(boxes_R4):
+    if not x_NDSS.is_cpu:
         return sampled_by_roi_align(x_NDSS, index_R, boxes_R4, bins, points)
     channels, size = x_NDSS.shape[1], x_NDSS.shape[-1]
     found_RDbb = torch.empty(len(boxes_R4), channels, bins, bins, dtype=torch.float32)
+    if not len(boxes_R4):
+        return found_RDbb
     columns, rows = (_axis_reads(boxes_R4[:, [axis, axis + 2]], bins, points, size) for axis in (0, 1))
     with torch.autocast("cpu", enabled=False):
         for r, image in enumerate(index_R.tolist()):

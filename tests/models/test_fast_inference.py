@@ -192,7 +192,7 @@ ACTIVATIONS = [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
 @needs_convs
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda act: type(act).__name__)
 @pytest.mark.parametrize("groups", [1, 12])
-@pytest.mark.parametrize("kind", ["plain", "strided", "same", "same_odd", "same_dilated"])
+@pytest.mark.parametrize("kind", ["plain", "strided", "same", "same_odd", "same_dilated", "same_mixed"])
 @torch.inference_mode()
 def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups: int, kind: str) -> None:
     from timm.layers import Conv2dSame
@@ -203,12 +203,17 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
         "same": Conv2dSame(12, 24, 3, 2, groups=groups),
         "same_odd": Conv2dSame(12, 24, (5, 2), (3, 1), groups=groups),
         "same_dilated": Conv2dSame(12, 24, (4, 3), (1, 2), dilation=2, groups=groups),
+        "same_mixed": Conv2dSame(12, 24, (2, 4), (2, 1), dilation=(2, 1), groups=groups),
     }[kind]
     conv.requires_grad_(False)
     assert can_be_packed(conv, act)
     packed = PackedConv(conv, act)
     assert packed.state_dict().keys() == conv.state_dict().keys()
     shapes = [(1, 12, 20, 20), (3, 12, 9, 14), *((1, 12, side, 8) for side in range(9, 13)), (2, 12, 20, 20)]
+    shapes += [
+        (1, 12, 12, 4),
+        (1, 12, 13, 7),
+    ]  # with `same_mixed`, the first one is copied, and then has the second size
     for number, shape in enumerate(shapes):  # more sizes than are kept
         packed = copy.deepcopy(packed) if number == 1 else packed
         x = 4 * torch.randn(shape)
