@@ -46,26 +46,28 @@ def readme(figures: Path) -> dict[str, str]:
 
 
 def models(figures: Path) -> dict[str, str]:
-    """The tables of docs/models.md: the accuracy, and the calibration."""
+    """The tables of docs/models.md: the accuracy, the version before, and the calibration."""
     shipped = figures / "shipped"
     scores = read(shipped / "val.json")
     head = ("validation photos", "photos", "masks", "own mode Acc", "`any` Acc", "ridge probe")
-    head = (*head, "before: own mode Acc", "difference, own mode", "difference, `any`")
     rows = [accuracy_row(name, title, scores) for name, title in {**SETS, "all": "all"}.items()]
+    compared = [comparison_row(name, title, scores) for name, title in SETS.items()]
+    head_compared = ("validation photos", "before: own mode Acc", "difference, own mode", "difference, `any`")
     names = ("masks", "names", "ECE before", "ECE after", "ECE if perfect", "wrong at 0.5 or more", "wrong below 0.5")
     calibrations = (
         ("the two models on the other half of the photos, cross-fitted", "calibration", "cross_fitted"),
         ("`osm_small` on the validation photos, stored calibration", "calibration_val", "stored"),
     )
     found = (calibration_row(title, read(shipped / f"{file}.json"), after) for title, file, after in calibrations)
-    return {"shipped": table(head, rows), "calibration": table(("names of", *names), found)}
+    return {
+        "shipped": table(head, rows),
+        "compared": table(head_compared, compared),
+        "calibration": table(("names of", *names), found),
+    }
 
 
 def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ...]:
     own, anyone = (scores["after"]["folders"][name][mode] for mode in ("own", "any"))
-    before = with_interval(scores["before"]["folders"][name]["own"])
-    paired = scores["difference"].get(name)
-    differences = [with_interval(paired[mode], "+") if paired else "" for mode in ("own", "any")]
     return (
         title,
         str(own["images"]),
@@ -73,9 +75,13 @@ def accuracy_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ..
         with_interval(own),
         with_interval(anyone),
         probe(scores, name) if name in SETS else "",
-        before,
-        *differences,
     )
+
+
+def comparison_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, ...]:
+    """The version before, and the paired differences."""
+    differences = (with_interval(scores["difference"][name][mode], "+") for mode in ("own", "any"))
+    return (title, with_interval(scores["before"]["folders"][name]["own"]), *differences)
 
 
 def probe(scores: dict[str, Any], name: str) -> str:
