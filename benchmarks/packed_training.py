@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import train_step_models as models  # noqa: E402
 from speed_machine import process_state  # noqa: E402
 from train_step_parts import TrainStep  # noqa: E402
-from zoom_windows import by_roi_align  # noqa: E402
+from zoom_windows import windows_as  # noqa: E402
 
 from osm.memory_reuse import keep_freed_memory  # noqa: E402
 from osm.models.fast_inference import speed_up_tower  # noqa: E402
@@ -98,7 +98,7 @@ def measure(config: str, masks: int, rounds: int) -> dict[str, Any]:
             keep_freed_memory(key == "after")
             torch.manual_seed(number)  # the same dropout
             begun = time.perf_counter()
-            with by_roi_align(key == "after"):
+            with windows_as(key == "after"):
                 step(batches[number % BATCHES])
             seconds[key].append(time.perf_counter() - begun)
     taken = {key: values[1:] for key, values in seconds.items()}

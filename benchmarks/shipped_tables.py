@@ -3,8 +3,9 @@
 
 python3 benchmarks/shipped_tables.py docs/benchmarks .
 
-The second argument is the folder of the project. `scripts/shipped.sh` makes the scores in docs/benchmarks/shipped, and
-`benchmarks/vocabularies.py` those in docs/benchmarks/vocabularies/osm_small.json.
+The second argument is the folder of the project. `scripts/shipped.sh` makes the scores in docs/benchmarks/shipped. In
+val.json, `before` has the scores of the earlier version, and `difference` those of `osm compare` with its predictions.
+`benchmarks/vocabularies.py` makes those in docs/benchmarks/vocabularies/osm_small.json.
 """
 
 from __future__ import annotations

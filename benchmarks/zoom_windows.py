@@ -5,8 +5,8 @@
 
 Three parts: resizing the squares of the masks by `roi_align` or by weighted sums (`osm.models.zoom`), the tower on the
 windows, eight at a time without packed convolutions (`osm.models.packed_conv`) or 16 at a time with them, and naming in
-two modes before and after all of this. The names have to be the same, the probabilities within 1e-4 and the tokens
-within 1e-4 of the largest, or the benchmark fails. Prints one JSON document.
+two modes, before and after all of these changes. The names have to be the same, the probabilities within 1e-4 and the
+tokens within 1e-4 of the largest, or the benchmark fails. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ AT_ONCE = {False: 8, True: encode.ZOOM_PIXELS // 256**2}  # windows in one pass 
 
 
 @contextmanager
-def slower(faster: bool) -> Iterator[None]:
-    """Inside the context, zoom windows are resized by `roi_align` and encoded eight at a time, unless `faster`."""
+def windows_as(faster: bool) -> Iterator[None]:
+    """Inside the context, zoom windows are resized and batched as before the changes, unless `faster`."""
     if faster:
         yield
         return
@@ -71,7 +71,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
 
     @torch.inference_mode()
     def resized(faster: bool) -> None:
-        with slower(faster):
+        with windows_as(faster):
             kept[f"windows {faster}"] = zoom.sampled_squares(pixels, index, boxes, side)
             cells = side // patch_side
             zoom.sampled_squares(canvases, torch.arange(count), boxes, cells, patch_side)
@@ -82,7 +82,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
         kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(AT_ONCE[faster])])
 
     def named(faster: bool) -> None:
-        with slower(faster):
+        with windows_as(faster):
             kept[f"names {faster}"] = ours(after if faster else before, image, masks)[1]
 
     parts = {"resizing": resized, "tower": encoded, "naming": named}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import select
@@ -255,3 +256,30 @@ def test_a_real_benchmark_in_its_smallest_size(tmp_path: Path) -> None:
     speed = figures["small run: loader/set lvis layout published size 64x48/samples_per_second/ours"]
     assert speed["unit"] == "samples/s" and speed["median"] > 0 and speed["repeats"] == 1
     assert (tmp_path / "out" / speed["raw"][0]).is_file()
+
+
+def test_what_a_benchmark_imports_from_another_is_there() -> None:
+    """Most benchmarks take too long to be run here, and are only imported when they are run."""
+    folder = ROOT / "benchmarks"
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")}
+    checked = 0
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in trees:
+                there = names_of(trees[node.module])
+                assert {one.name for one in node.names} <= there, f"{name} imports from {node.module}"
+                checked += 1
+    assert checked > 50
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """The names that a module defines or imports at its top level."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(one.asname or one.name).split(".")[0] for one in node.names}
+        else:
+            found |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return found

@@ -4,8 +4,9 @@ The weights are stored in oneDNN's own layout, and the activation is computed in
 its weights in every pass, and a separate activation reads and writes the whole output again. The best layout depends on
 the size of the input, so that the weights are in memory once more for each size of input. All values stay float32.
 
-Convolutions with the padding of TensorFlow often need one more zero after the input than before it, and oneDNN only
-has symmetric padding. A zero is then added to the front of the kernel, because a padded copy of the input takes longer.
+With the padding of TensorFlow, the input often needs one more zero after it than before it. PyTorch's operator for
+oneDNN only takes the same padding on both sides. Therefore, a row or column of zeros is added before the kernel's own,
+which is faster than a padded copy of the input.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class PackedConv(nn.Module):
 
     def _packed_for(self, x: Tensor, front: list[int], *sizes: Any) -> Tensor:
         padding = sizes[0]
-        case = (*x.shape[2:], *front, *padding)  # with the padding, because an input may have been padded by a copy
+        case = (*x.shape[2:], *front, *padding)  # a copied input can have the size of an uncopied one
         found = self._packed.get(case)
         if found is None:
             if len(self._packed) == _SIZES_KEPT:

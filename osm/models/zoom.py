@@ -82,7 +82,7 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
     """Resize squares of images to a grid of bins. Each bin is the mean of `points` x `points` bilinear samples.
 
     The result (R, D, bins, bins) equals that of `roi_align` with `aligned=True`, up to rounding. On a CPU, two weighted
-    sums compute it faster. One is over the rows of pixels that a bin reads, the other one over the columns.
+    sums compute it faster: over the rows of pixels that a bin reads, and then over the columns.
 
     Args:
         x_NDSS: the images, with any number of channels and any dtype.
@@ -98,13 +98,12 @@ def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int
     if not len(boxes_R4):
         return found_RDbb
     columns, rows = (_axis_reads(boxes_R4[:, [axis, axis + 2]], bins, points, size) for axis in (0, 1))
-    with torch.autocast("cpu", enabled=False):
-        for r, image in enumerate(index_R.tolist()):
-            square_YDX = x_NDSS[image, :, rows.place(r), columns.place(r)].transpose(0, 1).float()
-            shorter_bDX = rows.weighted_sums(r, square_YDX.flatten(1)).unflatten(1, (channels, -1))
-            # A contiguous copy of a transposed matrix is much faster than one of more axes.
-            resized_bV = columns.weighted_sums(r, shorter_bDX.flatten(0, 1).t().contiguous())
-            found_RDbb[r] = resized_bV.t().contiguous().unflatten(0, (bins, channels)).transpose(0, 1)
+    for r, (image, found_Dbb) in enumerate(zip(index_R.tolist(), found_RDbb, strict=True)):
+        square_YDX = x_NDSS[image, :, rows.place(r), columns.place(r)].transpose(0, 1).float()
+        shorter_bDX = rows.weighted_sums(r, square_YDX.flatten(1)).unflatten(1, (channels, -1))
+        # Transposing a matrix is much faster than permuting a tensor of three axes.
+        resized_bV = columns.weighted_sums(r, shorter_bDX.flatten(0, 1).t().contiguous())
+        found_Dbb.copy_(resized_bV.t().contiguous().unflatten(0, (bins, channels)).transpose(0, 1))
     return found_RDbb
 
 
@@ -151,7 +150,8 @@ def _axis_reads(ends_R2: Tensor, bins: int, points: int, size: int) -> _AxisRead
     side_R11 = ((end_R - start_R) / bins)[:, None, None]
     points_R11 = torch.full_like(side_R11, points) if points else side_R11.ceil()
     point_P = torch.arange(int(points_R11.max()))
-    # Squares with smaller bins have fewer points. Their last point is then repeated with a weight of 0.
+    # Squares with smaller bins have fewer points. Their last point is then repeated with a weight of 0, so
+    # that no pixel beyond the square is read.
     inside_R1P = (torch.minimum(point_P, points_R11 - 1) + 0.5) * side_R11 / points_R11
     position_RbP = (start_R[:, None, None] + torch.arange(bins)[:, None] * side_R11 + inside_R1P).clamp(0, size - 1)
     low_RbP = position_RbP.floor()

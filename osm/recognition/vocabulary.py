@@ -95,7 +95,10 @@ class Trie:
         return list(self._node(ids))
 
     def only_rest(self, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """Return the rest of the only name that begins with the given token ids, or None if several names do."""
+        """Return the rest of the only name that begins with the given token ids, or None if several names do.
+
+        No name is the beginning of another one, because each ends with an end token that occurs nowhere else in a name.
+        """
         node, rest = self._node(ids), []
         while node:
             if len(node) > 1:

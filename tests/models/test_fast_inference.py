@@ -242,7 +242,7 @@ def test_the_input_is_not_copied_to_pad_it() -> None:
                 for window in windows:
                     packed(window)
         copies[dilation] = sum(event.count for event in profiler.key_averages() if event.key == "aten::constant_pad_nd")
-    assert copies == {1: 0, 2: 1}  # dilated kernels cannot be extended by a single pixel
+    assert copies == {1: 0, 2: 1}  # a dilated kernel can only be extended by its dilation
 
 
 @needs_convs
