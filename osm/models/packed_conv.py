@@ -93,8 +93,8 @@ class PackedConv(nn.Module):
         return [(total + 1) // 2 for total in totals], front
 
     def _packed_for(self, x: Tensor, front: list[int], *sizes: Any) -> Tensor:
-        padding = sizes[0]
-        case = (*x.shape[2:], *front, *padding)  # a copied input can have the size of an uncopied one
+        # A padded copy can have the size of another input, whose kernel has zeros in front.
+        case = (*x.shape[2:], *front)
         found = self._packed.get(case)
         if found is None:
             if len(self._packed) == _SIZES_KEPT:

@@ -95,16 +95,17 @@ class Decoder:
                 zip(live, best.indices.tolist(), best.values.tolist(), strict=True)
             ):
                 probs[row].append(prob)
-                rest = None if trie is None else trie.only_rest([*ids[row], token])
                 if token in self.stops:
                     ended[row] = True
-                elif rest is not None:
-                    ids[row] += [token, *rest[:-1]]
+                    continue
+                ids[row].append(token)
+                rest = None if trie is None else trie.only_rest(ids[row])
+                if rest is None:
+                    kept.append(place)
+                else:
+                    ids[row] += rest[:-1]
                     probs[row] += [1.0] * len(rest)
                     ended[row] = True
-                else:
-                    ids[row].append(token)
-                    kept.append(place)
             if not kept or step == steps - 1:
                 break
             if len(kept) < len(live):

@@ -210,10 +210,8 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
     packed = PackedConv(conv, act)
     assert packed.state_dict().keys() == conv.state_dict().keys()
     shapes = [(1, 12, 20, 20), (3, 12, 9, 14), *((1, 12, side, 8) for side in range(9, 13)), (2, 12, 20, 20)]
-    shapes += [
-        (1, 12, 12, 4),
-        (1, 12, 13, 7),
-    ]  # with `same_mixed`, the first one is copied, and then has the second size
+    # With `same_mixed`, the padded copy of the first one has the size of the second one.
+    shapes += [(1, 12, 12, 4), (1, 12, 13, 7)]
     for number, shape in enumerate(shapes):  # more sizes than are kept
         packed = copy.deepcopy(packed) if number == 1 else packed
         x = 4 * torch.randn(shape)
@@ -224,7 +222,7 @@ def test_a_packed_convolution_computes_what_the_layers_do(act: nn.Module, groups
         with FlopCounterMode(display=False) as counter:
             layer(x)
         flops.append(counter.get_total_flops())
-    # Where the padding is not symmetric, the packed kernel has zeros, which count.
+    # If the padding is not symmetric, zeros are added to the packed kernel, and the counter counts them.
     assert flops[0] >= flops[1] > 0 and (flops[0] == flops[1] or kind.startswith("same"))
 
 
