@@ -29,6 +29,7 @@ from osm.models.llm_forward import LlmInputs, llm_support
 from osm.models.masks import context_mask
 from osm.models.model_config import ModelConfig
 from osm.recognition.decode import Decoder
+from osm.recognition.list_search import ListDecoder
 from osm.recognition.vocabulary import Trie
 
 COLUMNS = ("build", "embeddings", "training", "generate", "decoder", "save/load")
@@ -270,16 +271,15 @@ class _Checks:
         end = min(stops)
         a, b, c, d, e, f, g = [token for token in range(20, 40) if token not in stops][:7]
         listed = [(a, b, end), (a, c, end), (a, end), (d, end), (e, f, g, end)]
-        scores = decoder.score(inputs, listed)
+        scores = ListDecoder(self.llm).score(inputs, listed)
+        searched = ListDecoder(self.llm).likeliest(inputs, Trie(listed), 2)
         for row, one in enumerate(ones):
-            _close(f"scores, row {row}", scores[row], [self._likelihood(one, ids) for ids in listed])
-        trie = Trie(listed)
-        for row, (first, names) in enumerate(
-            zip(decoder.greedy(inputs, trie), decoder.best(inputs, len(listed), trie), strict=True)
-        ):
-            _same(f"list, row {row}", sorted((*name.ids, end) for name in names), sorted(listed))
-            for name in [first, *names]:
-                _close(f"list, row {row}", name.sequence_prob, self._in_list(ones[row], (*name.ids, end), listed))
+            likelihoods = [self._likelihood(one, ids) for ids in listed]
+            _close(f"scores, row {row}", scores[row], likelihoods)
+            ordered = sorted(zip(likelihoods, listed, strict=True), reverse=True)[:2]
+            names = searched[row].names
+            _same(f"list, row {row}", [(*name.ids, end) for name in names], [ids for _, ids in ordered])
+            _close(f"list, row {row}", [name.log_likelihood for name in names], [value for value, _ in ordered])
 
     def _search(self, what: str, one: LlmInputs, name: Any, stops: set[int]) -> None:
         steps = self._steps(one, name.ids)
@@ -287,13 +287,6 @@ class _Checks:
         if name.ended:
             probs.append(max(float(steps[-1, stop]) for stop in stops))
         _close(what, name.token_probs, probs)
-
-    def _in_list(self, one: LlmInputs, name: tuple[int, ...], listed: list[tuple[int, ...]]) -> float:
-        prob, steps = 1.0, self._steps(one, name[:-1])
-        for place, token in enumerate(name):
-            allowed = {other[place] for other in listed if len(other) > place and other[:place] == name[:place]}
-            prob *= float(steps[place, token] / sum(steps[place, i] for i in allowed))
-        return prob
 
     @torch.no_grad()
     def save_load(self) -> None:

@@ -1,23 +1,22 @@
-"""Decodes names with an LLM (greedy or beam search, free or restricted to a list of names), or scores a list of names.
+"""Decodes names with an LLM, by greedy or beam search. `osm.recognition.list_search` finds the names of a list.
 
 All rows in an LLM batch have prefixes of the same length, so no padding is needed. A row is removed from the batch once
 its name is complete.
 
-Shapes: R rows, K candidates, P (row, candidate) pairs, T token positions, V entries in the LLM's vocabulary.
+Shapes: R rows, V entries in the LLM's vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from osm.models.llm import generate
-from osm.models.llm_forward import DecodingState, LlmInputs, llm_support, read_prefix, read_tokens
-from osm.recognition.vocabulary import Trie
+from osm.models.llm_forward import LlmInputs, llm_support, read_prefix, read_tokens
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Decoder:
     Args:
         llm: the LLM.
         stops: token ids that end a name.
-        max_new_tokens: maximum number of tokens in free decoding. Names from a trie are never truncated.
-        compiled: whether free greedy decoding uses transformers' static cache, whose decoding steps are compiled on
+        max_new_tokens: maximum number of tokens.
+        compiled: whether greedy decoding uses transformers' static cache, whose decoding steps are compiled on
             GPUs (CUDA graphs). Rows whose name has ended then stay in the batch.
     """
 
@@ -65,31 +64,22 @@ class Decoder:
         support = llm_support(llm)
         self.compiled = compiled and support.cache and support.generate
 
-    def steps(self, trie: Trie | None) -> int:
-        """Return the maximum number of tokens decoded per name, including the end token."""
-        return self.max_new_tokens if trie is None else trie.depth  # a truncated name would not be in the list
-
     @torch.no_grad()
-    def greedy(self, inputs: LlmInputs, trie: Trie | None = None) -> list[Decoded]:
+    def greedy(self, inputs: LlmInputs) -> list[Decoded]:
         """Decode the most likely token at each step until an end token or the maximum number of tokens is reached.
 
         Args:
             inputs: rows of equal length, without padding.
-            trie: the names to which decoding is limited; probabilities are then normalized over the allowed tokens.
-                As soon as a single name is left, its other tokens have the probability 1, and the LLM does not read
-                them. None: free decoding.
         """
-        if self.compiled and trie is None:
+        if self.compiled:
             return self._greedy_static(inputs)
         rows = len(inputs)
         ids: list[list[int]] = [[] for _ in range(rows)]
         probs: list[list[float]] = [[] for _ in range(rows)]
         ended = [False] * rows
         live, (logits_RV, state) = list(range(rows)), read_prefix(self.llm, inputs)
-        steps = self.steps(trie)
-        for step in range(steps):
-            probs_RV = _allowed(logits_RV, trie, [ids[row] for row in live]).softmax(-1)
-            best = probs_RV.max(-1)
+        for step in range(self.max_new_tokens):
+            best = logits_RV.softmax(-1).max(-1)
             kept = []
             for place, (row, token, prob) in enumerate(
                 zip(live, best.indices.tolist(), best.values.tolist(), strict=True)
@@ -99,14 +89,8 @@ class Decoder:
                     ended[row] = True
                     continue
                 ids[row].append(token)
-                rest = None if trie is None else trie.only_rest(ids[row])
-                if rest is None:
-                    kept.append(place)
-                else:
-                    ids[row] += rest[:-1]
-                    probs[row] += [1.0] * len(rest)
-                    ended[row] = True
-            if not kept or step == steps - 1:
+                kept.append(place)
+            if not kept or step == self.max_new_tokens - 1:
                 break
             if len(kept) < len(live):
                 kept = _with_few_moves(kept)
@@ -116,31 +100,26 @@ class Decoder:
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
     @torch.no_grad()
-    def agreed(self, inputs: LlmInputs, trie: Trie | None = None) -> Decoded:
+    def agreed(self, inputs: LlmInputs) -> Decoded:
         """Decode a single name from all rows, which show the same thing.
 
         The log-probabilities of the next token are averaged over the rows at each step. With a single row, the result
         is that of `greedy`.
 
         Args:
-            inputs, trie: see `greedy`.
+            inputs: see `greedy`.
         """
         ids: list[int] = []
         probs: list[float] = []
         logits_RV, state = read_prefix(self.llm, inputs)
-        steps = self.steps(trie)
-        for step in range(steps):
-            mean_V = logits_RV.log_softmax(-1).mean(0)
-            best = _allowed(mean_V[None], trie, [ids])[0].softmax(-1).max(-1)
+        for step in range(self.max_new_tokens):
+            best = logits_RV.log_softmax(-1).mean(0).softmax(-1).max(-1)
             probs.append(best.values.item())
             token = int(best.indices)
             if token in self.stops:
                 return Decoded(tuple(ids), tuple(probs), True)
             ids.append(token)
-            rest = None if trie is None else trie.only_rest(ids)
-            if rest is not None:
-                return Decoded((*ids, *rest[:-1]), (*probs, *[1.0] * len(rest)), True)
-            if step < steps - 1:
+            if step < self.max_new_tokens - 1:
                 logits_RV, state = read_tokens(self.llm, [[token]] * len(inputs), state)
         return Decoded(tuple(ids), tuple(probs), False)
 
@@ -165,7 +144,7 @@ class Decoder:
         return found
 
     @torch.no_grad()
-    def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
+    def best(self, inputs: LlmInputs, count: int) -> list[list[Decoded]]:
         """Return each row's `count` most likely names, most likely first, using a beam search of width `count`.
 
         The beam search for a row stops once no unfinished beam can become more likely than the finished names.
@@ -173,15 +152,12 @@ class Decoder:
         logits_RV, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
         done: list[list[_Beam]] = [[] for _ in live]
-        steps = self.steps(trie)
-        for step in range(steps):
-            log_probs_RV = _allowed(logits_RV, trie, [list(beam.ids) for beam in live]).log_softmax(-1)
+        for step in range(self.max_new_tokens):
+            log_probs_RV = logits_RV.log_softmax(-1)
             top = log_probs_RV.topk(min(count + len(self.stops), log_probs_RV.shape[-1]), -1)
             opened: dict[int, list[tuple[int, _Beam]]] = {}
             for place, beam in enumerate(live):
                 for log_prob, token in zip(top.values[place].tolist(), top.indices[place].tolist(), strict=True):
-                    if log_prob == -math.inf:
-                        continue
                     if token in self.stops:
                         done[beam.row].append(beam.grown(log_prob, None))
                     else:
@@ -192,7 +168,7 @@ class Decoder:
                 done[row] = _likeliest(done[row], count)
                 if len(done[row]) < count or done[row][-1].score < grown[0][1].score:
                     kept += grown
-            last = step == steps - 1
+            last = step == self.max_new_tokens - 1
             if last:
                 for _, beam in kept:  # the maximum number of tokens is reached: keep the truncated name
                     done[beam.row].append(beam)
@@ -203,65 +179,6 @@ class Decoder:
             logits_RV, state = read_tokens(self.llm, [[beam.ids[-1]] for beam in live], state)
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
-    @torch.no_grad()
-    def score(self, inputs: LlmInputs, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
-        """Compute the log-likelihood of each candidate name, including the end token.
-
-        The LLM processes each row's prefix only once.
-
-        Args:
-            inputs: rows of equal length, without padding.
-            candidates: token ids of each candidate, with the end token last.
-            at_once: number of (row, candidate) pairs per forward pass.
-
-        Returns:
-            log-likelihoods, float64 (R, K).
-        """
-        return self.score_some(inputs, candidates, [range(len(candidates))] * len(inputs), at_once)
-
-    @torch.no_grad()
-    def score_some(
-        self,
-        inputs: LlmInputs,
-        candidates: Sequence[Sequence[int]],
-        chosen: Sequence[Iterable[int]],
-        at_once: int = 256,
-    ) -> Tensor:
-        """Compute the log-likelihoods of some candidate names in each row; see `score`.
-
-        Args:
-            inputs, candidates, at_once: see `score`.
-            chosen: for each row, the indices of the candidates to score.
-
-        Returns:
-            log-likelihoods, float64 (R, K); -inf for candidates that are not chosen.
-        """
-        logits_RV, state = read_prefix(self.llm, inputs)
-        first_RV = logits_RV.log_softmax(-1)
-        found_RK = torch.full((len(inputs), len(candidates)), -math.inf, dtype=torch.float64)
-        # Candidate names are sorted by token count to minimize padding.
-        pairs = sorted(
-            ((row, i) for row, of_row in enumerate(chosen) for i in of_row), key=lambda p: len(candidates[p[1]])
-        )
-        for start in range(0, len(pairs), at_once):
-            rows, some = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
-            scores_P = self._score([candidates[i] for i in some], rows, first_RV, state)
-            found_RK[rows, some] = scores_P.cpu()
-        return found_RK
-
-    def _score(
-        self, candidates: list[Sequence[int]], rows: list[int], first_RV: Tensor, state: DecodingState
-    ) -> Tensor:
-        length = max(len(candidate) for candidate in candidates)
-        ids_PT = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first_RV.device)
-        real_PT = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first_RV.device)
-        scores_P = first_RV[rows, ids_PT[:, 0]].double()
-        if length > 1:
-            logits_PTV, _ = read_tokens(self.llm, ids_PT[:, :-1].tolist(), state.copied(rows), every_position=True)
-            later_PT = logits_PTV.log_softmax(-1).gather(2, ids_PT[:, 1:, None])[..., 0]
-            scores_P = scores_P + (later_PT * real_PT[:, 1:]).sum(1).double()
-        return scores_P
-
 
 def _with_few_moves(kept: list[int]) -> list[int]:
     """Order the rows that stay in a batch so that as few as possible change their place."""
@@ -270,15 +187,6 @@ def _with_few_moves(kept: list[int]) -> list[int]:
     for hole, row in zip(sorted(set(ordered).difference(kept)), late, strict=True):
         ordered[hole] = row
     return ordered
-
-
-def _allowed(logits_RV: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:
-    if trie is None:
-        return logits_RV
-    mask_RV = torch.full_like(logits_RV, -math.inf)
-    for row, sofar in enumerate(ids):
-        mask_RV[row, list(trie.after(sofar))] = 0
-    return logits_RV + mask_RV
 
 
 @dataclass(frozen=True)

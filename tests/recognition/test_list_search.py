@@ -1,0 +1,139 @@
+"""The names of a list against a slow and obvious reference: a tiny LLM reads every name alone, without a cache."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from tiny import tiny_llm
+from torch import Tensor, nn
+
+from osm.models.llm_forward import LlmInputs
+from osm.recognition.list_search import LikeliestNames, ListDecoder
+from osm.recognition.vocabulary import Trie
+
+ROWS, LENGTH, END = 5, 7, 2
+NAMES = [(10, 11, 2), (10, 12, 2), (10, 2), (13, 2), (14, 15, 2), (14, 15, 16, 2)]
+Name = tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    torch.manual_seed(0)
+    llm = tiny_llm(tmp_path_factory.mktemp("llm"))
+    with torch.no_grad():
+        llm.lm_head.weight.mul_(8)  # one that is sure of some words, so that names differ
+    return llm.eval()
+
+
+@pytest.fixture(scope="module")
+def embeds(llm: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    width = llm.get_input_embeddings().embedding_dim
+    return torch.randn(ROWS, LENGTH, width, generator=generator)
+
+
+def given(embeds: Tensor) -> LlmInputs:
+    return LlmInputs(embeds, torch.ones(embeds.shape[:2], dtype=torch.long))
+
+
+@torch.no_grad()
+def token_log_probs(llm: nn.Module, prefix: Tensor, name: Name) -> list[float]:
+    """Of each token of a name, from the whole text and without any cache."""
+    words = llm.get_input_embeddings()(torch.tensor(name[:-1], dtype=torch.long))
+    logits = llm(inputs_embeds=torch.cat([prefix, words])[None]).logits[0, len(prefix) - 1 :].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(name)[:, None])[:, 0].tolist()
+
+
+def reference(llm: nn.Module, prefixes: Tensor, names: list[Name]) -> list[tuple[float, Name, list[float]]]:
+    """Every name, the likeliest first, with the log-probabilities of its tokens, averaged over the prefixes."""
+    found = []
+    for name in names:
+        each = [token_log_probs(llm, prefix, name) for prefix in prefixes]
+        mean = [math.fsum(of_token) / len(prefixes) for of_token in zip(*each, strict=True)]
+        found.append((math.fsum(mean), name, mean))
+    return sorted(found, reverse=True)
+
+
+def check(found: LikeliestNames, expected: list[tuple[float, Name, list[float]]], count: int) -> None:
+    assert [(*name.ids, END) for name in found.names] == [name for _, name, _ in expected[:count]]
+    for name, (likelihood, _, log_probs) in zip(found.names, expected, strict=False):
+        assert name.log_probs == pytest.approx(log_probs, abs=1e-3)
+        assert name.log_likelihood == pytest.approx(likelihood, abs=1e-3)
+        assert math.prod(name.token_probs) == pytest.approx(math.exp(likelihood), rel=1e-2)
+    others = math.fsum(math.exp(likelihood) for likelihood, _, _ in expected[count:])
+    assert math.exp(found.log_others) >= others * (1 - 1e-3)
+
+
+def random_names(seed: int, count: int, tokens: int) -> list[Name]:
+    """Names of 1 to 4 tokens out of a few, so that many of them begin alike."""
+    draw = random.Random(seed)
+    names: set[Name] = set()
+    while len(names) < count:
+        names.add((*(draw.randint(5, 4 + tokens) for _ in range(draw.randint(1, 4))), END))
+    return sorted(names)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 256])
+@pytest.mark.parametrize(("seed", "listed", "tokens"), [(0, 40, 4), (1, 40, 20), (2, 3, 3), (3, 1, 3), (4, 90, 6)])
+def test_the_search_finds_what_reading_every_name_finds(
+    llm: nn.Module, embeds: Tensor, seed: int, listed: int, tokens: int, at_once: int
+) -> None:
+    names = random_names(seed, listed, tokens)
+    for count in {1, min(3, listed), listed}:
+        found = ListDecoder(llm).likeliest(given(embeds), Trie(names), count, at_once)
+        for prefix, result in zip(embeds, found, strict=True):
+            check(result, reference(llm, prefix[None], names), count)
+            assert (result.log_others == -math.inf) == (count == listed)
+
+
+@pytest.mark.parametrize("names", [[(5, 6, 2), (5, 6, 7, 2)], [(5, 6, 7, 2), (5, 6, 8, 2)], [(5, 2)], [(5, 6, 2)]])
+def test_names_that_all_begin_alike(llm: nn.Module, embeds: Tensor, names: list[Name]) -> None:
+    for prefix, result in zip(embeds, ListDecoder(llm).likeliest(given(embeds), Trie(names), 9), strict=True):
+        check(result, reference(llm, prefix[None], names), len(names))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 256])
+def test_rows_that_show_the_same_thing_agree(llm: nn.Module, embeds: Tensor, at_once: int) -> None:
+    names = random_names(5, 30, 5)
+    for count in (1, 4):
+        [found] = ListDecoder(llm).likeliest(given(embeds[:3]), Trie(names), count, at_once, together=True)
+        check(found, reference(llm, embeds[:3], names), count)
+    [alone] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(names), 2, together=True)
+    assert alone == ListDecoder(llm).likeliest(given(embeds[:1]), Trie(names), 2)[0]
+
+
+def test_a_list_is_scored_exactly(llm: nn.Module, embeds: Tensor) -> None:
+    decoder = ListDecoder(llm)
+    found = decoder.score(given(embeds), NAMES)
+    for row, prefix in enumerate(embeds):
+        expected = [math.fsum(token_log_probs(llm, prefix, name)) for name in NAMES]
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-3)
+    torch.testing.assert_close(decoder.score(given(embeds), NAMES, at_once=2), found, atol=1e-5, rtol=1e-5)
+
+
+def test_the_llm_reads_only_names_that_may_be_the_likeliest(llm: nn.Module, embeds: Tensor) -> None:
+    """Two passes: the prefixes, and one name that is more likely than the first tokens of all others."""
+    prefix, said = embeds[0], []
+    for _ in range(5):  # what the LLM says itself, so that the name is likely
+        words = llm.get_input_embeddings()(torch.tensor(said, dtype=torch.long))
+        with torch.no_grad():
+            said.append(int(llm(inputs_embeds=torch.cat([prefix, words])[None]).logits[0, -1].argmax()))
+    end, firsts = said[-1], [token for token in range(5, 60) if token not in said][:5]
+    listed = [tuple(said), *((token, other, end) for token in firsts for other in range(60, 70))]
+    bounds = [token_log_probs(llm, prefix, (token, end))[0] for token in firsts]
+    assert end not in said[:-1] and math.fsum(token_log_probs(llm, prefix, tuple(said))) > max(bounds)
+    read: list[tuple[int, ...]] = []
+    handle = llm.register_forward_pre_hook(
+        lambda _, args, given: read.append(tuple(given.get("input_ids", given.get("inputs_embeds")).shape[:2])),
+        with_kwargs=True,
+    )
+    try:
+        [found] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(listed), 1)
+    finally:
+        handle.remove()
+    assert found.names[0].ids == tuple(said[:-1])
+    assert read == [(1, LENGTH), (6, 4)]  # as few rows take no longer than one, all beginnings are read at once
+    assert math.exp(found.log_others) <= math.fsum(map(math.exp, bounds))
