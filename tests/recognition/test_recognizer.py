@@ -318,11 +318,17 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
             assert answers[0].prob == pytest.approx(answers[0].top[0].prob)
         one = recognizer.name(some_masks(), vocabulary=NAMES, method=method)
         assert all(a[0].text in clean and a[0].top == () for a in one)
-        if method == "scored":
-            assert texts(one) == texts(found)
+        assert texts(one) == texts(found)
+    scored = found
+    for top_k in (1, 2, 3):  # a search finds the same names, and a bound of their probabilities
+        found = recognizer.name(some_masks(), vocabulary=NAMES, top_k=top_k)
+        for [answer], [expected] in zip(found, scored, strict=True):
+            assert [one.text for one in answer.top] == [one.text for one in expected.top[:top_k] if top_k > 1]
+            assert answer.text == expected.text and 0 < answer.prob <= expected.prob + 1e-5
+            assert len(answer.token_probs) > 1
     # As many rows as one at a time.
     recognizer.budget.positions = 1
-    close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, method="scored"), found)
+    close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, method="scored"), scored)
 
 
 def test_names_are_compared_by_length_and_prior(recognizer: Recognizer) -> None:
@@ -355,7 +361,7 @@ def test_names_are_compared_by_length_and_prior(recognizer: Recognizer) -> None:
     scores = (likely - 0.4 * prior) * tokens.mean() / tokens
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     raw = np.exp(likely - likely.max()) / np.exp(likely - likely.max()).sum()
-    for method in ("constrained", "scored"):  # all three names are beams
+    for method in ("constrained", "scored"):  # the search finds all three names
         options: Any = {"vocabulary": names, "method": method, "top_k": 3}
         [[answer]] = recognizer.name([mask], ranking=ranking, **options)
         assert {one.text: one.prob for one in answer.top} == pytest.approx(
@@ -363,10 +369,7 @@ def test_names_are_compared_by_length_and_prior(recognizer: Recognizer) -> None:
         )
         assert answer.text == names[int(shares.argmax())] and answer.prob == pytest.approx(shares.max(), abs=1e-4)
         [[plain]] = recognizer.name([mask], **options)
-        if method == "scored":
-            assert {one.text: one.prob for one in plain.top} == pytest.approx(
-                dict(zip(names, raw, strict=True)), abs=1e-4
-            )
+        assert {one.text: one.prob for one in plain.top} == pytest.approx(dict(zip(names, raw, strict=True)), abs=1e-4)
     # The prior is computed once, and belongs to its mode.
     calls = []
     encode = recognizer.encoder.encode
@@ -386,7 +389,7 @@ def test_a_list_that_fits_nothing_is_answered_with_none_of_these(recognizer: Rec
     inputs = recognizer._inputs(encoded, jobs, TEST_PROMPT)
     vocabulary = Vocabulary(names, recognizer.processor, TEST_PROMPT)
     free = recognizer.decoder.greedy(inputs)
-    likely = recognizer.decoder.score(inputs, vocabulary.candidates).exp().amax(-1).tolist()
+    likely = recognizer.list_decoder.score(inputs, vocabulary.candidates).exp().amax(-1).tolist()
     ratios = [prob / name.sequence_prob for prob, name in zip(likely, free, strict=True)]
     # A threshold between two regions' ratios refuses the one and keeps the other.
     low, high = sorted(ratios)[0], sorted(ratios)[-1]

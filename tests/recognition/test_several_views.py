@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from osm.recognition import several_views
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer, _Job
 from osm.recognition.regions import regions_of
+from osm.recognition.vocabulary import Vocabulary
 
 Built = tuple[OmniScientModel, Processor]
 View = tuple[Image.Image, np.ndarray]
@@ -90,6 +92,12 @@ def test_probabilities_are_averaged_at_each_step(recognizer: Recognizer) -> None
         ids.append(int(best.indices))
     assert found.token_probs == pytest.approx(probs, rel=1e-3)
     assert found.text == recognizer.processor.name(tuple(ids))
+    # Out of a list: the name whose log-probabilities, averaged over the views, are the largest.
+    vocabulary = Vocabulary(["cat", "traffic light", "dog"], recognizer.processor, recognizer.processor.naming_prompt())
+    scores_K = torch.stack([recognizer.list_decoder.score(part, vocabulary.candidates)[0] for part in parts]).mean(0)
+    [listed] = recognizer.name_views(several, combine="probs", vocabulary=vocabulary.names)
+    assert listed.text == vocabulary.names[int(scores_K.argmax())]
+    assert math.prod(listed.token_probs) == pytest.approx(scores_K.max().exp().item(), rel=1e-2)
 
 
 @torch.inference_mode()
