@@ -3,7 +3,8 @@
 # takes about 160 minutes on two cores.
 #
 #   bash scripts/full_check.sh            all series
-#   bash scripts/full_check.sh kills llms some of: kills, memory, quickstart, llms, towers, label, scale, serve
+#   bash scripts/full_check.sh kills llms some of: tests, kills, memory, quickstart, llms, towers, label, scale,
+#                                        serve
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail
@@ -14,6 +15,8 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 series() {
     case $1 in
+    # Repetitions and further cases of the slow tests, which CI leaves out.
+    tests) OSM_LONG_TESTS=1 "$python" -m pytest -q -m long ;;
     # Random SIGKILLs over runs that change batch size and process count twice.
     kills) "$python" tests/training/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
     # The memory of each process of an FSDP run, and of a single process.
@@ -57,7 +60,7 @@ series() {
         "$python" benchmarks/serve_tables.py "$figures/serving" docs/serving.md
         ;;
     *)
-        echo "unknown series: $1 (kills, memory, quickstart, llms, towers, label, scale, serve)" >&2
+        echo "unknown series: $1 (tests, kills, memory, quickstart, llms, towers, label, scale, serve)" >&2
         return 2
         ;;
     esac
@@ -65,7 +68,7 @@ series() {
 
 wanted=("$@")
 if [ $# -eq 0 ]; then
-    wanted=(kills memory quickstart llms towers label scale serve)
+    wanted=(tests kills memory quickstart llms towers label scale serve)
 fi
 failed=()
 for name in "${wanted[@]}"; do

@@ -44,8 +44,15 @@ SLOW_FILES = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the tests of the slowest files to the front, without changing the order within a file."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Move the tests of the slowest files to the front, without changing the order within a file.
+
+    The tests that are marked `long` are left out, unless OSM_LONG_TESTS is set (scripts/full_check.sh).
+    """
+    if not os.environ.get("OSM_LONG_TESTS"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     root = Path(__file__).parent
     places = {root / name: place for place, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -87,9 +87,11 @@ def struck(tmp_path: Path) -> Struck:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_three_random_steps(workshop: Workshop, tmp_path: Path, struck: Struck, workers: int) -> None:
-    """The same run, killed three times: every loss after it is the same to the last bit.
+@pytest.mark.parametrize(
+    ("workers", "kills"), [(0, 1), (2, 1), *(pytest.param(workers, 3, marks=pytest.mark.long) for workers in (0, 2))]
+)
+def test_killed_at_random_steps(workshop: Workshop, tmp_path: Path, struck: Struck, workers: int, kills: int) -> None:
+    """The same run, killed: every loss after it is the same to the last bit.
 
     `scripts/full_check.sh kills` kills a run 30 times.
     """
@@ -98,7 +100,7 @@ def test_killed_at_three_random_steps(workshop: Workshop, tmp_path: Path, struck
     whole = workshop.train(tmp_path / "whole", *flags, **options)
     assert len(whole) == 16
     arguments = workshop.arguments(tmp_path / "run", *flags, **options)
-    steps = sorted(np.random.default_rng(workers).choice(np.arange(1, 16), 3, replace=False).tolist())
+    steps = sorted(np.random.default_rng(workers).choice(np.arange(1, 16), kills, replace=False).tolist())
     for number, step in enumerate(steps):
         code, said = struck(arguments, signal.SIGKILL, step, micro_batch=1 + number % 2)
         assert code == -signal.SIGKILL, said
@@ -143,34 +145,45 @@ def test_torchrun_starts_again_where_one_of_two_died(workshop: Workshop, tmp_pat
     assert losses(read_log(tmp_path / "run")) == losses(read_log(tmp_path / "whole"))
 
 
-@pytest.mark.slow
-def test_saved_on_two_processes_and_gone_on_with_one_and_three(
-    workshop: Workshop, tmp_path: Path, struck: Struck, capsys: Any
-) -> None:
-    """One process takes the samples of both, and its losses are theirs; what cannot share them out draws others."""
-    options: dict[str, Any] = {"sets": {"pan": (1, 36), "inst": (2, 72)}}
-    whole = workshop.train(tmp_path / "whole", *FLAGS, "--emulate_world_size", "2", **options)
-    assert len(whole) == 18
-    run = tmp_path / "run"
-    arguments = workshop.arguments(run, *FLAGS, "--fsdp", **options)
+TWO_SETS: dict[str, Any] = {"sets": {"pan": (1, 36), "inst": (2, 72)}}
+
+
+def saved_on_two(workshop: Workshop, struck: Struck, run: Path) -> None:
+    """A run of two processes with FSDP that a signal ended after step 4 of 18."""
+    arguments = workshop.arguments(run, *FLAGS, "--fsdp", **TWO_SETS)
     code, said = struck(arguments, signal.SIGTERM, 3, micro_batch=2, rank=1, launcher=launcher(2))
     assert code != 0 and "stopped by a signal after step 4" in said, said
     assert [path.name for path in readable_checkpoints(run)] == ["step_00000004"]
     kept = {path.name for path in (run / "checkpoints" / "step_00000004").iterdir()}
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "run.json"} == kept
-    three = tmp_path / "three"
-    three.mkdir()
-    (three / "checkpoints").symlink_to(run / "checkpoints")
-    on_three = workshop.arguments(three, *FLAGS, "--keep_checkpoints", "9", **options)
-    said = finish(start(on_three, launcher(3)))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_saved_on_two_processes_and_gone_on_with_three(workshop: Workshop, tmp_path: Path, struck: Struck) -> None:
+    """Three processes cannot share out the samples of two in the same way, and draw others."""
+    whole = workshop.train(tmp_path / "whole", *FLAGS, "--emulate_world_size", "2", **TWO_SETS)
+    run = tmp_path / "run"
+    saved_on_two(workshop, struck, run)
+    said = finish(start(workshop.arguments(run, *FLAGS, "--keep_checkpoints", "9", **TWO_SETS), launcher(3)))
     # 4 of 9 steps were done, which are 3 of 6 when three processes share the samples.
     assert "resuming at step 3, epoch 0, at the same point of the schedule" in said
-    records = read_log(three)
+    records = [record for record in read_log(run) if record["step"] > 3]
     assert [record["step"] for record in records] == list(range(4, 13))
     assert records[-1]["learning_rate"] == whole[-1]["learning_rate"]
 
+
+@pytest.mark.slow
+def test_saved_on_two_processes_and_gone_on_with_one(
+    workshop: Workshop, tmp_path: Path, struck: Struck, capsys: Any
+) -> None:
+    """One process takes the samples of both, and its losses are theirs."""
+    whole = workshop.train(tmp_path / "whole", *FLAGS, "--emulate_world_size", "2", **TWO_SETS)
+    assert len(whole) == 18
+    run = tmp_path / "run"
+    saved_on_two(workshop, struck, run)
     capsys.readouterr()
-    workshop.train(run, *FLAGS, **options)
+    workshop.train(run, *FLAGS, **TWO_SETS)
     assert "resuming the sample streams of 2 processes on 1" in capsys.readouterr().out
     found = read_log(run)
     assert len(found) == 18
