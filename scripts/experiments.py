@@ -66,7 +66,15 @@ class Experiments:
         """Return the paths of an experiment's prediction files."""
         return [prediction_path(self.out / name / str(fold), one, 0, 1) for one in self.sets]
 
-    def prepare(self, imagenet: bool) -> None:
+    def prepare(self, imagenet: bool, mosaics: bool) -> None:
+        if imagenet or mosaics:
+            regions = self.out / "imagenet"
+            if not (regions / "regions.json").exists():
+                _run([ROOT / "scripts/imagenet_regions.py", self.data / "imagenet_samples", regions], self.out / "log")
+            shards = self.out / "shards" / "imagenet"
+            self._convert("regions", shards, "--image_dir", regions / "images", "--json_file", regions / "regions.json")
+        if mosaics:
+            self._prepare_mosaics()
         for name in self.sets:
             sources, merged = SOURCES[name], self.out / "sets" / name
             if not (merged / "panoptic.json").exists():
@@ -84,14 +92,27 @@ class Experiments:
                     *("--image_dir", merged / "images", "--ann_dir", merged / "panoptic"),
                     *("--json_file", self.out / f"{name}_{fold}_train.json"),
                 )
-        if imagenet:
-            regions = self.out / "imagenet"
-            if not (regions / "regions.json").exists():
-                _run([ROOT / "scripts/imagenet_regions.py", self.data / "imagenet_samples", regions], self.out / "log")
-            shards = self.out / "shards" / "imagenet"
-            self._convert("regions", shards, "--image_dir", regions / "images", "--json_file", regions / "regions.json")
         for fold in range(FOLDS):
             write_atomically(self.out / f"sets_{fold}.yaml", [yaml.safe_dump({"datasets": self._rows(fold)})])
+
+    def _prepare_mosaics(self) -> None:
+        """Write the shards `mosaics_coco_FOLD`: COCO's training photos of a fold, and ImageNet's mosaics."""
+        place = self.data / "coco_panoptic" / "train"
+        mosaics, merged = self.out / "mosaics", self.out / "sets" / "mosaics"
+        if not (mosaics / "panoptic.json").exists():
+            _run([ROOT / "scripts/imagenet_mosaics.py", self.out / "imagenet", place, mosaics], self.out / "log")
+        if not (merged / "panoptic.json").exists():
+            photos = [self.data / source / "train" for source in SOURCES["coco"]]
+            _run([ROOT / "scripts/merge_panoptic.py", merged, *photos, mosaics], self.out / "log")
+        drawn = {path.name for path in (mosaics / "images").iterdir()}
+        document, _ = read_json(merged / "panoptic.json", "panoptic.json")
+        for fold in range(FOLDS):
+            names = {image["id"]: image["file_name"] for image in document["images"]}
+            keep = {number for number, name in names.items() if name in drawn or fold_of(name) != fold}
+            listed = self.out / f"mosaics_{fold}_train.json"
+            write_fold(merged, listed, keep)
+            flags = ("--image_dir", merged / "images", "--ann_dir", merged / "panoptic", "--json_file", listed)
+            self._convert("coco_panoptic", self.out / "shards" / f"mosaics_coco_{fold}", *flags)
 
     def _convert(self, form: str, out: Path, *flags: Any) -> None:
         if not (out / "000000000.tar").exists():
@@ -147,6 +168,7 @@ class Experiments:
             if name in self.sets or (name == "imagenet" and experiment.get("imagenet")):
                 images = max(1, images // 2) if experiment.get("halve_images") else images
                 shard = f"{name}_{fold}" if name in SOURCES else name
+                shard = f"mosaics_{shard}" if name == "coco" and experiment.get("mosaics") else shard
                 flags[f"{name}_shards"] = self.out / "shards" / shard / "000000000.tar"
                 flags[f"batch_size_{name}"], flags[f"train_num_samples_{name}"] = images, images * self.steps
         words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
@@ -231,7 +253,7 @@ def _main(args: argparse.Namespace) -> None:
     cache = (args.cache or args.out / "cache").resolve()
     experiments = Experiments(args.data.resolve(), args.out, args.steps, cache, sets)
     if not args.table:
-        experiments.prepare(any(wanted[name].get("imagenet") for name in chosen))
+        experiments.prepare(*(any(wanted[name].get(key) for name in chosen) for key in ("imagenet", "mosaics")))
         for name in chosen:
             experiments.run(name, wanted[name])
     found = table_of(experiments, wanted, Bootstrap())

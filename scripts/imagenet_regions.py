@@ -30,8 +30,9 @@ import torch.nn.functional as F  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.measure import label  # noqa: E402
 
+from benchmarks.everyday_names import everyday_name  # noqa: E402
 from osm.errors import OsmError, run_command  # noqa: E402
-from osm.evaluation.metrics.wordnet import WordNet, find_wordnet  # noqa: E402
+from osm.evaluation.metrics.wordnet import find_wordnet  # noqa: E402
 from osm.files import read_yaml, write_atomically  # noqa: E402
 from osm.io.images import read_rgb  # noqa: E402
 from osm.io.segmentation import encode_rle, rle_box  # noqa: E402
@@ -44,13 +45,6 @@ ELLIPSE = 0.6  # the ellipse's axes, as a share of the sides of the box
 WORDNET = "3.0"  # the release whose offsets are ImageNet's class ids
 NAMES = Path(__file__).with_name("ordinary_names.yaml")
 _FILE = re.compile(r"(n\d{8})_(.+)\.jpe?g")
-
-
-def everyday_name(wordnet: WordNet, table: dict[str, list[str]], class_id: str) -> str | None:
-    """Return the name in the table whose synset is the fewest steps above a class, or None."""
-    above = wordnet.above(int(class_id[1:]))
-    steps = [(above[int(one[1:])], name) for name, synsets in table.items() for one in synsets if int(one[1:]) in above]
-    return min(steps)[1] if steps else None
 
 
 class Classifier:

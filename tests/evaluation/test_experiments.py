@@ -152,9 +152,9 @@ def test_everyday_names_are_the_nearest_above() -> None:
             return {sense: 0, 20: 1, 30: 2, 40: 5}
 
     table = {"animal": ["n00000040"], "dog": ["n00000030", "n00000099"], "car": ["n00000050"]}
-    assert imagenet_regions.everyday_name(Above(), table, "n00000007") == "dog"
-    assert imagenet_regions.everyday_name(Above(), {"car": ["n00000050"]}, "n00000007") is None
-    assert imagenet_regions.everyday_name(Above(), {"pug": ["n00000007"], **table}, "n00000007") == "pug"
+    assert everyday_name(Above(), table, "n00000007") == "dog"
+    assert everyday_name(Above(), {"car": ["n00000050"]}, "n00000007") is None
+    assert everyday_name(Above(), {"pug": ["n00000007"], **table}, "n00000007") == "pug"
 
 
 def test_the_ellipse_is_inside_its_box() -> None:
