@@ -22,15 +22,18 @@ export PYTHONPATH=$root OMP_NUM_THREADS=1
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 echo "== photos to shards"
-"$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train"
+if [ ! -f "$out/imagenet/regions.json" ]; then
+  "$python" "$root/scripts/imagenet_regions.py" "$data/imagenet_samples" "$out/imagenet"
+fi
+if [ ! -f "$out/mosaics/panoptic.json" ]; then  # photos of ImageNet with COCO's names
+  "$python" "$root/scripts/imagenet_mosaics.py" "$out/imagenet" "$data/coco_panoptic/train" "$out/mosaics"
+fi
+"$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train" "$out/mosaics"
 for set in camvid clothing; do "$python" "$root/scripts/merge_panoptic.py" "$out/$set" "$data/$set/train"; done
 for set in coco camvid clothing; do
   "$python" -m osm prepare coco_panoptic --output_dir "$out/shards/$set" --image_dir "$out/$set/images" \
     --ann_dir "$out/$set/panoptic" --json_file "$out/$set/panoptic.json"
 done
-if [ ! -f "$out/imagenet/regions.json" ]; then
-  "$python" "$root/scripts/imagenet_regions.py" "$data/imagenet_samples" "$out/imagenet"
-fi
 "$python" -m osm prepare regions --output_dir "$out/shards/imagenet" --image_dir "$out/imagenet/images" \
   --json_file "$out/imagenet/regions.json"
 cat > "$out/sets.yaml" << YAML
@@ -52,7 +55,7 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
 mkdir -p "$out/folds"
-ln -sfn "$out/imagenet" "$out/folds/imagenet"  # the regions are found once
+for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # they are made once
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
   --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"

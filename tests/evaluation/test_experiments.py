@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from everyday_names import everyday_name
 from panoptic_pets import write_panoptic
+from PIL import Image
 
 from osm.errors import OsmError
 from osm.evaluation.metrics.statistics import Bootstrap
+from osm.io.segmentation import encode_rle
 from osm.training.run_config import parse
 
+KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "halve_images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 
@@ -31,6 +35,7 @@ def script(name: str) -> ModuleType:
 
 
 experiments, imagenet_regions = script("experiments"), script("imagenet_regions")
+imagenet_mosaics = script("imagenet_mosaics")
 merge_sets = script("merge_panoptic").merge_sets
 
 
@@ -81,7 +86,7 @@ def test_merged_sets_keep_every_photo_with_its_own_segments(tmp_path: Path) -> N
 def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) -> None:
     """Its settings differ from the baseline's, and train.py accepts them."""
     wanted, baseline = WANTED[name], WANTED["baseline"]
-    assert wanted["why"] and set(wanted) <= {"why", "config", "set", "train", "imagenet", "halve_images", "versus"}
+    assert wanted["why"] and set(wanted) <= KEYS
     assert wanted.get("versus", "baseline") in WANTED
     assert name == "baseline" or {k: v for k, v in wanted.items() if k != "why"} != {
         k: v for k, v in baseline.items() if k != "why"
@@ -171,8 +176,75 @@ def test_photos_of_other_classes_are_refused(tmp_path: Path) -> None:
         imagenet_regions.photos_of(tmp_path)
 
 
-def test_the_everyday_names_are_written_as_the_script_reads_them() -> None:
-    table = yaml.safe_load((ROOT / "scripts" / "ordinary_names.yaml").read_text())
+@pytest.mark.parametrize("name", ["ordinary_names", "coco_names"])
+def test_the_everyday_names_are_written_as_the_scripts_read_them(name: str) -> None:
+    table = yaml.safe_load((ROOT / "scripts" / f"{name}.yaml").read_text())
     synsets = [one for synsets in table.values() for one in synsets]
     assert len(synsets) == len(set(synsets)) and all(one[0] == "n" and len(one) == 9 for one in synsets)
     assert int(synsets[0][1:]) > 0 and all(name == " ".join(name.lower().split()) for name in table)
+
+
+class Above:
+    """A WordNet in which every class is directly below the synset with its own number."""
+
+    def above(self, sense: int) -> dict[int, int]:
+        return {sense: 0}
+
+
+def test_mosaics_show_each_photo_with_its_salient_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven photos of one color each, of which one has no name and three have the same, of which two are used."""
+    colors = [(20 * number + 20, 255 - 20 * number, 90) for number in range(11)]
+    (tmp_path / "regions" / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for number, color in enumerate(colors):
+        size = (64, 32) if number % 2 else (30, 60)
+        photo = Image.new("RGB", size, (0, 0, 0))
+        photo.paste(color, (4, 8, 24, 28))
+        name = f"n{number:08d}.png"
+        photo.save(tmp_path / "regions" / "images" / name)
+        images.append({"id": 50 + number, "file_name": name, "width": size[0], "height": size[1]})
+        inside = np.zeros((size[1], size[0]), bool)
+        inside[8:28, 4:24] = True
+        rows = [{"bbox": [0, 0, 5, 5]}, {"segmentation": encode_rle(inside)}, {"segmentation": encode_rle(~inside)}]
+        annotations += [{"id": len(annotations) + k, "image_id": 50 + number, **row} for k, row in enumerate(rows)]
+    (tmp_path / "regions" / "regions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (tmp_path / "coco").mkdir()
+    categories = [{"id": 100 + number, "name": f"name {number}"} for number in range(11)]
+    (tmp_path / "coco" / "panoptic.json").write_text(json.dumps({"categories": categories}))
+    table = {f"name {number}": [f"n{number:08d}"] for number in range(9) if number not in (4, 5)}
+    table["name 3"] += ["n00000004", "n00000005"]
+    (tmp_path / "names.yaml").write_text(yaml.safe_dump(table))
+    monkeypatch.setattr(imagenet_mosaics, "NAMES", tmp_path / "names.yaml")
+    monkeypatch.setattr(imagenet_mosaics, "find_wordnet", Above)
+    monkeypatch.setattr(imagenet_mosaics, "MOST", 2)
+    monkeypatch.setattr(imagenet_mosaics, "ROWS", 2)
+    imagenet_mosaics.make(tmp_path / "regions", tmp_path / "coco", tmp_path / "out")
+
+    document = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    shown: list[tuple[int, int]] = []
+    for image, row in zip(document["images"], document["annotations"], strict=True):
+        assert image["id"] == row["image_id"]
+        with Image.open(tmp_path / "out" / "images" / image["file_name"]) as opened:
+            picture_HW3 = np.array(opened)
+        with Image.open(tmp_path / "out" / "panoptic" / row["file_name"]) as opened:
+            ids_HW = (np.array(opened).astype(int) * [1, 256, 65536]).sum(-1)
+        assert ids_HW.shape == picture_HW3.shape[:2] == (image["height"], image["width"]) == (640, 640)
+        assert set(np.unique(ids_HW)) == {0, *(segment["id"] for segment in row["segments_info"])}
+        for segment in row["segments_info"]:
+            inside = ids_HW == segment["id"]
+            ys, xs = np.nonzero(inside)
+            assert segment["area"] == inside.sum() and segment["iscrowd"] == 0
+            box = [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+            assert segment["bbox"] == box and box[2] == pytest.approx(box[3], abs=2)
+            assert np.median(np.abs(picture_HW3[inside] - picture_HW3[inside].mean(0))) < 4
+            color = np.median(picture_HW3[inside], 0)
+            [nearest] = [k for k, one in enumerate(colors) if np.abs(color - one).max() < 6]
+            shown.append((segment["category_id"] - 100, nearest))
+    named = {number: 3 if number in (4, 5) else number for number in range(9)}
+    assert all(category == named[photo] for category, photo in shown)
+    assert sorted(category for category, _ in shown) == [0, 1, 2, 3, 3, 6, 7, 8]
+    assert len(document["images"]) == 2 and document["categories"] == categories
+    table["another"] = ["n00000009"]
+    (tmp_path / "names.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(OsmError, match="'another' is not the name of a category of COCO panoptic"):
+        imagenet_mosaics.make(tmp_path / "regions", tmp_path / "coco", tmp_path / "again")
