@@ -6,7 +6,7 @@
 # DATA contains coco_mini/, coco_panoptic/, camvid/ and clothing/, each with train/ and val/ in COCO panoptic format, and
 # imagenet_samples/ with one photo of each class of ImageNet-1k (scripts/imagenet_regions.py). WordNet's files are needed
 # for the names of these photos (apt-get install wordnet-base). If it is interrupted, the same command resumes.
-# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [7], STEPS [100] of an epoch, VIEWS [2], the
+# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
 # crops of a photo, and FOLD_STEPS [250] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
 # the folder of the tower's tokens, which runs can share.
 set -euo pipefail
@@ -46,7 +46,7 @@ YAML
 echo "== training"
 images=$((2 * steps))  # a step takes `batch_size` images of a set in each of two processes
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" --config osm_small \
-  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-6}" --views "${VIEWS:-2}" \
   --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 3 --train_num_samples_coco $((3 * images)) \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \
@@ -83,4 +83,4 @@ probe clothing clothing &
 probe coco_panoptic coco && probe coco_mini coco && probe camvid camvid
 wait $!
 
-echo "== to ship: copy $out/model/* to osm/weights/osm_small"
+echo "== to ship: scripts/shipped_record.py $out BEFORE, with the predictions of the version before for the val photos"
