@@ -25,7 +25,7 @@ _FEW = 8  # so many rows take an LLM hardly longer than a single row
 
 
 @dataclass(frozen=True)
-class ListedName:
+class LikelyName:
     """A name of a list.
 
     Attributes:
@@ -56,7 +56,7 @@ class LikeliestNames:
         log_others: the logarithm of an upper bound of the summed likelihoods of all other names of the list.
     """
 
-    names: list[ListedName]
+    names: list[LikelyName]
     log_others: float
 
 
@@ -192,7 +192,7 @@ class _Search:
 
     def __init__(self, trie: Trie, count: int, first_V: Tensor) -> None:
         self.trie, self.count, self.first_V = trie, count, first_V
-        self.found: list[ListedName] = []  # most likely first
+        self.found: list[LikelyName] = []  # most likely first
         self.open: list[tuple[float, tuple[int, ...], _Continuations]] = []  # a heap; the ids decide between equals
         ids, following = trie.common(())
         if ids:
@@ -215,7 +215,7 @@ class _Search:
             one = continuations.follow()
             self._push(continuations)
             if self.trie.common(one.ids) == (one.ids, []):  # a complete name
-                self._add(ListedName(one.ids[:-1], one.log_probs))
+                self._add(LikelyName(one.ids[:-1], one.log_probs))
             else:
                 found.append(one)
         return found
@@ -238,7 +238,7 @@ class _Search:
         if following:
             self._open(_Beginning(ids, log_probs), following, later_TV[len(ids) - 1])
         else:
-            self._add(ListedName(ids[:-1], log_probs))
+            self._add(LikelyName(ids[:-1], log_probs))
 
     def result(self) -> LikeliestNames:
         others = [one.log_likelihood for one in self.found[self.count :]]
@@ -255,5 +255,5 @@ class _Search:
         if continuations.used < len(continuations.tokens):
             heapq.heappush(self.open, (-continuations.bound, continuations.beginning.ids, continuations))
 
-    def _add(self, name: ListedName) -> None:
+    def _add(self, name: LikelyName) -> None:
         self.found = sorted([*self.found, name], key=lambda one: -one.log_likelihood)
