@@ -255,7 +255,7 @@ class _Checks:
 
     @torch.no_grad()
     def decoder(self) -> None:
-        """Greedy search whose rows end at different steps, beams, a list, and the scores of a list."""
+        """Greedy search whose rows end at different steps, beams, the most likely names of a list, and its scores."""
         inputs = self._given(self.processor.prompts([PROMPTS[0]] * 3))
         ones = [self._alone(inputs, row) for row in range(3)]
         free = [self._greedy(one, STEPS, set())[0] for one in ones]
@@ -272,11 +272,11 @@ class _Checks:
         a, b, c, d, e, f, g = [token for token in range(20, 40) if token not in stops][:7]
         listed = [(a, b, end), (a, c, end), (a, end), (d, end), (e, f, g, end)]
         scores = ListDecoder(self.llm).score(inputs, listed)
-        searched = ListDecoder(self.llm).likeliest(inputs, Trie(listed), 2)
+        searched = ListDecoder(self.llm).likeliest(inputs, Trie(listed), len(listed))
         for row, one in enumerate(ones):
             likelihoods = [self._likelihood(one, ids) for ids in listed]
             _close(f"scores, row {row}", scores[row], likelihoods)
-            ordered = sorted(zip(likelihoods, listed, strict=True), reverse=True)[:2]
+            ordered = sorted(zip(likelihoods, listed, strict=True), reverse=True)
             names = searched[row].names
             _same(f"list, row {row}", [(*name.ids, end) for name in names], [ids for _, ids in ordered])
             _close(f"list, row {row}", [name.log_likelihood for name in names], [value for value, _ in ordered])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What a list of names is worth: accuracy and seconds of four ways to name the same masks.
 
-Free naming, and out of the set's own names: constrained (search in a trie), scored (likelihood of every name), mapped
-(said freely, then the nearest name). Accuracy is the published one. Prints one JSON document last.
+Free naming, and out of the set's own names: constrained (search for the likeliest name), scored (likelihood of every
+name), mapped (said freely, then the nearest name). Accuracy is the published one. Prints one JSON document last.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """

@@ -15,8 +15,8 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 series() {
     case $1 in
-    # Repetitions and further cases of the slow tests, which CI leaves out.
-    tests) OSM_LONG_TESTS=1 "$python" -m pytest -q -m long ;;
+    # Repetitions and further cases of the slow tests, which CI leaves out, and all layouts of both bridges.
+    tests) OSM_LONG_TESTS=1 "$python" -m pytest -q -m "long or layouts" ;;
     # Random SIGKILLs over runs that change batch size and process count twice.
     kills) "$python" tests/training/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
     # The memory of each process of an FSDP run, and of a single process.

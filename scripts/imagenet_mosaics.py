@@ -5,8 +5,8 @@
 
 REGIONS is what scripts/imagenet_regions.py wrote, and COCO is a folder with COCO's panoptic.json, of which only the
 categories are read. Nine photos are scaled down and placed in a grid, and each photo's salient region is a segment. A
-photo is used if scripts/coco_names.yaml has a name for its class. At most six photos have the same name, so that the
-118 breeds of dogs do not outweigh all else. OUT is written in COCO panoptic format (images/, panoptic/, panoptic.json).
+photo is used if scripts/coco_names.yaml has a name for its class. At most six photos have the same name, so that
+ImageNet's 118 dog breeds do not dominate. OUT is written in COCO panoptic format (images/, panoptic/, panoptic.json).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from osm.io.resizing import fitted_size  # noqa: E402
 from osm.io.segmentation import decode_segmentation  # noqa: E402
 
 NAMES = Path(__file__).with_name("coco_names.yaml")
-ROWS, CELL = 3, 320  # a picture has ROWS x ROWS photos, whose longer side is CELL pixels
+ROWS, CELL = 3, 320  # a picture has ROWS x ROWS photos, whose longer side is at most CELL pixels
 MOST = 6  # photos with the same name
 SEED = 0
 GRAY = 128

@@ -55,7 +55,7 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
 mkdir -p "$out/folds"
-for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # they are made once
+for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # reuse what was made above
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
   --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"
@@ -83,4 +83,4 @@ probe clothing clothing &
 probe coco_panoptic coco && probe coco_mini coco && probe camvid camvid
 wait $!
 
-echo "== to ship: scripts/shipped_record.py $out BEFORE, with the predictions of the version before for the val photos"
+echo "== to ship: scripts/shipped_record.py $out BEFORE, with the previous version's predictions for the val photos"

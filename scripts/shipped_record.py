@@ -3,10 +3,10 @@
 
     python3 scripts/shipped_record.py OUT BEFORE
 
-OUT is the folder of scripts/shipped.sh. BEFORE contains the predictions of the version before for the same photos
+OUT is the folder of scripts/shipped.sh. BEFORE contains the predictions of the previous version for the same photos
 (scripts/score_folders.py), with which those in OUT/val are compared (`osm compare`). The scores that were recorded last
-become those of the version before. A ridge probe that was not run again (an empty OUT/probe_NAME.json) is kept, because
-it does not depend on the model. benchmarks/shipped_tables.py then updates the tables.
+become those of the previous version. A ridge probe that was not run again (an empty OUT/probe_NAME.json) is kept,
+because it does not depend on the model. benchmarks/shipped_tables.py then updates the tables.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def scores_of(out: Path) -> dict[str, Any]:
 def record(out: Path, before: Path) -> None:
     last, _ = read_json(FIGURES / "val.json", "val.json")
     after = scores_of(out)
+    # If the same results are recorded again, the previous version stays the same.
+    previous = last["before"] if last["after"]["folders"] == after["folders"] else last["after"]
     names = [name for name in after["folders"] if name != "all"]
     probes = last["ridge_probe"]
     for name in names:
@@ -64,24 +66,24 @@ def record(out: Path, before: Path) -> None:
     document = {
         "machine": last["machine"],
         "after": {**after, "checkpoint": "osm_small"},
-        "before": last["after"],
+        "before": previous,
         "difference": {name: paired(before, out / "val", name) for name in names},
         "ridge_probe": probes,
         "ridge_probe_without_zoom_windows": last["ridge_probe_without_zoom_windows"],
     }
-    write_atomically(FIGURES / "val.json", [json.dumps(document, indent=1) + "\n"])
     for name in ("calibration", "calibration_val"):
         shutil.copyfile(out / f"{name}.json", FIGURES / f"{name}.json")
     shutil.copyfile(out / "run" / "log.jsonl", FIGURES / "log.jsonl")
     shutil.copyfile(out / "reliability.png", ROOT / "docs" / "images" / "reliability.png")
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(out / "model" / name, WEIGHTS / name)
+    write_atomically(FIGURES / "val.json", [json.dumps(document, indent=1) + "\n"])  # when all else is there
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="the folder of scripts/shipped.sh")
-    parser.add_argument("before", type=Path, help="the predictions of the version before")
+    parser.add_argument("before", type=Path, help="the predictions of the previous version")
     args = parser.parse_args()
     return run_command(lambda _: record(args.out.resolve(), args.before.resolve()), args)
 

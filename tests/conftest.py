@@ -47,7 +47,7 @@ SLOW_FILES = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Move the tests of the slowest files to the front, without changing the order within a file.
 
-    The tests that are marked `long` are left out, unless OSM_LONG_TESTS is set (scripts/full_check.sh).
+    The tests that are marked `long` are skipped unless OSM_LONG_TESTS is set, as in scripts/full_check.sh.
     """
     if not os.environ.get("OSM_LONG_TESTS"):
         left_out = [item for item in items if item.get_closest_marker("long")]

@@ -1,4 +1,4 @@
-"""Decodes names with an LLM, by greedy or beam search. `osm.recognition.list_search` finds the names of a list.
+"""Decodes names with an LLM, by greedy or beam search. For the names of a list, see `osm.recognition.list_search`.
 
 All rows in an LLM batch have prefixes of the same length, so no padding is needed. A row is removed from the batch once
 its name is complete.

@@ -2,7 +2,7 @@
 
 The likelihood of a name is the LLM's probability of all its tokens, including the end token. The probability of the
 first tokens of a name is an upper bound of its likelihood. The search is a branch and bound: it follows the most likely
-beginnings and stops when no other name of the list can be more likely. It therefore returns the same names as the
+beginnings and stops when no other name of the list can be more likely. It therefore finds the same names as the
 computation of all likelihoods, but the LLM reads only a few of the names.
 
 Shapes: R rows, K candidates, P (row, text) pairs, T token positions, V entries in the LLM's vocabulary.
@@ -10,9 +10,10 @@ Shapes: R rows, K candidates, P (row, text) pairs, T token positions, V entries 
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from torch import Tensor, nn
 from osm.models.llm_forward import DecodingState, LlmInputs, read_prefix, read_tokens
 from osm.recognition.vocabulary import Trie
 
-_FEW = 8  # so many rows take an LLM hardly longer than a single row
+_FEW = 8  # an LLM reads this many rows in about the same time as one row
+_SMALL = math.log(
+    0.1
+)  # an unread beginning is small if it has less than this share of the likelihood of the names found
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,12 @@ class LikelyName:
     Attributes:
         ids: the token ids of the name, without the end token.
         log_probs: the log-probabilities of these ids, followed by that of the end token.
+        log_likelihood: their sum.
     """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
-
-    @property
-    def log_likelihood(self) -> float:
-        """The log-likelihood of the name, including the end token."""
-        return math.fsum(self.log_probs)
+    log_likelihood: float
 
     @property
     def token_probs(self) -> tuple[float, ...]:
@@ -52,7 +53,7 @@ class LikeliestNames:
     """The result of a search.
 
     Attributes:
-        names: the most likely names, most likely first.
+        names: the names whose likelihoods were computed, most likely first. They are at least as many as were wanted.
         log_others: the logarithm of an upper bound of the summed likelihoods of all other names of the list.
     """
 
@@ -68,16 +69,25 @@ class ListDecoder:
 
     @torch.no_grad()
     def likeliest(
-        self, inputs: LlmInputs, trie: Trie, count: int = 1, at_once: int = 256, together: bool = False
+        self,
+        inputs: LlmInputs,
+        trie: Trie,
+        count: int = 1,
+        classes: Mapping[tuple[int, ...], int] | None = None,
+        at_once: int = 256,
+        together: bool = False,
     ) -> list[LikeliestNames]:
-        """Find the `count` most likely names of a list, the same as the best ones by `score`.
+        """Find the `count` most likely names of a list. These are the names with the highest `score`.
 
         Args:
             inputs: rows of equal length, without padding.
             trie: the names of the list.
             count: number of names per row.
+            classes: for the token ids of each name (without the end token), its class. The likelihood of a class is the
+                sum over its names. The `count` most likely classes are then found instead of names. None: every name
+                is a class of its own.
             at_once: number of (row, beginning of a name) pairs per forward pass.
-            together: whether all rows show the same thing, so that they get a single result. The log-probabilities of
+            together: whether all rows show the same object. They then share one result, and the log-probabilities of
                 each token are averaged over the rows.
 
         Returns:
@@ -85,17 +95,19 @@ class ListDecoder:
         """
         first_RV, state = self._read_prefix(inputs)
         groups = [list(range(len(inputs)))] if together else [[row] for row in range(len(inputs))]
-        searches = [_Search(trie, count, first_RV[rows].mean(0)) for rows in groups]
+        searches = [_Search(trie, count, classes, first_RV[rows].mean(0)) for rows in groups]
+        pairs = max(1, at_once // len(groups[0]))
+        most = count
         while active := [(rows, search) for rows, search in zip(groups, searches, strict=True) if search.unfinished]:
-            most = max(count, _FEW // len(active))
-            taken = [(rows, search, one) for rows, search in active for one in search.taken(most)]
-            pairs = max(1, at_once // len(groups[0]))
+            few = max(most, _FEW // len(active))
+            taken = [(rows, search, one) for rows, search in active for one in search.taken(few)]
             for start in range(0, len(taken), pairs):
                 some = taken[start : start + pairs]
                 texts = [search.unread(one) for rows, search, one in some for _ in rows]
                 later_PTV = self._read(texts, [row for rows, _, _ in some for row in rows], state)
                 for (rows, search, one), later_rTV in zip(some, later_PTV.split(len(groups[0])), strict=True):
                     search.grow(one, later_rTV.mean(0) if len(rows) > 1 else later_rTV[0])
+            most *= 2  # if many names are about equally likely, the number of passes grows slowly with the list
         return [search.result() for search in searches]
 
     @torch.no_grad()
@@ -172,7 +184,7 @@ class _Continuations:
 
     @property
     def bound(self) -> float:
-        """The log-likelihood up to the next token: an upper bound of that of each name which is left."""
+        """The log-likelihood up to the next token. It bounds the log-likelihood of every remaining name from above."""
         return math.fsum((*self.beginning.log_probs, self.log_probs[self.used]))
 
     def others(self) -> list[float]:
@@ -188,11 +200,12 @@ class _Continuations:
 
 
 class _Search:
-    """The search for the `count` most likely names of a list in one row, or in several rows together."""
+    """The search for the `count` most likely names or classes of a list in one row, or in several rows together."""
 
-    def __init__(self, trie: Trie, count: int, first_V: Tensor) -> None:
-        self.trie, self.count, self.first_V = trie, count, first_V
+    def __init__(self, trie: Trie, count: int, classes: Mapping[tuple[int, ...], int] | None, first_V: Tensor) -> None:
+        self.trie, self.count, self.classes = trie, count, classes
         self.found: list[LikelyName] = []  # most likely first
+        self.log_found = -math.inf  # the logarithm of their summed likelihoods
         self.open: list[tuple[float, tuple[int, ...], _Continuations]] = []  # a heap; the ids decide between equals
         ids, following = trie.common(())
         if ids:
@@ -202,31 +215,49 @@ class _Search:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a name that has not been found may be more likely than those that have been."""
-        if not self.open:
-            return False
-        return len(self.found) < self.count or -self.open[0][0] > self.found[self.count - 1].log_likelihood
+        """Whether the result may change, or the likelihood of all other names may be large."""
+        return bool(self.open) and (self._must_read_on() or (self.classes is not None and self._classes_unfinished()))
+
+    def _must_read_on(self) -> bool:
+        """Whether the most likely beginning may contain one of the `count` most likely names, or is not small."""
+        if len(self.found) < self.count:
+            return True
+        bound = -self.open[0][0]
+        return bound > self.found[self.count - 1].log_likelihood or bound > self.log_found + _SMALL
+
+    def _classes_unfinished(self) -> bool:
+        """Whether a class may be more likely than the `count` best ones. Any class may have all names that are left."""
+        assert self.classes is not None
+        sums: dict[int, float] = {}
+        for name in self.found:
+            number = self.classes[name.ids]
+            sums[number] = sums.get(number, 0.0) + math.exp(name.log_likelihood)
+        ordered = sorted(sums.values(), reverse=True)
+        if len(ordered) < self.count:
+            return True
+        following = ordered[self.count] if len(ordered) > self.count else 0.0
+        return following + math.exp(self._log_others()) > ordered[self.count - 1]
 
     def taken(self, most: int) -> list[_Beginning]:
         """Return up to `most` beginnings that the LLM has to read next, the most likely ones."""
         found: list[_Beginning] = []
-        while self.unfinished and len(found) < most:
+        while self.open and len(found) < most and (self.classes is not None or self._must_read_on()):
             _, _, continuations = heapq.heappop(self.open)
             one = continuations.follow()
             self._push(continuations)
             if self.trie.common(one.ids) == (one.ids, []):  # a complete name
-                self._add(LikelyName(one.ids[:-1], one.log_probs))
+                self._add(one)
             else:
                 found.append(one)
         return found
 
     def unread(self, one: _Beginning) -> tuple[int, ...]:
-        """Return the ids to read so that the names with this beginning can be told apart or, if it is one, scored."""
+        """Return the ids to read before the names with this beginning differ, or the only such name can be scored."""
         ids, following = self.trie.common(one.ids)
         return ids if following else ids[:-1]
 
     def grow(self, one: _Beginning, later_TV: Tensor) -> None:
-        """Replace a beginning by the name that it stands for, or by its continuations.
+        """Replace a beginning by its only name, or by its continuations.
 
         Args:
             one: a beginning from `taken`.
@@ -238,13 +269,13 @@ class _Search:
         if following:
             self._open(_Beginning(ids, log_probs), following, later_TV[len(ids) - 1])
         else:
-            self._add(LikelyName(ids[:-1], log_probs))
+            self._add(_Beginning(ids, log_probs))
 
     def result(self) -> LikeliestNames:
-        others = [one.log_likelihood for one in self.found[self.count :]]
-        others += [one for _, _, continuations in self.open for one in continuations.others()]
-        log_others = torch.tensor([-math.inf, *others], dtype=torch.float64).logsumexp(0).item()
-        return LikeliestNames(self.found[: self.count], log_others)
+        return LikeliestNames(self.found, self._log_others())
+
+    def _log_others(self) -> float:
+        return _log_sum([one for _, _, continuations in self.open for one in continuations.others()])
 
     def _open(self, beginning: _Beginning, following: list[int], next_V: Tensor) -> None:
         ordered = next_V[following].sort(descending=True, stable=True)
@@ -255,5 +286,15 @@ class _Search:
         if continuations.used < len(continuations.tokens):
             heapq.heappush(self.open, (-continuations.bound, continuations.beginning.ids, continuations))
 
-    def _add(self, name: LikelyName) -> None:
-        self.found = sorted([*self.found, name], key=lambda one: -one.log_likelihood)
+    def _add(self, name: _Beginning) -> None:
+        likely = LikelyName(name.ids[:-1], name.log_probs, math.fsum(name.log_probs))
+        bisect.insort(self.found, likely, key=lambda one: -one.log_likelihood)
+        self.log_found = _log_sum([self.log_found, likely.log_likelihood])
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    """Return the logarithm of the sum of the exponentials of some values."""
+    largest = max(values, default=-math.inf)
+    if largest == -math.inf:
+        return -math.inf
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))

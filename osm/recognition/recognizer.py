@@ -76,7 +76,7 @@ class _Request:
 
     @property
     def names(self) -> int:
-        """The number of names that are searched for a region."""
+        """The number of names, or classes of names, to find for each region."""
         constrained = self.vocabulary is not None and self.method == "constrained"
         return max(self.top_k, RANKED) if constrained and not self.ranking.raw else self.top_k
 
@@ -446,7 +446,9 @@ class Recognizer:
         at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + int(tokens_K.max()))
         searched: list[LikeliestNames] = []
         if request.method == "constrained":
-            searched = self.list_decoder.likeliest(inputs, vocabulary.trie, request.names, at_once, together)
+            searched = self.list_decoder.likeliest(
+                inputs, vocabulary.trie, request.names, vocabulary.class_of_ids, at_once, together
+            )
             likelihoods_RK, others_R1 = likelihoods_of(searched, vocabulary)
         else:
             likelihoods_RK = self.list_decoder.score(inputs, vocabulary.candidates, at_once)
@@ -455,7 +457,7 @@ class Recognizer:
         if ranking.prior_weight:
             prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once) for mode in modes])
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
-        if ranking.raw:  # the names that were not found count as much as they may
+        if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
         shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)]
         found = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,17 @@ class Ranking:
 
 
 class Trie:
-    """A trie of names. Each name is stored as a sequence of token ids that includes an end token.
-
-    Attributes:
-        depth: number of token ids in the longest sequence.
-    """
+    """A trie of names. Each name is stored as a sequence of token ids that includes an end token."""
 
     def __init__(self, names: Iterable[Sequence[int]]) -> None:
         self._root: dict[int, Any] = {}
-        self.depth = 0
         for ids in names:
-            self.depth = max(self.depth, len(ids))
             node = self._root
             for token in ids:
                 node = node.setdefault(token, {})
 
     def common(self, ids: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
-        """Return what all names that begin with the given token ids have in common.
+        """Return the longest common beginning of all names that start with the given token ids.
 
         No name is the beginning of another one, because each ends with an end token that occurs nowhere else in a name.
 
@@ -126,7 +121,7 @@ class Vocabulary:
 
     Attributes:
         classes: the classes. A name without an id is a class of its own.
-        names: the names of all classes.
+        names: the names of all classes. Of several names with the same tokens, only the first is kept.
         class_of: for each name, the index of its class.
         candidates: for each name, its token ids, with the end token last.
         priors: mode -> float64 (K,), the log-likelihood of each name for a gray image, once computed.
@@ -137,17 +132,23 @@ class Vocabulary:
 
     def __init__(self, entries: Iterable[str | LabelClass], processor: Processor, prompt: str) -> None:
         self.classes = check_classes(entries)
-        self.names = [name for one in self.classes for name in one.names]
-        self.class_of = [number for number, one in enumerate(self.classes) for _ in one.names]
-        self.candidates = []
-        for name in self.names:
-            try:
-                ids, start = processor.training_row(prompt, name)
-            except SampleError as error:
-                raise OsmError(f"vocabulary: {error}") from None
-            self.candidates.append(tuple(ids[start:]))  # includes the end token
+        self.names: list[str] = []
+        self.class_of: list[int] = []
+        self.candidates: list[tuple[int, ...]] = []
+        known: set[tuple[int, ...]] = set()
+        for number, one in enumerate(self.classes):
+            for name in one.names:
+                try:
+                    row, start = processor.training_row(prompt, name)
+                except SampleError as error:
+                    raise OsmError(f"vocabulary: {error}") from None
+                ids = tuple(row[start:])  # includes the end token
+                if ids not in known:  # a tokenizer may give two spellings the same tokens
+                    known.add(ids)
+                    self.names.append(name)
+                    self.class_of.append(number)
+                    self.candidates.append(ids)
         self.trie = Trie(self.candidates)
-        self._index = {name: number for number, name in enumerate(self.names)}
         self._index_of_ids = {ids[:-1]: number for number, ids in enumerate(self.candidates)}
         self.priors: dict[str, Tensor] = {}
 
@@ -155,9 +156,12 @@ class Vocabulary:
         """Return the index of the name with the given token ids, without the end token."""
         return self._index_of_ids[tuple(ids)]
 
-    def class_named(self, name: str) -> ListedClass:
-        """Return the class that a name of the vocabulary belongs to."""
-        return self.classes[self.class_of[self._index[name]]]
+    @cached_property
+    def class_of_ids(self) -> dict[tuple[int, ...], int] | None:
+        """The index of the class for each name's token ids, without the end token. None if no class has two names."""
+        if len(self.names) == len(set(self.class_of)):
+            return None
+        return {ids: self.class_of[number] for ids, number in self._index_of_ids.items()}
 
 
 def _is_name(name: Any) -> bool:

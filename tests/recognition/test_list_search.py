@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from tiny import tiny_llm
 from torch import Tensor, nn
 
 from osm.models.llm_forward import LlmInputs
-from osm.recognition.list_search import LikeliestNames, ListDecoder
+from osm.recognition.list_search import LikeliestNames, LikelyName, ListDecoder
 from osm.recognition.vocabulary import Trie
 
 ROWS, LENGTH, END = 5, 7, 2
@@ -33,6 +36,19 @@ def embeds(llm: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     width = llm.get_input_embeddings().embedding_dim
     return torch.randn(ROWS, LENGTH, width, generator=generator)
+
+
+@contextlib.contextmanager
+def less_sure(llm: nn.Module, factor: float) -> Iterator[None]:
+    """Multiplies the logits by a factor for a while."""
+    kept = llm.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        llm.lm_head.weight.mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            llm.lm_head.weight.copy_(kept)
 
 
 def given(embeds: Tensor) -> LlmInputs:
@@ -58,13 +74,17 @@ def reference(llm: nn.Module, prefixes: Tensor, names: list[Name]) -> list[tuple
 
 
 def check(found: LikeliestNames, expected: list[tuple[float, Name, list[float]]], count: int) -> None:
-    assert [(*name.ids, END) for name in found.names] == [name for _, name, _ in expected[:count]]
-    for name, (likelihood, _, log_probs) in zip(found.names, expected, strict=False):
-        assert name.log_probs == pytest.approx(log_probs, abs=1e-3)
-        assert name.log_likelihood == pytest.approx(likelihood, abs=1e-3)
-        assert math.prod(name.token_probs) == pytest.approx(math.exp(likelihood), rel=1e-2)
-    others = math.fsum(math.exp(likelihood) for likelihood, _, _ in expected[count:])
-    assert math.exp(found.log_others) >= others * (1 - 1e-3)
+    assert [(*name.ids, END) for name in found.names[:count]] == [name for _, name, _ in expected[:count]]
+    known = {name: (likelihood, log_probs) for likelihood, name, log_probs in expected}
+    for one in found.names:
+        likelihood, log_probs = known.pop((*one.ids, END))
+        assert one.log_probs == pytest.approx(log_probs, abs=1e-3)
+        assert one.log_likelihood == pytest.approx(likelihood, abs=1e-3)
+        assert math.prod(one.token_probs) == pytest.approx(math.exp(likelihood), rel=1e-2)
+    assert [one.log_likelihood for one in found.names] == sorted((o.log_likelihood for o in found.names), reverse=True)
+    # The bound is not below the names that are left, and not above the names that each of their first tokens may begin.
+    others = math.fsum(math.exp(likelihood) for likelihood, _ in known.values())
+    assert others * (1 - 1e-3) <= math.exp(found.log_others) <= 1 + 1e-3
 
 
 def random_names(seed: int, count: int, tokens: int) -> list[Name]:
@@ -83,10 +103,13 @@ def test_the_search_finds_what_reading_every_name_finds(
 ) -> None:
     names = random_names(seed, listed, tokens)
     for count in {1, min(3, listed), listed}:
-        found = ListDecoder(llm).likeliest(given(embeds), Trie(names), count, at_once)
+        found = ListDecoder(llm).likeliest(given(embeds), Trie(names), count, at_once=at_once)
         for prefix, result in zip(embeds, found, strict=True):
             check(result, reference(llm, prefix[None], names), count)
-            assert (result.log_others == -math.inf) == (count == listed)
+            assert (result.log_others == -math.inf) == (len(result.names) == listed)
+            total = math.fsum(math.exp(one.log_likelihood) for one in result.names)
+            # Any beginning that was not read is smaller than a tenth of what was.
+            assert math.exp(result.log_others) <= 0.1 * total * (listed - len(result.names)) * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("names", [[(5, 6, 2), (5, 6, 7, 2)], [(5, 6, 7, 2), (5, 6, 8, 2)], [(5, 2)], [(5, 6, 2)]])
@@ -99,7 +122,8 @@ def test_names_that_all_begin_alike(llm: nn.Module, embeds: Tensor, names: list[
 def test_rows_that_show_the_same_thing_agree(llm: nn.Module, embeds: Tensor, at_once: int) -> None:
     names = random_names(5, 30, 5)
     for count in (1, 4):
-        [found] = ListDecoder(llm).likeliest(given(embeds[:3]), Trie(names), count, at_once, together=True)
+        decoder = ListDecoder(llm)
+        [found] = decoder.likeliest(given(embeds[:3]), Trie(names), count, at_once=at_once, together=True)
         check(found, reference(llm, embeds[:3], names), count)
     [alone] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(names), 2, together=True)
     assert alone == ListDecoder(llm).likeliest(given(embeds[:1]), Trie(names), 2)[0]
@@ -114,26 +138,90 @@ def test_a_list_is_scored_exactly(llm: nn.Module, embeds: Tensor) -> None:
     torch.testing.assert_close(decoder.score(given(embeds), NAMES, at_once=2), found, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_likelihood_of_a_class_is_the_sum_over_its_names(llm: nn.Module, embeds: Tensor, count: int) -> None:
+    """With several divisions of the same names into classes."""
+    names = random_names(6, 40, 6)
+    changed = 0
+    for seed in range(4):
+        draw = random.Random(seed)
+        classes = {name[:-1]: draw.randrange(7) for name in names}
+        with less_sure(llm, 0.01):
+            found = ListDecoder(llm).likeliest(given(embeds), Trie(names), count, classes)
+            expected = [reference(llm, prefix[None], names) for prefix in embeds]
+        for of_row, result in zip(expected, found, strict=True):
+            check(result, of_row, 0)
+            assert ordered(result.names, classes)[:count] == ordered_classes(of_row, classes)[:count]
+            changed += classes[of_row[0][1][:-1]] != ordered_classes(of_row, classes)[0]
+    assert changed  # the class of the most likely name is not always the most likely class
+
+
+def ordered_classes(names: list[tuple[float, Name, list[float]]], classes: dict[Name, int]) -> list[int]:
+    sums: dict[int, float] = {}
+    for likelihood, name, _ in names:
+        sums[classes[name[:-1]]] = sums.get(classes[name[:-1]], 0.0) + math.exp(likelihood)
+    return sorted(sums, key=lambda number: -sums[number])
+
+
+def ordered(names: list[LikelyName], classes: dict[Name, int]) -> list[int]:
+    return ordered_classes([(one.log_likelihood, (*one.ids, END), []) for one in names], classes)
+
+
+class Reads:
+    """The shapes (rows, positions) of what an LLM reads."""
+
+    def __init__(self, llm: nn.Module) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.handle = llm.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, llm: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        self.shapes.append(tuple(given.get("input_ids", given.get("inputs_embeds")).shape[:2]))
+
+    def __enter__(self) -> list[tuple[int, ...]]:
+        return self.shapes
+
+    def __exit__(self, *error: object) -> None:
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("at_once", [3, 16])
+def test_no_more_rows_at_once_than_allowed(llm: nn.Module, embeds: Tensor, at_once: int) -> None:
+    names = random_names(7, 60, 8)
+    with Reads(llm) as read:
+        ListDecoder(llm).likeliest(given(embeds), Trie(names), 20, at_once=at_once)
+        assert max(rows for rows, _ in read[1:]) == at_once
+        read.clear()
+        ListDecoder(llm).likeliest(given(embeds[:3]), Trie(names), 20, at_once=at_once, together=True)
+        assert max(rows for rows, _ in read[1:]) == at_once // 3 * 3
+
+
+def test_many_names_that_are_about_equally_likely_take_few_passes(llm: nn.Module, embeds: Tensor) -> None:
+    names = [(first, second, END) for first in range(5, 105) for second in range(105, 115)]
+    with less_sure(llm, 1e-3):
+        with Reads(llm) as read:
+            [found] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(names), 1, at_once=10_000)
+        check(found, reference(llm, embeds[:1], names), 0)
+    assert len(read) < 16
+
+
 def test_the_llm_reads_only_names_that_may_be_the_likeliest(llm: nn.Module, embeds: Tensor) -> None:
-    """Two passes: the prefixes, and one name that is more likely than the first tokens of all others."""
+    """Two passes: the prefixes, and a name that is more likely than the first tokens of all others."""
     prefix, said = embeds[0], []
     for _ in range(5):  # what the LLM says itself, so that the name is likely
         words = llm.get_input_embeddings()(torch.tensor(said, dtype=torch.long))
         with torch.no_grad():
             said.append(int(llm(inputs_embeds=torch.cat([prefix, words])[None]).logits[0, -1].argmax()))
-    end, firsts = said[-1], [token for token in range(5, 60) if token not in said][:5]
+    end, firsts = said[-1], [token for token in range(5, 60) if token not in said][:20]
     listed = [tuple(said), *((token, other, end) for token in firsts for other in range(60, 70))]
     bounds = [token_log_probs(llm, prefix, (token, end))[0] for token in firsts]
-    assert end not in said[:-1] and math.fsum(token_log_probs(llm, prefix, tuple(said))) > max(bounds)
-    read: list[tuple[int, ...]] = []
-    handle = llm.register_forward_pre_hook(
-        lambda _, args, given: read.append(tuple(given.get("input_ids", given.get("inputs_embeds")).shape[:2])),
-        with_kwargs=True,
-    )
-    try:
+    own = math.fsum(token_log_probs(llm, prefix, tuple(said)))
+    assert end not in said[:-1] and own + math.log(0.1) > max(bounds)
+    with Reads(llm) as read:
         [found] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(listed), 1)
-    finally:
-        handle.remove()
-    assert found.names[0].ids == tuple(said[:-1])
-    assert read == [(1, LENGTH), (6, 4)]  # as few rows take no longer than one, all beginnings are read at once
+    assert [name.ids for name in found.names] == [tuple(said[:-1])]
+    assert read == [(1, LENGTH), (8, 4)]  # as few rows take no longer than one, eight beginnings are read at once
     assert math.exp(found.log_others) <= math.fsum(map(math.exp, bounds))
+    # Next to another row, only the most likely beginning is read.
+    with Reads(llm) as read:
+        ListDecoder(llm).likeliest(given(embeds[:1].expand(8, -1, -1)), Trie(listed), 1)
+    assert read == [(8, LENGTH), (8, 4)]

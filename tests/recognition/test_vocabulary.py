@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
-from osm.recognition.vocabulary import check_classes, check_names, read_names, read_vocabulary
+from osm.recognition.vocabulary import Vocabulary, check_classes, check_names, read_names, read_vocabulary
 
 NAMES = ["cup", "traffic light", "plate"]
 
@@ -137,3 +139,14 @@ def test_a_name_with_several_ids_is_told(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_list_without_arrows_in_every_line_is_a_list_of_names(tmp_path: Path) -> None:
     assert read_vocabulary(written(tmp_path, "cup -> 47\nplate\n")) == ["cup -> 47", "plate"]
+
+
+def test_names_with_the_same_tokens_are_one_name() -> None:
+    """As of a tokenizer that normalizes Unicode. The first of them is kept."""
+    ids = {"cafe": (5, 2), "café": (5, 2), "bar": (6, 7, 2), "tea": (8, 2)}
+    processor: Any = SimpleNamespace(training_row=lambda prompt, name: ([1, 1, *ids[name]], 2))
+    vocabulary = Vocabulary([LabelClass(1, ("tea", "cafe")), LabelClass(2, ("café", "bar"))], processor, "")
+    assert vocabulary.names == ["tea", "cafe", "bar"] and vocabulary.class_of == [0, 0, 1]
+    assert vocabulary.candidates == [(8, 2), (5, 2), (6, 7, 2)] and vocabulary.index_of((5,)) == 1
+    assert vocabulary.class_of_ids == {(8,): 0, (5,): 0, (6, 7): 1}
+    assert Vocabulary(["cafe", "café", "bar"], processor, "").class_of_ids is None

@@ -102,7 +102,7 @@ def test_killed_at_random_steps(workshop: Workshop, tmp_path: Path, struck: Stru
     arguments = workshop.arguments(tmp_path / "run", *flags, **options)
     steps = sorted(np.random.default_rng(workers).choice(np.arange(1, 16), kills, replace=False).tolist())
     for number, step in enumerate(steps):
-        code, said = struck(arguments, signal.SIGKILL, step, micro_batch=1 + number % 2)
+        code, said = struck(arguments, signal.SIGKILL, step, micro_batch=1 + (workers + number) % 2)
         assert code == -signal.SIGKILL, said
     assert workshop.train(tmp_path / "run", *flags, **options)
     found = read_log(tmp_path / "run")

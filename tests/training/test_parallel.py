@@ -76,6 +76,7 @@ def layouts(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
+@pytest.mark.layouts
 @pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_every_layout_trains_alike(workshop: Workshop, layouts: Path, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
