@@ -10,32 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_llm
 from torch import Tensor, nn
 
 from osm.models.llm_forward import LlmInputs
 from osm.recognition.list_search import LikeliestNames, LikelyName, ListDecoder
 from osm.recognition.vocabulary import Trie
 
-ROWS, LENGTH, END = 5, 7, 2
+END = 2
 NAMES = [(10, 11, 2), (10, 12, 2), (10, 2), (13, 2), (14, 15, 2), (14, 15, 16, 2)]
 Name = tuple[int, ...]
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    torch.manual_seed(0)
-    llm = tiny_llm(tmp_path_factory.mktemp("llm"))
-    with torch.no_grad():
-        llm.lm_head.weight.mul_(8)  # one that is sure of some words, so that names differ
-    return llm.eval()
-
-
-@pytest.fixture(scope="module")
-def embeds(llm: nn.Module) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    width = llm.get_input_embeddings().embedding_dim
-    return torch.randn(ROWS, LENGTH, width, generator=generator)
 
 
 @contextlib.contextmanager
@@ -219,9 +202,12 @@ def test_the_llm_reads_only_names_that_may_be_the_likeliest(llm: nn.Module, embe
     with Reads(llm) as read:
         [found] = ListDecoder(llm).likeliest(given(embeds[:1]), Trie(listed), 1)
     assert [name.ids for name in found.names] == [tuple(said[:-1])]
-    assert read == [(1, LENGTH), (8, 4)]  # as few rows take no longer than one, eight beginnings are read at once
+    assert read == [
+        (1, embeds.shape[1]),
+        (8, 4),
+    ]  # as few rows take no longer than one, eight beginnings are read at once
     assert math.exp(found.log_others) <= math.fsum(map(math.exp, bounds))
     # Next to another row, only the most likely beginning is read.
     with Reads(llm) as read:
         ListDecoder(llm).likeliest(given(embeds[:1].expand(8, -1, -1)), Trie(listed), 1)
-    assert read == [(8, LENGTH), (8, 4)]
+    assert read == [(8, embeds.shape[1]), (8, 4)]
