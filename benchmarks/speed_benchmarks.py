@@ -426,6 +426,7 @@ NOT_SPEED = {
     "meter": "module of loader.py and train_step.py",
     "bench_tables": "writes tables",
     "page_tables": "module of the tables",
+    "everyday_names": "module of scripts/imagenet_regions.py and imagenet_mosaics.py",
     "photo_folds": "module of scripts/experiments.py",
     "plan_tables": "writes tables",
     "rater_agreement": "module of scripts/judged.py",
