@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The long test series that CI leaves out. Each writes its figures to a JSON file. Run this script before a release. It
-# takes about 160 minutes on two cores.
+# takes about 160 minutes on two cores, without the series `tests`.
 #
 #   bash scripts/full_check.sh            all series
-#   bash scripts/full_check.sh kills llms some of: tests, kills, memory, quickstart, llms, towers, label, scale,
-#                                        serve
+#   bash scripts/full_check.sh kills llms some of them
+#
+# The series are tests, kills, memory, quickstart, llms, towers, label, scale and serve.
 #
 # OSM_VENV: the virtual environment that scripts/test.sh made (.venv).
 set -euo pipefail

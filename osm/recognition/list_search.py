@@ -193,7 +193,7 @@ class _Continuations:
         return [so_far + one for one in self.log_probs[self.used :]]
 
     def follow(self) -> _Beginning:
-        """Return the beginning up to the most likely next token that is left, which then counts as used."""
+        """Extend the beginning by its most likely unused token, and mark this token as used."""
         token, log_prob = self.tokens[self.used], self.log_probs[self.used]
         self.used += 1
         return _Beginning((*self.beginning.ids, token), (*self.beginning.log_probs, log_prob))

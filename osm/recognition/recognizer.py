@@ -76,9 +76,12 @@ class _Request:
 
     @property
     def names(self) -> int:
-        """The number of names, or classes of names, to find for each region."""
-        constrained = self.vocabulary is not None and self.method == "constrained"
-        return max(self.top_k, RANKED) if constrained and not self.ranking.raw else self.top_k
+        """The number of names, or classes of names, that the LLM has to find for each region."""
+        if self.vocabulary is None:
+            return self.top_k
+        if self.method != "constrained":
+            return 1
+        return self.top_k if self.ranking.raw else max(self.top_k, RANKED)
 
 
 class Recognizer:
@@ -399,8 +402,7 @@ class Recognizer:
         steps = self.decoder.max_new_tokens
         if request.vocabulary is not None and request.method == "constrained":
             steps = max(map(len, self._vocabulary(request, prompt).candidates))
-        names = request.names if request.vocabulary is None or request.method == "constrained" else 1
-        return names * (length + steps)
+        return request.names * (length + steps)
 
     def _batch(
         self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request

@@ -120,7 +120,7 @@ class Vocabulary:
         prompt: the prompt that precedes a name. The tokens of a name depend on the text before the name.
 
     Attributes:
-        classes: the classes. A name without an id is a class of its own.
+        classes: the classes that have a name left. A name without an id is a class of its own.
         names: the names of all classes. Of several names with the same tokens, only the first is kept.
         class_of: for each name, the index of its class.
         candidates: for each name, its token ids, with the end token last.
@@ -131,23 +131,30 @@ class Vocabulary:
     """
 
     def __init__(self, entries: Iterable[str | LabelClass], processor: Processor, prompt: str) -> None:
-        self.classes = check_classes(entries)
+        self.classes: list[ListedClass] = []
         self.names: list[str] = []
         self.class_of: list[int] = []
         self.candidates: list[tuple[int, ...]] = []
-        known: set[tuple[int, ...]] = set()
-        for number, one in enumerate(self.classes):
+        known: dict[tuple[int, ...], str] = {}
+        left_out: list[str] = []
+        for one in check_classes(entries):
+            own = []
             for name in one.names:
-                try:
-                    row, start = processor.training_row(prompt, name)
-                except SampleError as error:
-                    raise OsmError(f"vocabulary: {error}") from None
-                ids = tuple(row[start:])  # includes the end token
-                if ids not in known:  # a tokenizer may give two spellings the same tokens
-                    known.add(ids)
-                    self.names.append(name)
-                    self.class_of.append(number)
+                ids = _ids_of(processor, prompt, name)
+                if known.setdefault(ids, name) == name:
+                    own.append(name)
                     self.candidates.append(ids)
+                else:
+                    left_out.append(f"{shown(name)} (as {shown(known[ids])})")
+            if own:
+                self.class_of += [len(self.classes)] * len(own)
+                self.names += own
+                self.classes.append(one)
+        if left_out:
+            logger.warning(
+                f"vocabulary: {len(left_out)} names have the same tokens as an earlier name and are left out; for "
+                f"example {left_out[0]}"
+            )
         self.trie = Trie(self.candidates)
         self._index_of_ids = {ids[:-1]: number for number, ids in enumerate(self.candidates)}
         self.priors: dict[str, Tensor] = {}
@@ -162,6 +169,15 @@ class Vocabulary:
         if len(self.names) == len(set(self.class_of)):
             return None
         return {ids: self.class_of[number] for ids, number in self._index_of_ids.items()}
+
+
+def _ids_of(processor: Processor, prompt: str, name: str) -> tuple[int, ...]:
+    """Return the token ids of a name after a prompt, including the end token."""
+    try:
+        ids, start = processor.training_row(prompt, name)
+    except SampleError as error:
+        raise OsmError(f"vocabulary: {error}") from None
+    return tuple(ids[start:])
 
 
 def _is_name(name: Any) -> bool:

@@ -12,7 +12,7 @@ ROWS, LENGTH = 5, 7
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """An LLM that is sure of some words, so that its names differ."""
+    """An LLM with large logits, so that it generates different names for different inputs."""
     torch.manual_seed(0)
     llm = tiny_llm(tmp_path_factory.mktemp("llm"))
     with torch.no_grad():

@@ -65,7 +65,7 @@ def check(found: LikeliestNames, expected: list[tuple[float, Name, list[float]]]
         assert one.log_likelihood == pytest.approx(likelihood, abs=1e-3)
         assert math.prod(one.token_probs) == pytest.approx(math.exp(likelihood), rel=1e-2)
     assert [one.log_likelihood for one in found.names] == sorted((o.log_likelihood for o in found.names), reverse=True)
-    # The bound is not below the names that are left, and not above the names that each of their first tokens may begin.
+    # The bound is at least the summed likelihoods of the names that are left, and at most 1.
     others = math.fsum(math.exp(likelihood) for likelihood, _ in known.values())
     assert others * (1 - 1e-3) <= math.exp(found.log_others) <= 1 + 1e-3
 

@@ -141,7 +141,7 @@ def test_a_list_without_arrows_in_every_line_is_a_list_of_names(tmp_path: Path) 
     assert read_vocabulary(written(tmp_path, "cup -> 47\nplate\n")) == ["cup -> 47", "plate"]
 
 
-def test_names_with_the_same_tokens_are_one_name() -> None:
+def test_names_with_the_same_tokens_are_one_name(console: None, capsys: pytest.CaptureFixture[str]) -> None:
     """As of a tokenizer that normalizes Unicode. The first of them is kept."""
     ids = {"cafe": (5, 2), "café": (5, 2), "bar": (6, 7, 2), "tea": (8, 2)}
     processor: Any = SimpleNamespace(training_row=lambda prompt, name: ([1, 1, *ids[name]], 2))
@@ -149,4 +149,8 @@ def test_names_with_the_same_tokens_are_one_name() -> None:
     assert vocabulary.names == ["tea", "cafe", "bar"] and vocabulary.class_of == [0, 0, 1]
     assert vocabulary.candidates == [(8, 2), (5, 2), (6, 7, 2)] and vocabulary.index_of((5,)) == 1
     assert vocabulary.class_of_ids == {(8,): 0, (5,): 0, (6, 7): 1}
-    assert Vocabulary(["cafe", "café", "bar"], processor, "").class_of_ids is None
+    said = capsys.readouterr().err
+    assert "1 names have the same tokens as an earlier name and are left out; for example 'café' (as 'cafe')" in said
+    plain = Vocabulary(["cafe", "café", "bar"], processor, "")  # the class of the second one has no name left
+    assert [one.names for one in plain.classes] == [("cafe",), ("bar",)] and plain.class_of == [0, 1]
+    assert plain.class_of_ids is None

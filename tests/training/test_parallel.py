@@ -59,7 +59,7 @@ for arguments in json.load(open(sys.argv[1])):
 
 @pytest.fixture(scope="module")
 def layouts(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of each bridge in its layouts, in folders `BRIDGE_LAYOUT`; `said` is what they printed."""
+    """Runs each bridge in its layouts, in folders `BRIDGE_LAYOUT`. What the runs print is in the file `said`."""
     folder = tmp_path_factory.mktemp("layouts")
     runs = []
     for variant in BRIDGES.builtin:
