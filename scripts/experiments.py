@@ -166,7 +166,7 @@ class Experiments:
         }
         for name, images in IMAGES.items():
             if name in self.sets or (name == "imagenet" and experiment.get("imagenet")):
-                images = max(1, images // 2) if experiment.get("halve_images") else images
+                images = experiment.get("images", {}).get(name, images)
                 shard = f"{name}_{fold}" if name in SOURCES else name
                 shard = f"mosaics_{shard}" if name == "coco" and experiment.get("mosaics") else shard
                 flags[f"{name}_shards"] = self.out / "shards" / shard / "000000000.tar"
