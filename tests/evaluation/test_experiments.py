@@ -21,7 +21,7 @@ from osm.evaluation.metrics.statistics import Bootstrap
 from osm.io.segmentation import encode_rle
 from osm.training.run_config import parse
 
-KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "halve_images", "versus"}
+KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 
