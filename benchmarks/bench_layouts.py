@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Writes the masks of a COCO panoptic folder in the layouts of the benchmarks that `osm bench` runs.
 
-    python3 benchmarks/bench_layouts.py osprey DATA/coco_mini/val layouts/osprey
+    python3 benchmarks/bench_layouts.py osprey_lvis DATA/coco_mini/val layouts/osprey_lvis
+    python3 benchmarks/bench_layouts.py osprey_paco DATA/coco_mini/val layouts/osprey_paco
+    python3 benchmarks/bench_layouts.py dlc DATA/coco_mini/val layouts/dlc
     python3 benchmarks/bench_layouts.py coco DATA/coco_mini/val layouts/coco
     python3 benchmarks/bench_layouts.py lvis DATA/coco_mini/val layouts/lvis
     python3 benchmarks/bench_layouts.py ade20k DATA/coco_panoptic/val layouts/ade20k
     python3 benchmarks/bench_layouts.py cityscapes DATA/camvid/val layouts/cityscapes
 
 DATA has `panoptic.json`, `panoptic/` and `images/`. A class that the target dataset does not have by name is left out,
-and is counted. The values on such a layout are those of the given photos, not of the dataset whose layout it is.
+and is counted. The values on such a layout are those of the given photos, not of the dataset whose layout it is. With
+`--most N`, only the first N images are written.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from osm.datasets.table import DatasetTable  # noqa: E402
 from osm.evaluation.bench import BENCHES  # noqa: E402
+from osm.evaluation.bench.dlc import CLASS_NAMES  # noqa: E402
 from osm.io.images import read_panoptic  # noqa: E402
 from osm.io.segmentation import encode_rle, rle_box  # noqa: E402
 
@@ -38,9 +42,12 @@ def link(path: Path, target: Path) -> None:
 class PanopticFolder:
     """A folder with `panoptic.json`, `panoptic/` and `images/`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int | None = None) -> None:
         self.folder = folder.resolve()
         self.document = json.loads((folder / "panoptic.json").read_text())
+        self.document["images"] = self.document["images"][:most]
+        kept = {image["id"] for image in self.document["images"]}
+        self.document["annotations"] = [row for row in self.document["annotations"] if row["image_id"] in kept]
         self.names = {row["id"]: row["name"] for row in self.document["categories"]}
         self.things = {row["id"] for row in self.document["categories"] if row.get("isthing")}
         self.entries = {row["image_id"]: row for row in self.document["annotations"]}
@@ -58,20 +65,39 @@ class PanopticFolder:
                 yield segment, encode_rle(ids_HW == segment["id"])
 
 
-def osprey(source: PanopticFolder, out: Path) -> int:
+def osprey(bench: str) -> Callable[[PanopticFolder, Path], int]:
+    """Return the function that writes the layout of Osprey's LVIS or PACO. No mask is a part of an object."""
+
+    def write_layout(source: PanopticFolder, out: Path) -> int:
+        source.link_images(out)
+        listed = []
+        for image in source.document["images"]:
+            masks = list(source.masks(image))
+            listed.append(
+                {
+                    **{key: image[key] for key in ("file_name", "height", "width")},
+                    "categories": [source.names[segment["category_id"]] for segment, _ in masks],
+                    "annotations": [{"segmentation": rle} for _, rle in masks],
+                }
+            )
+        write(out / BENCHES.get(bench).file, listed)
+        return sum(len(one["categories"]) for one in listed)
+
+    return write_layout
+
+
+def dlc(source: PanopticFolder, out: Path) -> int:
+    """Write all masks as `annotations.json`, and their names by annotation id as `class_names.json`."""
     source.link_images(out)
-    listed = []
-    for image in source.document["images"]:
-        masks = list(source.masks(image))
-        listed.append(
-            {
-                **{key: image[key] for key in ("file_name", "height", "width")},
-                "categories": [source.names[segment["category_id"]] for segment, _ in masks],
-                "annotations": [{"segmentation": rle} for _, rle in masks],
-            }
-        )
-    write(out / BENCHES.get("osprey_lvis").file, listed)
-    return sum(len(one["categories"]) for one in listed)
+    rows = [
+        instance(image, rle, segment["category_id"])
+        for image in source.document["images"]
+        for segment, rle in source.masks(image)
+    ]
+    write_instances(out / BENCHES.get("dlc_names").file, source.document["images"], rows, source.document["categories"])
+    names = {str(number): source.names[row["category_id"]] for number, row in enumerate(rows, 1)}
+    write(out / CLASS_NAMES, names)
+    return len(rows)
 
 
 def coco(source: PanopticFolder, out: Path) -> int:
@@ -185,7 +211,9 @@ def write(path: Path, document: Any) -> None:
 
 
 LAYOUTS: dict[str, Callable[[PanopticFolder, Path], int]] = {
-    "osprey": osprey,
+    "osprey_lvis": osprey("osprey_lvis"),
+    "osprey_paco": osprey("osprey_paco"),
+    "dlc": dlc,
     "coco": coco,
     "lvis": lvis,
     "ade20k": panoptic("ade20k"),
@@ -198,8 +226,9 @@ def main() -> int:
     parser.add_argument("layout", choices=LAYOUTS)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--most", type=int, help="write only so many images [all]")
     args = parser.parse_args()
-    source = PanopticFolder(args.data)
+    source = PanopticFolder(args.data, args.most)
     masks = LAYOUTS[args.layout](source, args.out)
     print(f"{len(source.document['images'])} images, {masks} masks: {args.out}")
     return 0
