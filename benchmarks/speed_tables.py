@@ -194,7 +194,7 @@ def many_row(model: str, many: dict[str, Any]) -> tuple[str, ...]:
 def start_rows(figures: Path) -> Iterator[tuple[str, ...]]:
     seconds = read(figures / "startup" / "loading.json")["seconds"]["here"]
     named = {f"part: {part}": title for part, title in START.items()}
-    named |= {"osm name --box": "`osm name` in all, with its start and end"}
+    named |= {"osm name --box": "`osm name` in total, including startup and exit"}
     for key, part in named.items():
         values = seconds[key]
         yield part, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"

@@ -1,7 +1,7 @@
 """Frozen convolutions that are faster on CPUs.
 
-The weights are stored in oneDNN's own layout, and the activation is computed in the same pass. `nn.Conv2d` rearranges
-its weights in every pass, and a separate activation reads and writes the whole output again. The best layout depends on
+The weights are stored in oneDNN's packed layout, and the activation is computed in the same pass. `nn.Conv2d` packs its
+weights in every pass, and a separate activation reads and writes the whole output again. The best layout depends on
 the size of the input, so that the weights are in memory once more for each size of input. All values stay float32.
 
 With the padding of TensorFlow, the input often needs one more zero after it than before it. PyTorch's operator for
@@ -50,7 +50,7 @@ class PackedConv(nn.Module):
         self.padding = None if _pads_itself(conv) else [int(side) for side in conv.padding]
         self.training = conv.training
         self.fused = _ACTIVATIONS[type(act)]
-        # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
+        # Not in the module's parameters, because a tensor in oneDNN's packed layout can be neither moved nor converted.
         vars(self)["_packed"] = {}
         _count_flops()
 

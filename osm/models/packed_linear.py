@@ -1,4 +1,4 @@
-"""Linear layers whose weights are stored in oneDNN's own order, which makes matrix products on CPUs faster.
+"""Linear layers whose weights are stored in oneDNN's packed layout, which makes matrix products on CPUs faster.
 
 A matrix product rearranges its weights for the CPU's caches before it multiplies. With a few rows, as in the decoding
 of names, this takes as long as the product. `pack_linears` rearranges the weights once. The products are those of the
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from osm.errors import OsmError
 
-_ROWS = 64  # the number of rows for which oneDNN chooses the order; other numbers are about as fast
+_ROWS = 64  # the number of rows for which oneDNN chooses the layout; other numbers are about as fast
 _SMALLEST = 64  # layers with fewer inputs or outputs are too small to gain anything
 
 
@@ -39,7 +39,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` in float32 on a CPU, with its weight in oneDNN's order.
+    """An `nn.Linear` in float32 on a CPU, with its weight in oneDNN's packed layout.
 
     A frozen layer passes gradients on to its input. In every other case, for example if the weight is trained or in
     autocast, the layer computes what `nn.Linear` does. State dicts contain the weight as that of `nn.Linear`.
@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
             vars(self)["_dense"] = linear.weight
 
     def _use(self, weight: Tensor) -> None:
-        # Not in the module's parameters, because a tensor in oneDNN's order can be neither moved nor converted.
+        # Not in the module's parameters, because a tensor in oneDNN's packed layout can be neither moved nor converted.
         vars(self)["_packed"] = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
         vars(self)["_dense"] = vars(self)["_transposed"] = None
 
@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
     def transposed(self) -> Tensor:
-        """Return the transposed weight in oneDNN's order, which is made at the first use."""
+        """Return the transposed weight in oneDNN's packed layout, which is made at the first use."""
         if self._transposed is None:
             weight = self.values().t().contiguous()
             vars(self)["_transposed"] = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
@@ -119,7 +119,7 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> Tensor:
-        """The weight in oneDNN's order. A weight that is loaded later is another tensor."""
+        """The weight in oneDNN's packed layout. A weight that is loaded later is another tensor."""
         return self._packed
 
     def values(self) -> Tensor:

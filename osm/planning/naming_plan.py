@@ -12,7 +12,7 @@ from osm.planning.simulate import ANSWER_TOKENS, NamingCost, simulate_naming
 
 @dataclass(frozen=True)
 class NamingPlan:
-    """What naming the masks of a batch of images needs.
+    """The compute and memory that are needed to name the masks of a batch of images.
 
     Attributes:
         gpu: the GPU.

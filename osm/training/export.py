@@ -203,7 +203,7 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
         raise OsmError(
-            f"{error}; the weights in this file do not belong to the model {base}; use the config of that model"
+            f"{error}; the weights in this file do not fit {base}; pass the config that they were trained with"
         ) from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})

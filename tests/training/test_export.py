@@ -379,7 +379,7 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
     out = tmp_path / "ours"
     other = refused("import", zoo, out, "--config", tiny_model_yaml(tmp_path))
     assert "missing: " in other and "does not fit this model" in other
-    assert f"the weights in this file do not belong to the model --config {tmp_path / 'tiny.yaml'}" in other
+    assert f"the weights in this file do not fit --config {tmp_path / 'tiny.yaml'}" in other
     flags = ["--base_model_name", base, *SIZE_FLAGS]
     smaller = refused("import", zoo, out, *flags, "--input_size", "28")
     assert "shape of window_pos_embed: (1, 20, 32) in the file, (1, 5, 32) in the model" in smaller

@@ -1,4 +1,4 @@
-"""Average precision of named true masks, with intervals over images."""
+"""Average precision of named ground-truth masks, with intervals over images."""
 
 from __future__ import annotations
 

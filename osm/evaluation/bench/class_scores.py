@@ -1,4 +1,4 @@
-"""Classification of true boxes and masks: every class of the list gets a score, from which AP is computed."""
+"""Classification of ground-truth boxes and masks: every class of the list gets a score, from which AP is computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ no detection that counts is lost."""
 
 
 class ClassScoresBench(TrueMaskBench):
-    """A score of every class for every true mask or box of a dataset."""
+    """A score of every class for every ground-truth mask or box of a dataset."""
 
     titles: ClassVar = {"ap": "AP", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
@@ -66,8 +66,8 @@ class ClassScoresCoco(ClassScoresBench):
     changes: ClassVar = {"form": "coco_instances", "labels": "", "mask_dir": None}
     places: ClassVar = {"image_dir": "val2017", "json_file": "annotations/instances_val2017.json"}
     card: ClassVar = BenchCard(
-        title="COCO, class scores of true masks",
-        question="What is the score of each of the 80 classes for each true mask?",
+        title="COCO, class scores of ground-truth masks",
+        question="What is the score of each of the 80 classes for each ground-truth mask?",
         source=_SOURCE,
         data="The folder `coco` with `val2017` and `annotations/instances_val2017.json`",
         size="5,000 images",
@@ -82,8 +82,8 @@ class ClassScoresCocoBoxes(ClassScoresCoco):
     name = "class_scores_coco_boxes"
     changes: ClassVar = {"form": "boxes", "labels": "", "mask_dir": None}
     card: ClassVar = BenchCard(
-        title="COCO, class scores of true boxes",
-        question="What is the score of each of the 80 classes for each true box?",
+        title="COCO, class scores of ground-truth boxes",
+        question="What is the score of each of the 80 classes for each ground-truth box?",
         source=_SOURCE,
         data="The folder `coco` with `val2017` and `annotations/instances_val2017.json`",
         size="5,000 images",
@@ -99,8 +99,8 @@ class ClassScoresLvis(ClassScoresBench):
     dataset = "lvis"
     places: ClassVar = {"image_dir": ".", "json_file": "lvis_v1_val.json"}
     card: ClassVar = BenchCard(
-        title="LVIS, class scores of true masks",
-        question="What is the score of each of the 1,203 classes for each true mask?",
+        title="LVIS, class scores of ground-truth masks",
+        question="What is the score of each of the 1,203 classes for each ground-truth mask?",
         source=_SOURCE,
         data="The folder `lvis` with `lvis_v1_val.json`, `val2017` and `train2017`",
         size="19,809 images",
@@ -115,8 +115,8 @@ class ClassScoresLvisBoxes(ClassScoresLvis):
     name = "class_scores_lvis_boxes"
     changes: ClassVar = {"form": "boxes"}
     card: ClassVar = BenchCard(
-        title="LVIS, class scores of true boxes",
-        question="What is the score of each of the 1,203 classes for each true box?",
+        title="LVIS, class scores of ground-truth boxes",
+        question="What is the score of each of the 1,203 classes for each ground-truth box?",
         source=_SOURCE,
         data="The folder `lvis` with `lvis_v1_val.json`, `val2017` and `train2017`",
         size="19,809 images",

@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation with true masks: PQ, AP and mean IoU of free names, and the open PQ and mean IoU.
+"""Open-vocabulary segmentation with ground-truth masks: PQ, AP and mean IoU of free names, and open scores.
 
 A free name counts as the class with the most similar sentence embedding. The open scores also credit a name that is
 similar to the true class.
@@ -180,7 +180,7 @@ def class_names(labels: LabelSet, classes: Sequence[int]) -> list[tuple[str, ...
 
 
 class TrueMasksBench(TrueMaskBench):
-    """Free names for the true masks of a panoptic dataset, scored as segmentation."""
+    """Free names for the ground-truth masks of a panoptic dataset, scored as segmentation."""
 
     titles: ClassVar = {
         "pq": "PQ",
@@ -223,16 +223,16 @@ _SOURCE = (
 )
 _RULES = (
     "A name counts as the class with the largest cosine of the sentence embeddings (all-MiniLM-L6-v2) with any of "
-    "its names. Each true mask stays a segment of its own. In AP, a mask named as a thing is a detection of this "
-    "class, with the probability of the name as its score. For the open scores, a mask with the credit s counts s "
+    "its names. Each ground-truth mask stays a segment of its own. In AP, a mask named as a thing is a detection of "
+    "this class, with the probability of the name as its score. For the open scores, a mask with the credit s counts s "
     "as a true positive and 1 - s as a false negative of its true class, and 1 - s as a false positive of the class "
     "of its name. The credit is the cosine of the name with its true class, or WordNet's path similarity"
 )
 _CAVEATS = (
-    "The masks are given, so a value shows how well they are named, and cannot be compared with a segmenter. The "
-    "nearest class can be wrong for a right name, and right for a wrong one. The paper of the open scores compares "
-    "class names; here, free names are compared with class names. We have not compared our open scores with the "
-    "code of its authors"
+    "The masks are given, so a value shows how well they are named, and cannot be compared with that of a "
+    "segmenter. The nearest class can be wrong for a right name, and right for a wrong one. The paper of the open "
+    "scores compares class names; here, free names are compared with class names. We have not compared our "
+    "open scores with the code of its authors"
 )
 
 
@@ -247,8 +247,8 @@ class TrueMasksAde20k(TrueMasksBench):
         "json_file": "ade20k_panoptic_val.json",
     }
     card: ClassVar = BenchCard(
-        title="ADE20K, true masks",
-        question="Which of the 150 classes is the free name of each true mask nearest to?",
+        title="ADE20K, ground-truth masks",
+        question="Which of the 150 classes is the free name of each ground-truth mask nearest to?",
         source=_SOURCE,
         data="The folder `ADEChallengeData2016` with its panoptic annotations (see [datasets](datasets.md))",
         size="2,000 images",
@@ -268,8 +268,8 @@ class TrueMasksCityscapes(TrueMasksBench):
         "json_file": "gtFine/cityscapes_panoptic_val.json",
     }
     card: ClassVar = BenchCard(
-        title="Cityscapes, true masks",
-        question="Which of the 19 classes is the free name of each true mask nearest to?",
+        title="Cityscapes, ground-truth masks",
+        question="Which of the 19 classes is the free name of each ground-truth mask nearest to?",
         source=_SOURCE,
         data="The folder `cityscapes` with its panoptic annotations (see [datasets](datasets.md))",
         size="500 images",
@@ -289,8 +289,8 @@ class TrueMasksCoco(TrueMasksBench):
         "json_file": "annotations/panoptic_val2017.json",
     }
     card: ClassVar = BenchCard(
-        title="COCO panoptic, true masks",
-        question="Which of the 133 classes is the free name of each true mask nearest to?",
+        title="COCO panoptic, ground-truth masks",
+        question="Which of the 133 classes is the free name of each ground-truth mask nearest to?",
         source=_SOURCE,
         data="The folder `coco` with its panoptic annotations (see [datasets](datasets.md))",
         size="5,000 images",

@@ -14,8 +14,8 @@ from osm.evaluation.metrics.semantic import semantic_iou, semantic_similarities
 
 _SOURCE = "Yuan et al., Osprey: Pixel Understanding with Visual Instruction Tuning, CVPR 2024 (arXiv 2312.10032)"
 _RULES = (
-    "In class names, `_` and `:` become blanks. Of a prediction with `:`, only the part after the first one counts, "
-    "and `.`, `:` and `,` become blanks. Semantic similarity is the cosine of the sentence embeddings "
+    "In class names, `_` and `:` become blanks. If a prediction contains `:`, only the part after the first `:` "
+    "counts. Then `.`, `:` and `,` become blanks. Semantic similarity is the cosine of the sentence embeddings "
     "(all-MiniLM-L6-v2). S-IoU is the share of common words; words are lower-cased and separated by white space. The "
     "columns `ours` take the names as they are: words are runs of letters and digits"
 )

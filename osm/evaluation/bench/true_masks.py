@@ -87,7 +87,7 @@ class ClassList:
 
 
 class TrueMaskBench(Bench):
-    """A benchmark that names the true masks of a dataset.
+    """A benchmark that names the ground-truth masks of a dataset.
 
     Attributes:
         dataset: the name of a row of the dataset table.
@@ -140,7 +140,7 @@ class TrueMaskBench(Bench):
 
 
 def named_truth(row: Dataset, options: LabelOptions, classes: ClassList | None) -> NamedTruth:
-    """Name the true masks of a dataset into the output folder. A killed run continues.
+    """Name the ground-truth masks of a dataset into the output folder. A killed run continues.
 
     Args:
         row: the dataset with its paths.

@@ -56,9 +56,9 @@ def concept_similarities(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 
 def cluster_accuracy(names: Sequence[str], truths: Sequence[str], weights: np.ndarray) -> float | None:
-    """Return the share of masks whose name is assigned to their class, if each name is assigned to at most one class.
+    """Return the share of masks that are right under the best one-to-one assignment of names to classes.
 
-    The assignment with the largest share counts, and each class gets at most one name (the Hungarian method).
+    The assignment is found by the Hungarian method.
 
     Args:
         names: the predicted names. They are lower-cased.
