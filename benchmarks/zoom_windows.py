@@ -34,7 +34,7 @@ from osm.recognition import encode  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 
 NAME, CLOSE = "osm_small", 1e-4
-AT_ONCE = {False: 8, True: encode.ZOOM_PIXELS // 256**2}  # windows in one pass of the tower
+PIXELS = {False: 2**19, True: encode.ZOOM_PIXELS}  # of the windows in one pass of the tower
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def windows_as(faster: bool) -> Iterator[None]:
         return
     with (
         patch.object(zoom, "sampled_squares", zoom.sampled_by_roi_align),
-        patch.object(encode, "ZOOM_PIXELS", AT_ONCE[False] * 256**2),
+        patch.object(encode, "ZOOM_PIXELS", PIXELS[False]),
     ):
         yield
 
@@ -79,7 +79,8 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     @torch.inference_mode()
     def encoded(faster: bool) -> None:
         model, windows = (after if faster else before).model, kept["windows True"]
-        kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(AT_ONCE[faster])])
+        at_once = PIXELS[faster] // side**2
+        kept[f"tokens {faster}"] = torch.cat([model.tower(some)[1] for some in windows.split(at_once)])
 
     def named(faster: bool) -> None:
         with windows_as(faster):

@@ -21,6 +21,7 @@ from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
 from osm.models.zoom import LEAST_SIDE, sampled_by_roi_align, sampled_squares, zoom_boxes, zoom_tokens
 from osm.planning.simulate import simulate_naming
+from osm.recognition import encode
 from osm.recognition.encode import opened_image
 from osm.recognition.recognizer import Recognizer
 
@@ -211,6 +212,30 @@ def test_views_and_kept_tokens(built: tuple[OmniScientModel, Processor]) -> None
     recognizer.encoder.image_tokens(opened_image(image()))
     [[again]] = recognizer.name_batch([image()], [[mask]])[0]
     assert (again.text, again.token_probs) == (alone.text, pytest.approx(alone.token_probs, rel=1e-3, abs=0))
+
+
+def test_only_so_many_windows_are_encoded_at_once(
+    built: tuple[OmniScientModel, Processor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = built
+    passes: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[-1] == 42:
+            passes.append(len(inputs[0]))
+
+    model.tower.register_forward_pre_hook(count)
+    recognizer = Recognizer(model, processor)
+    recognizer.set_image(image())
+    boxes = [[2.0 + 3 * k, 2.0 + k, 20.0 - k, 30.0 - 2 * k] for k in range(5)]
+    together = recognizer.name(boxes=boxes)
+    assert passes == [5]
+    monkeypatch.setattr(encode, "ZOOM_PIXELS", 2 * 42**2 + 1)
+    recognizer.set_image(image())
+    few = recognizer.name(boxes=boxes)
+    assert passes == [5, 2, 2, 1]
+    for [one], [other] in zip(few, together, strict=True):
+        assert (one.text, one.token_probs) == (other.text, pytest.approx(other.token_probs, rel=1e-3, abs=0))
 
 
 def test_the_plan_counts_the_window_of_each_mask_once(built: tuple[OmniScientModel, Processor]) -> None:
