@@ -63,21 +63,27 @@ SIDE = 2048  # of the large matrix product
 # SmolLM2-135M's shape.
 SMALL_LLM = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
 SMALL_LLM |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": False}
+TINY_LLM = {**SMALL_LLM, "hidden_size": 144, "intermediate_size": 384, "num_hidden_layers": 2, "vocab_size": 4096}
 
 
 def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
-    """The published sizes of input, tokens and Q-Former, with a tower that costs nothing and a 135M-class LLM."""
+    """The published sizes of input, tokens and Q-Former, with a tower that costs nothing and a 135M-class LLM.
+
+    If `tiny` is set, everything is smaller, for tests.
+    """
     torch.manual_seed(0)
-    shape = dict(SMALL_LLM, num_hidden_layers=2) if tiny else SMALL_LLM
-    config = transformers.LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = transformers.LlamaConfig(
+        **(TINY_LLM if tiny else SMALL_LLM), bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
     llm = transformers.LlamaForCausalLM(config).eval()
-    qformer = QFormerConfig(layers=2) if tiny else QFormerConfig()
+    qformer = QFormerConfig(layers=2, width=384, heads=6, mlp_width=1536) if tiny else QFormerConfig()
     size = 224 if tiny else 1120
     with torch.no_grad():  # random weights are sure of nothing, and hardly look back: all names would be alike
-        llm.lm_head.weight.mul_(15)
+        scale = (SMALL_LLM["hidden_size"] / config.hidden_size) ** 0.5
+        llm.lm_head.weight.mul_(15 * scale)
         for layer in llm.model.layers:
-            layer.self_attn.v_proj.weight.mul_(6)
-            layer.self_attn.o_proj.weight.mul_(6)
+            layer.self_attn.v_proj.weight.mul_(6 * scale)
+            layer.self_attn.o_proj.weight.mul_(6 * scale)
     tower = RandomTower(14, 64 if tiny else 1408, True, 0)
     tokenizer = small_tokenizer(sorted(load_labels(models.SET).vocabulary), vocabulary=4000)
     with torch.no_grad():
