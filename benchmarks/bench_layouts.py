@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("layout", choices=LAYOUTS)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--most", type=int, help="write only so many images [all]")
+    parser.add_argument("--most", type=int, metavar="N", help="write only the first N images [all]")
     args = parser.parse_args()
     source = PanopticFolder(args.data, args.most)
     masks = LAYOUTS[args.layout](source, args.out)

@@ -49,11 +49,8 @@ def test_names_are_compared_with_the_classes(
     [
         ("coco", "class_scores_coco", ["person", "cat"]),
         ("lvis", "class_scores_lvis", ["person", "cat"]),
-        (
-            "ade20k",
-            "true_masks_ade20k",
-            ["person", "animal", "grass"],
-        ),  # ADE20K's class of animals has the name "cat" too
+        # "cat" is one of the names of ADE20K's class "animal".
+        ("ade20k", "true_masks_ade20k", ["person", "animal", "grass"]),
     ],
 )
 def test_true_masks_are_read(
@@ -72,7 +69,7 @@ def test_true_masks_are_read(
     assert len(truth.masks) == count and len(truth.images) == 3
 
 
-def test_only_so_many_images_are_written(photos: PanopticFolder, tmp_path: Path) -> None:
+def test_only_the_first_images_are_written(photos: PanopticFolder, tmp_path: Path) -> None:
     few = PanopticFolder(photos.folder, 1)
     assert LAYOUTS["dlc"](few, tmp_path / "layout") == 3
     assert [path.name for path in tmp_path.glob("layout/*.jpg")] == ["0.jpg"]
