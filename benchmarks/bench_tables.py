@@ -20,6 +20,7 @@ from osm.evaluation.bench import BENCHES  # noqa: E402
 
 PHOTOS = {
     "coco_mini": "49 COCO photos, things",
+    "coco_mini_12": "12 COCO photos, things of LVIS",
     "coco_panoptic": "20 COCO photos, classes of ADE20K",
     "camvid": "101 driving scenes (CamVid), classes of Cityscapes",
 }
