@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from osm.datasets.table import DatasetTable  # noqa: E402
+from osm.errors import run_command  # noqa: E402
 from osm.evaluation.bench import BENCHES  # noqa: E402
 from osm.evaluation.bench.dlc import CLASS_NAMES  # noqa: E402
+from osm.files import read_json  # noqa: E402
 from osm.io.images import read_panoptic  # noqa: E402
 from osm.io.segmentation import encode_rle, rle_box  # noqa: E402
 
@@ -44,7 +46,7 @@ class PanopticFolder:
 
     def __init__(self, folder: Path, most: int | None = None) -> None:
         self.folder = folder.resolve()
-        self.document = json.loads((folder / "panoptic.json").read_text())
+        self.document, _ = read_json(folder / "panoptic.json", "data")
         self.document["images"] = self.document["images"][:most]
         kept = {image["id"] for image in self.document["images"]}
         self.document["annotations"] = [row for row in self.document["annotations"] if row["image_id"] in kept]
@@ -89,11 +91,7 @@ def osprey(bench: str) -> Callable[[PanopticFolder, Path], int]:
 def dlc(source: PanopticFolder, out: Path) -> int:
     """Write all masks as `annotations.json`, and their names by annotation id as `class_names.json`."""
     source.link_images(out)
-    rows = [
-        instance(image, rle, segment["category_id"])
-        for image in source.document["images"]
-        for segment, rle in source.masks(image)
-    ]
+    rows = instances(source, set(source.names))
     write_instances(out / BENCHES.get("dlc_names").file, source.document["images"], rows, source.document["categories"])
     names = {str(number): source.names[row["category_id"]] for number, row in enumerate(rows, 1)}
     write(out / CLASS_NAMES, names)
@@ -105,12 +103,7 @@ def coco(source: PanopticFolder, out: Path) -> int:
     source.link_images(out / "val2017")
     link(out / "panoptic_val2017", source.folder / "panoptic")
     write(out / "annotations" / "panoptic_val2017.json", source.document)
-    rows = [
-        instance(image, rle, segment["category_id"])
-        for image in source.document["images"]
-        for segment, rle in source.masks(image)
-        if segment["category_id"] in source.things
-    ]
+    rows = instances(source, source.things)
     categories = [row for row in source.document["categories"] if row["id"] in source.things]
     write_instances(out / "annotations" / "instances_val2017.json", source.document["images"], rows, categories)
     return len(rows)
@@ -188,6 +181,16 @@ def same_names(source: PanopticFolder, dataset: str) -> dict[int, int]:
     return found
 
 
+def instances(source: PanopticFolder, classes: set[int]) -> list[dict[str, Any]]:
+    """Return the masks of the given classes in all images as COCO annotations, without ids."""
+    return [
+        instance(image, rle, segment["category_id"])
+        for image in source.document["images"]
+        for segment, rle in source.masks(image)
+        if segment["category_id"] in classes
+    ]
+
+
 def instance(image: Mapping[str, Any], rle: dict[str, Any], category_id: int) -> dict[str, Any]:
     box = rle_box(rle)
     return {
@@ -228,10 +231,15 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--most", type=int, metavar="N", help="write only the first N images [all]")
     args = parser.parse_args()
+    if args.most is not None and args.most < 1:
+        parser.error(f"--most {args.most} is less than 1")
+    return run_command(write_masks, args)
+
+
+def write_masks(args: argparse.Namespace) -> None:
     source = PanopticFolder(args.data, args.most)
     masks = LAYOUTS[args.layout](source, args.out)
     print(f"{len(source.document['images'])} images, {masks} masks: {args.out}")
-    return 0
 
 
 if __name__ == "__main__":

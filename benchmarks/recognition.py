@@ -69,7 +69,7 @@ TINY_LLM = {**SMALL_LLM, "hidden_size": 144, "intermediate_size": 384, "num_hidd
 def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
     """The published sizes of input, tokens and Q-Former, with a tower that costs nothing and a 135M-class LLM.
 
-    If `tiny` is set, everything is smaller, for tests.
+    With `tiny`, the input, the tower, the Q-Former and the LLM are small enough for tests.
     """
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

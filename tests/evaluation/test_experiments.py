@@ -86,7 +86,7 @@ def test_merged_sets_keep_every_photo_with_its_own_segments(tmp_path: Path) -> N
 def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) -> None:
     """Its settings differ from the baseline's, and train.py accepts them."""
     wanted, baseline = WANTED[name], WANTED["baseline"]
-    assert wanted["why"] and set(wanted) <= KEYS
+    assert wanted["why"] and set(wanted) <= KEYS and set(wanted.get("images", ())) <= set(experiments.IMAGES)
     assert wanted.get("versus", "baseline") in WANTED
     assert name == "baseline" or {k: v for k, v in wanted.items() if k != "why"} != {
         k: v for k, v in baseline.items() if k != "why"
@@ -103,7 +103,7 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     config, model = parsed.training, parsed.model
     assert config.views == 2 and set(config.used_sets) >= set(experiments.SOURCES)
     assert ("imagenet" in config.used_sets) == bool(wanted.get("imagenet"))
-    assert name == "baseline" or model.bridge.direct_tokens in (2, 4)
+    assert name == "baseline" or model.bridge.direct_tokens == (2 if name == "slower_mosaics_light" else 4)
 
 
 def test_the_figures_are_those_of_the_prediction_files(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class TrueMasksAde20k(TrueMasksBench):
     }
     card: ClassVar = BenchCard(
         title="ADE20K, ground-truth masks",
-        question="Which of the 150 classes is the free name of each ground-truth mask nearest to?",
+        question="Which of the 150 classes is nearest to the free name of each ground-truth mask?",
         source=_SOURCE,
         data="The folder `ADEChallengeData2016` with its panoptic annotations (see [datasets](datasets.md))",
         size="2,000 images",
@@ -269,7 +269,7 @@ class TrueMasksCityscapes(TrueMasksBench):
     }
     card: ClassVar = BenchCard(
         title="Cityscapes, ground-truth masks",
-        question="Which of the 19 classes is the free name of each ground-truth mask nearest to?",
+        question="Which of the 19 classes is nearest to the free name of each ground-truth mask?",
         source=_SOURCE,
         data="The folder `cityscapes` with its panoptic annotations (see [datasets](datasets.md))",
         size="500 images",
@@ -290,7 +290,7 @@ class TrueMasksCoco(TrueMasksBench):
     }
     card: ClassVar = BenchCard(
         title="COCO panoptic, ground-truth masks",
-        question="Which of the 133 classes is the free name of each ground-truth mask nearest to?",
+        question="Which of the 133 classes is nearest to the free name of each ground-truth mask?",
         source=_SOURCE,
         data="The folder `coco` with its panoptic annotations (see [datasets](datasets.md))",
         size="5,000 images",

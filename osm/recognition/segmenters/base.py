@@ -85,7 +85,7 @@ class Segmenter(ABC):
         """Return all segments of the image in descending order of area. Segments may overlap."""
 
     def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
-        """Return an iterator over the `count` largest segments, and the number of all segments.
+        """Return an iterator over the `count` largest segments, and the total number of segments.
 
         A segmenter may override this to draw only the masks that are wanted, because those of a large image take much
         memory.

@@ -113,7 +113,7 @@ class EmbeddedSegmenter(Segmenter):
         return by_area(list(self.largest(self.segments)[0]))
 
     def largest(self, count: int) -> tuple[Iterator[ScoredMask], int]:
-        """Return an iterator over the `count` largest segments of `everything`, and the number of all its segments."""
+        """Return an iterator over the `count` largest segments of `everything`, and its total number of segments."""
         check_set(self._size)
         candidates = self._candidates
         found = candidates.distinct(self.segments, _LEAST_AREA * self._labels.size, _MAX_IOU)

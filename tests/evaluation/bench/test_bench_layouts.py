@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bench_layouts
 import pytest
 from bench_layouts import LAYOUTS, PanopticFolder
 from coco_layout import write_coco
@@ -73,3 +74,13 @@ def test_only_the_first_images_are_written(photos: PanopticFolder, tmp_path: Pat
     few = PanopticFolder(photos.folder, 1)
     assert LAYOUTS["dlc"](few, tmp_path / "layout") == 3
     assert [path.name for path in tmp_path.glob("layout/*.jpg")] == ["0.jpg"]
+
+
+@pytest.mark.usefixtures("console")
+def test_a_wrong_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_layouts.py", "dlc", str(tmp_path / "none"), str(tmp_path / "layout")])
+    assert bench_layouts.main() == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "none" / "panoptic.json") in line
