@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Which families of LLMs work with both bridges: tiny random ones of each are built, trained, decoded and saved.
+"""Tests which families of LLMs work with both bridges. A tiny random LLM of each is built, trained, decoded and saved.
 
-    python3 benchmarks/families.py                              # all; goes on where it stopped
+    python3 benchmarks/families.py                              # all; an interrupted run is resumed
     python3 benchmarks/families.py --only llama,mamba --again
 
-Each family runs in a process of its own, for at most `--timeout` seconds, and its outcome is written to `--output` at
-once. `--table` writes the section of docs/families.md anew from that file, without running anything if `--only ''`.
+Each family runs in a process of its own for at most `--timeout` seconds, and its result is written to `--output` at
+once. `--table` also updates the section of docs/families.md from that file. With `--only ''`, no family runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from osm.models.bridges import BRIDGES  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the flags."""
     out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--only", help="families, with commas between them [all]")
     out.add_argument("--again", action="store_true", help="also those whose outcome is in the file")
@@ -40,14 +40,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_one(name: str, path: Path) -> None:
-    """Checks one family in this process, and writes its outcome as JSON."""
+    """Test one family in this process, and write its result as JSON."""
     from families_checks import check_family
     from families_llms import FAMILIES
 
     logging.disable(logging.WARNING)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["OSM_CACHE"] = str(Path(folder) / "cache")  # the self-check runs, whatever was found before
+        os.environ["OSM_CACHE"] = str(Path(folder) / "cache")  # The self-check then runs even if its result is stored.
         for variant in BRIDGES.builtin:
             outcome = check_family(FAMILIES[name], variant, Path(folder))
             found[variant] = {key: value.replace(f"{folder}/", "") for key, value in outcome.items()}
@@ -55,8 +55,8 @@ def run_one(name: str, path: Path) -> None:
 
 
 def run_apart(name: str, timeout: int) -> dict[str, Any]:
-    """Checks one family in another process: a crash or a hang is its outcome."""
-    # Forked where that is possible: the libraries take longer to import than a family to be checked.
+    """Test one family in another process. If it crashes or hangs, that is its result."""
+    # Forked if possible, because importing the libraries takes longer than testing a family.
     fork = "fork" in multiprocessing.get_all_start_methods()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outcome.json"
@@ -72,7 +72,7 @@ def run_apart(name: str, timeout: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Runs families; the exit status is 1 where one is wrong or ends in a traceback."""
+    """Test families. Return 1 if one gives wrong results or ends in a traceback, else 0."""
     arguments = parser().parse_args()
     import families_checks  # noqa: F401  (before the processes are forked)
     from families_llms import FAMILIES

@@ -1,6 +1,6 @@
-"""Runs a tiny LLM through a bridge, and compares all that the project does with it with a slow and obvious reference.
+"""Compares everything that the project does with a tiny LLM and a bridge with a slow and obvious reference.
 
-The reference never uses a cache, padding or `generate`: each row alone, all that came before read again at every step.
+The reference uses no cache, no padding and no `generate`. It computes each row alone, and all positions at every step.
 
 Shapes: R rows, T positions, W width, V vocabulary.
 """
@@ -39,13 +39,13 @@ STEPS = 5
 
 
 class Wrong(Exception):
-    """A result that differs from the reference: the message says how."""
+    """A result differs from the reference. The message says how."""
 
 
 def check_family(family: Family, variant: str, folder: Path) -> dict[str, str]:
-    """The outcome of each of `COLUMNS`: `right`, `refused: <sentence>`, `wrong: <how>`, `error: <what>`, or `-`.
+    """Return the result of each of `COLUMNS`: `right`, `refused: <sentence>`, `wrong: <how>`, `error: <what>`, or `-`.
 
-    Under `slow` it says what of the LLM's own shortcuts is not used.
+    The value of `slow` lists the fast methods that are not used with this LLM.
     """
     found = dict.fromkeys(COLUMNS, "-") | {"slow": ""}
     llm_folder = folder / "llm"
@@ -102,7 +102,7 @@ def _same(what: str, found: Any, expected: Any) -> None:
 
 
 class _Checks:
-    """What is checked of one model, a method a column."""
+    """The checks of one model, one method for each column."""
 
     def __init__(self, model: Any, processor: Any, folder: Path) -> None:
         self.model, self.processor, self.folder = model.eval(), processor, folder
@@ -145,14 +145,14 @@ class _Checks:
         return model.llm_inputs(condition, text.input_ids, text.attention_mask)
 
     def _alone(self, inputs: LlmInputs, row: int) -> LlmInputs:
-        """One row without its padding."""
+        """Return one row without its padding."""
         one, seen = inputs.select(torch.tensor([row])), inputs.mask_RT[row].bool()
         return LlmInputs(one.embeds_RTW[:, seen], one.mask_RT[:, seen], one.gated_kv)
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
     def _logits(self, one: LlmInputs, ids: tuple[int, ...] = ()) -> Tensor:
-        """(T + len(ids), V) of one row."""
+        """Return the logits (T + len(ids), V) of one row."""
         embeds = one.embeds_RTW
         if ids:
             embeds = torch.cat([embeds, self.words(torch.tensor([ids])).to(embeds)], 1)
@@ -163,7 +163,7 @@ class _Checks:
         return self._logits(one, ids)[-1].softmax(-1)
 
     def _steps(self, one: LlmInputs, ids: tuple[int, ...]) -> Tensor:
-        """(len(ids) + 1, V) probabilities of each id's successor, and before it of the first."""
+        """Return the probabilities (len(ids) + 1, V) of the first token, and of the token after each id."""
         return self._logits(one, ids)[-len(ids) - 1 :].softmax(-1)
 
     def _likelihood(self, one: LlmInputs, ids: tuple[int, ...]) -> float:
@@ -185,14 +185,14 @@ class _Checks:
 
     @torch.no_grad()
     def embeddings(self) -> None:
-        """Logits from embeddings are those from ids; those of a row do not depend on what comes later."""
+        """Logits from embeddings equal those from ids, and do not depend on later tokens."""
         ids = self.processor.prompts(PROMPTS[:1]).input_ids
         by_ids = self.llm(input_ids=ids, use_cache=False).logits
         _close("logits", self.llm(inputs_embeds=self.words(ids), use_cache=False).logits, by_ids)
         _close("logits before a token", self.llm(input_ids=ids[:, :-1], use_cache=False).logits, by_ids[:, :-1])
 
     def training(self) -> None:
-        """The loss of a padded batch is that of its rows alone, and its gradient is its slope."""
+        """The loss of a padded batch equals that of its rows alone, and its gradient matches finite differences."""
         text = self.processor.training_text(PROMPTS, NAMES)
         arguments = {**self._arguments(text), "labels": text.labels}
         loss = self.model(**arguments)
@@ -234,7 +234,7 @@ class _Checks:
 
     @torch.no_grad()
     def generate(self) -> None:
-        """Rows that are padded are those alone, and both are the argmax of every step."""
+        """Padded rows give the same tokens as single rows, and each token is the argmax of its step."""
         text = self.processor.prompts(PROMPTS)
         arguments, given = self._arguments(text), self._given(text)
         stops = set(stop_ids(self.llm))
@@ -255,7 +255,7 @@ class _Checks:
 
     @torch.no_grad()
     def decoder(self) -> None:
-        """Greedy search whose rows end at different steps, beams, the most likely names of a list, and its scores."""
+        """Check greedy search with rows that end at different steps, beam search, and a list's search and scores."""
         inputs = self._given(self.processor.prompts([PROMPTS[0]] * 3))
         ones = [self._alone(inputs, row) for row in range(3)]
         free = [self._greedy(one, STEPS, set())[0] for one in ones]
@@ -290,7 +290,7 @@ class _Checks:
 
     @torch.no_grad()
     def save_load(self) -> None:
-        """A saved model, loaded again, gives the same logits bit by bit."""
+        """A saved model gives bitwise equal logits after loading."""
         path = self.folder / f"saved_{self.model.config.bridge.kind}"
         self.model.save_pretrained(path)
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Tiny LLMs of many families: random weights, a few layers, float32. `families.py` runs them through both bridges."""
+"""Tiny LLMs of many families, with random float32 weights and a few layers, which `families.py` tests."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Family:
     """One LLM architecture of transformers.
 
     Attributes:
-        model_type: transformers' name of it; `name` where that is not enough.
-        changes: what its config has beside the usual sizes.
-        plain: it takes none of the usual sizes, `changes` are all.
+        model_type: its name in transformers. `name` is set if this is not unique.
+        changes: settings of its config besides the usual sizes.
+        plain: its config has only the settings in `changes`, and none of the usual sizes.
     """
 
     model_type: str
@@ -58,12 +58,12 @@ class Family:
 
     @property
     def key(self) -> str:
-        """The name of its row."""
+        """The name of its row in the table."""
         return self.name or self.model_type
 
 
 def _gpt(model_type: str, **changes: Any) -> Family:
-    """One of GPT-2's kin, whose sizes have names of their own."""
+    """Return a family related to GPT-2, whose config has other names for the sizes."""
     return Family(model_type, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, **changes}, plain=True)
 
 
@@ -214,7 +214,7 @@ FAMILIES = {family.key: family for family in _FAMILIES}
 
 
 def tiny_llm_of(family: Family, folder: Path) -> nn.Module:
-    """Saves a random LLM of a family and its tokenizer into `folder`; returns the LLM (eval)."""
+    """Save a random LLM of a family and its tokenizer in `folder`. Return the LLM in evaluation mode."""
     vocabulary = len(tiny_tokenizer(folder))
     values = {} if family.plain else dict(_SIZES)
     values |= family.changes

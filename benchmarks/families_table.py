@@ -1,4 +1,4 @@
-"""The kept outcomes of `families.py`, and the section of docs/families.md that is made from them."""
+"""The stored results of `families.py`, and the section of docs/families.md that is generated from them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COLUMNS = ("build", "embeddings", "training", "generate", "decoder", "save/load"
 
 
 def read_outcomes(path: Path) -> dict[str, Any]:
-    """The outcomes so far; empty where there are none."""
+    """Return the stored results, or an empty mapping if there are none."""
     if not path.is_file():
         return {"versions": {}, "families": {}}
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_outcomes(path: Path, outcomes: dict[str, Any], order: list[str]) -> None:
-    """Writes the outcomes in the table's order; a run that is killed leaves the file before or the file after."""
+    """Write the results atomically, in the order of the table."""
     outcomes["versions"] = {name: version(name) for name in ("torch", "transformers")}
     found = outcomes["families"]
     outcomes["families"] = {name: found[name] for name in order if name in found}
@@ -34,7 +34,7 @@ def write_outcomes(path: Path, outcomes: dict[str, Any], order: list[str]) -> No
 
 
 def section(outcomes: dict[str, Any]) -> str:
-    """The table as Markdown, and below it the sentences of what is refused."""
+    """Return the table in Markdown, followed by the error messages of the refused LLMs."""
     versions = " and ".join(f"{name} {number}" for name, number in outcomes["versions"].items())
     lines = [f"{len(outcomes['families'])} LLM families were tested with {versions}.", ""]
     lines += [f"| family | variant | {' | '.join(COLUMNS)} | not used |", f"|---|---|{'---|' * (len(COLUMNS) + 1)}"]
@@ -56,7 +56,7 @@ def section(outcomes: dict[str, Any]) -> str:
 
 
 def _together(variants: dict[str, dict[str, str]]) -> list[tuple[str, dict[str, str]]]:
-    """One row where all variants have the same outcome."""
+    """Merge the rows of a family into one if all variants have the same result."""
     each = list(variants.values())
     if all(found == each[0] for found in each):
         return [("both", each[0])]
@@ -64,7 +64,7 @@ def _together(variants: dict[str, dict[str, str]]) -> list[tuple[str, dict[str, 
 
 
 def write_section(page: Path, outcomes: dict[str, Any]) -> None:
-    """Writes the section between its two marks anew; the rest of the page stays."""
+    """Replace the section between its two marks, and keep the rest of the page."""
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

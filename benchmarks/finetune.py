@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How much `osm finetune` gains on a few photos, and how long it takes.
+"""Measures how much accuracy `osm finetune` gains on a few photos, and how long it takes.
 
     python3 benchmarks/finetune.py OUT FOLDER [FOLDER...] [--photos 60]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the published size on a GPU: both bridges, naming and training, with and without compiling and CUDA graphs.
+"""Measures models of the published size on a GPU: both bridges, naming and training, with and without compiling.
 
     python3 benchmarks/gpu_speed.py gpu_speed.json
 

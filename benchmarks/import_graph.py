@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The import graph of the package: read from its source, checked by a test, and drawn for the docs.
+"""The import graph of the package, which is read from its source, checked by a test, and drawn for the docs.
 
 python benchmarks/import_graph.py docs/images/import_graph.png
 """

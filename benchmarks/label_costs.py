@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What the steps of `osm label --to parts` cost for a picture, on this machine.
+"""Measures the time that each step of `osm label --to parts` takes for an image on this machine.
 
     python3 benchmarks/label_costs.py osm_small DATA/coco_mini/val --output costs.json
 
-DATA is a folder with `panoptic.json`, `panoptic/` and `images/`. Each picture has `--masks` masks. Every step is timed
-by itself: reading the file, decoding it, reading its masks, encoding it by the tower, naming the masks by the bridge
-and the LLM, and writing a part. The JSON document has the median and the mean of each in milliseconds for a picture,
-and the bytes that are read and written. `benchmarks/cluster_simulation.py` reads it.
+DATA is a folder with `panoptic.json`, `panoptic/` and `images/`. Each image has `--masks` masks. Every step is timed
+separately: reading the file, decoding it, reading its masks, encoding it with the tower, naming the masks with the
+bridge and the LLM, and writing a part. The JSON document has the median and the mean of each step in milliseconds per
+image, and the number of bytes that are read and written. `benchmarks/cluster_simulation.py` reads it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each format of `osm label` keeps of real masks, read by `osm` and by other programs.
+"""Measures how well each format of `osm label` preserves real masks, as read by `osm` and by other programs.
 
     python3 -m venv readers
     readers/bin/pip install supervision labelformat label-studio-sdk labelme pycocotools opencv-python-headless

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""`osm label --to parts` on Ray beside the run without Ray: rows, kills, memory, overhead, and object stores.
+"""Compares `osm label --to parts` on Ray with the run without Ray: rows, kills, memory, overhead, and object stores.
 
     python3 benchmarks/label_scale.py CHECKPOINT DATA/coco_mini/val --pictures 2000 --output scale.json
 
 DATA is a folder with `panoptic.json`, `panoptic/` and `images/`, whose photos are copied until there are enough
-pictures. The series are:
+images. The series are:
 
 - local: the run without Ray, whose parts all other runs must write again, byte by byte.
 - workers: Ray with 1, 2 and 4 workers.
 - kills: one worker is killed (SIGKILL) in the middle, and in another run the driver, which is then started again.
-- overhead: the run without Ray and Ray with one worker in turns, of which the seconds for a picture are compared.
+- overhead: the run without Ray and Ray with one worker in turns, whose seconds per image are compared.
 - s3: shards on `s3://` (a local moto server), labeled by Ray, parts on `s3://`.
 
 Prints one JSON document last.

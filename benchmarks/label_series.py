@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A long run of `osm label`: its speed beside `generate_pred.py`, its peak memory, and what two kills change.
+"""Measures a long run of `osm label`: its speed compared with `generate_pred.py`, its memory, and the effect of kills.
 
     python3 benchmarks/label_series.py CHECKPOINT DATA/coco_mini/val --pictures 2000 --output label.json
 
-DATA is a folder with `panoptic.json`, `panoptic/` and `images/`. Its photos are copied until there are enough pictures,
+DATA is a folder with `panoptic.json`, `panoptic/` and `images/`. Its photos are copied until there are enough images,
 each with `--masks` masks: those of the photo, and shifted copies of them if the photo has fewer. Both commands name the
-same masks in the mode `any`. Then `osm label` runs again, is killed after a third and after two thirds of the pictures,
+same masks in the mode `any`. Then `osm label` runs again, is killed after a third and after two thirds of the images,
 and must write the same files, byte by byte. Prints one JSON document last.
 """
 

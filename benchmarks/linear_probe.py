@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What simple features of a mask know by themselves: a linear probe, beside the majority class.
+"""Measures the accuracy of a linear classifier on simple features of a mask, compared with the most frequent class.
 
-For every mask of the shards (training) and of the sets' val files, `--features tower`: the mean of the frozen tower's
-tokens under the mask (weighted by coverage) at test-time size, and in its zoom window if the config has zoom windows;
-`--features statistics`: mean and standard deviation of its colour, its area, and the seven Hu moments of its outline,
-no network at all. Standardised, then ridge regression onto the classes. Prints one JSON document.
+The classifier is trained on all masks of the shards, and scored on the val files of the datasets. With `--features
+tower`, the features of a mask are the mean of the frozen tower's tokens under the mask (weighted by coverage), at the
+input size of prediction, and the same in its zoom window if the config has zoom windows. With `--features statistics`,
+they are the mean and the standard deviation of its color, its area, and the seven Hu moments of its outline, without a
+network. The features are standardized, and ridge regression maps them to the classes. Prints one JSON document.
 
     python3 benchmarks/linear_probe.py --datasets sets.yaml --shards coco=... --shards camvid=... [--config osm_small]
 """
@@ -71,7 +72,7 @@ def main() -> int:
 
 
 def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
-    """(image, masks, category ids) of every sample; masks over 100 pixels, no crowd."""
+    """Yield (image, masks, category ids) of every sample, for masks of over 100 pixels that are not crowds."""
     from osm.data.shards import read_shard
     from osm.errors import SampleError
     from osm.forms import read_sample
@@ -88,7 +89,7 @@ def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
 
 
 def val_scenes(row) -> Iterator[tuple]:
-    """(image, masks, category ids) of every image of the val split: the masks that the benchmark names."""
+    """Yield (image, masks, category ids) of every val image, with the masks that are named in evaluation."""
     from osm.forms import split_of
 
     split = split_of(row)
@@ -103,7 +104,7 @@ def val_scenes(row) -> Iterator[tuple]:
 
 
 def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The features of all masks (M, F), and the masks' classes."""
+    """Return the features (M, F) of all masks, and their classes."""
     xs, ys = [], []
     for number, (image, masks, categories) in enumerate(scenes):
         xs.append(describe(image, masks))
@@ -114,7 +115,7 @@ def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np
 
 
 def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> np.ndarray:
-    """The mean token under each mask (K, H, W), weighted by coverage, and that in its zoom window if there are any."""
+    """Return the mean token under each mask (K, H, W), weighted by coverage, and that in its zoom window if any."""
     import torch
     import torch.nn.functional as F
 
@@ -131,7 +132,10 @@ def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> 
 
 
 def statistics(image: Any, masks: np.ndarray) -> np.ndarray:
-    """Colour (mean, standard deviation), area and Hu moments (their signed logarithm) of each mask (K, H, W)."""
+    """Return the mean and standard deviation of the color, the area and the Hu moments of each mask (K, H, W).
+
+    The Hu moments are signed logarithms.
+    """
     from skimage.measure import moments_central, moments_hu, moments_normalized
 
     pixels = np.asarray(image, np.float64) / 255
@@ -145,7 +149,10 @@ def statistics(image: Any, masks: np.ndarray) -> np.ndarray:
 
 
 def score(train_x, train_y, val_x, val_y) -> dict[str, float]:
-    """Accuracy of ridge (its strength chosen on a fifth of the training images' masks) and of the commonest class."""
+    """Return the accuracy of ridge regression and of the most frequent class.
+
+    The strength of the regularization is chosen on a fifth of the training images.
+    """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.preprocessing import StandardScaler
 

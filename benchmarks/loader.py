@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How many training samples a second one core makes at input 1120, beside a loop that works as the published loader.
+"""Measures how many training samples per second one core loads at input size 1120, compared with the published way.
 
-Three forms (COCO panoptic, LVIS, semantic maps) in both layouts. Without `--shards` it makes its own: drawn scenes, two
-side by side, at the sizes asked for. The other loop decodes the whole image, resizes the whole of it and a mask of
-every segment, and keeps one segment's crop; it is written here in our own words. What both leave out is the same: no
-normalisation (it happens on the model's device), no worker processes. Figures are CPU time of this process, so that
-other programs on the machine matter less; `ms` is per sample. Prints one JSON document last.
+There are three annotation formats (COCO panoptic, LVIS, semantic maps) in both layouts. Without `--shards`, the images
+are synthetic scenes of the given sizes. The loop that imitates the published loader is written anew here. It decodes
+the whole image, resizes the whole image and a mask of every segment, and keeps the crop of one segment. Neither
+normalizes pixels, because that is done on the model's device, and neither has worker processes. All times are CPU times
+of this process, so that other programs on the machine matter less. `ms` is per sample. The last line of the output is a
+JSON document.
 
     python3 benchmarks/loader.py [--sizes 640x480,1280x960] [--samples 64] [--shards coco=DIR/{000..003}.tar]
 """
@@ -66,12 +67,12 @@ STAGES = ("read", "decode", "resize", "mask", "text", "other")
 
 
 def stage_clock() -> Meter:
-    """A meter of the CPU seconds of the stages."""
+    """Return a meter of the CPU seconds of the stages."""
     return Meter(time.process_time, STAGES)
 
 
 def milliseconds(clock: Meter, samples: int) -> dict[str, float]:
-    """The CPU time of each stage in ms per sample."""
+    """Return the CPU time of each stage in ms per sample."""
     return {name: round(1000 * seconds / samples, 2) for name, seconds in clock.take().items()}
 
 
@@ -79,7 +80,7 @@ def milliseconds(clock: Meter, samples: int) -> dict[str, float]:
 
 
 def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Meter | None) -> float:
-    """CPU seconds for so many samples, in batches of 8."""
+    """Return the CPU seconds for a number of samples, in batches of 8."""
     batches = samples // 8
     transform = SampleTransform(SampleConfig(), processor)
     config = StreamConfig(tuple(shards), 8, 8 * (batches + 1), resampled=True, shuffle_buffer=1)
@@ -93,12 +94,12 @@ def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, cl
             clock.take()
         begun = time.process_time()
         for _ in range(batches):
-            processor._rows.clear()  # the few texts of a small shard would be remembered; a real set has many
+            processor._rows.clear()  # The few texts of a small shard would stay in the cache; a real dataset has many.
             next(stream)
         return time.process_time() - begun
 
 
-# What is timed as which stage; everything else is `other` (collating a batch, drawing views).
+# The functions that belong to each stage. All other time is `other` (collating a batch, drawing views).
 WATCHED: list[tuple[Any, str, str]] = [
     (ShardReader, "read", "read"),
     (stages, "read_sample", "decode"),
@@ -124,13 +125,16 @@ def reading(clock: Meter) -> Callable[[str], Iterator[Any]]:
     return read
 
 
-# -- a loop that works as the published loader ---------------------------------------------------------------------
+# -- a loop that imitates the published loader ---------------------------------------------------------------------
 
 
 def published(
     row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Meter, one_mask: bool = False
 ) -> float:
-    """CPU seconds for so many samples. `one_mask`: the annotation is drawn first, and only its mask is made."""
+    """Return the CPU seconds for a number of samples.
+
+    With `one_mask`, the annotation is chosen first, and only its mask is created.
+    """
     rng = np.random.default_rng(0)
     begun, batch = time.process_time(), []
     raws = endless(shards, clock)
@@ -229,7 +233,7 @@ ALL_MASKS: dict[str, Callable[..., tuple[list[np.ndarray], list[str]]]] = {
 
 
 def make_processor(input_size: int) -> Processor:
-    """With a tokenizer of its own: no weights are needed."""
+    """Return a processor with a tokenizer of its own, which needs no weights."""
     names = [name for table in SETS for name in sorted(load_labels(table).vocabulary)]
     fast = small_tokenizer(names, vocabulary=4000)
     return Processor(fast, fast, input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -245,7 +249,7 @@ def measure(row: Dataset, shards: list[str], processor: Processor, samples: int)
         loops["published_with_one_mask"] = lambda: (
             less / published(row, shards, processor, less, stage_clock(), one_mask=True)
         )
-    # In turns, and the best of each: what else runs on the machine slows all of them, at one time or another.
+    # They take turns, and the best round of each counts, because other programs slow all of them at times.
     rates = {name: 0.0 for name in loops}
     for _ in range(ROUNDS):
         for name, loop in loops.items():

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Two checkouts' loaders compared in one run: CPU time of a training sample in each, case by case.
+"""Compares the CPU time of a training sample in the loaders of two checkouts.
 
-One process of each checkout stays open; they take turns at every case, on the same shards, which are drawn once. Other
-programs on the machine disturb both alike. A case's figure is the median over all rounds of new / old, with the
-quartiles; above 1 the new one is slower.
+One process of each checkout stays open. In every case, the two take turns on the same synthetic shards, so that other
+programs on the machine slow both alike. The result of a case is the median of new / old over all rounds, with the
+quartiles. Above 1, the new code is slower.
 
     python3 benchmarks/loader_paired.py OLD_CHECKOUT NEW_CHECKOUT [--rounds 20] [--samples 24] > result.json
 """
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Runs within a checkout: reads a case a line, answers with CPU seconds a sample.
+# This program runs inside a checkout. It reads one case per line, and answers with the CPU seconds of a sample.
 CHILD = """
 import json, sys, time
 sys.path.insert(0, "benchmarks")
@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 
 class Side:
-    """A checkout's process: it reads a line of JSON for each case, and answers with seconds."""
+    """The process of a checkout. It reads one line of JSON for each case, and answers with seconds."""
 
     def __init__(self, checkout: Path, argument: Any, program: str = CHILD) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
@@ -118,7 +118,7 @@ def main() -> int:
         sides = [Side(checkout.resolve(), args.input_size) for checkout in (args.old, args.new)]
         for title, name, shard in todo:
             for side in sides:
-                side.seconds(name, shard, 8)  # loads what is loaded once
+                side.seconds(name, shard, 8)  # fills the caches
             cases[title] = take_turns(sides, (name, shard, args.samples), args.rounds)
             print(f"{title}: {cases[title]}", file=sys.stderr)
         for side in sides:

@@ -1,4 +1,4 @@
-"""Shards of drawn scenes for `loader.py`: three sets, both layouts, the same pictures."""
+"""Synthetic shards for `loader.py`: three datasets in both layouts, with the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETS = ("coco", "lvis", "a847")
 
 
 def make_shards(folder: Path, width: int, height: int, images: int) -> dict[tuple[str, str], str]:
-    """(set, layout) -> a shard of drawn scenes, all of the same pictures."""
+    """Write a shard for each (dataset, layout), all with the same images. Return their paths."""
     found = {}
     pictures = [draw(width, height, number) for number in range(images)]
     for name in SETS:
@@ -37,7 +37,7 @@ def make_shards(folder: Path, width: int, height: int, images: int) -> dict[tupl
 
 
 def draw(width: int, height: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of two scenes side by side, and its segments' ids."""
+    """Return an image of two synthetic scenes side by side, and the ids of its segments."""
     side = max((width + 1) // 2, height)
     pairs = choose_pairs("all")
     halves = [draw_scene(side, pairs, 0, 2 * number + i) for i in range(2)]
@@ -47,7 +47,7 @@ def draw(width: int, height: int, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def members(name: str, image: np.ndarray, ids: np.ndarray, number: int) -> dict[str, bytes]:
-    """One sample of the plain layout; which class a segment has is drawn."""
+    """Return a sample of the plain layout. The classes of its segments are random."""
     rng = np.random.default_rng(number)
     height, width = ids.shape
     classes = sorted(DatasetTable()[name].label_set.classes)
@@ -72,11 +72,11 @@ def members(name: str, image: np.ndarray, ids: np.ndarray, number: int) -> dict[
 
 
 def outline(mask: np.ndarray) -> list[list[float]]:
-    """A polygon around a mask: its extent in each of up to 60 rows (drawn things have few hollows)."""
+    """Return a polygon around a mask: the extent of the mask in each of up to 60 rows."""
     rows = np.flatnonzero(mask.any(1))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 60)).astype(int)]
     spans = [(int(np.argmax(mask[y])), mask.shape[1] - int(np.argmax(mask[y, ::-1])), int(y)) for y in rows]
-    spans.append((*spans[-1][:2], spans[-1][2] + 1))  # so that a single row has four corners
+    spans.append((*spans[-1][:2], spans[-1][2] + 1))  # A mask of a single row then has four corners.
     points = [(left, y) for left, _, y in spans] + [(right, y) for _, right, y in reversed(spans)]
     return [[float(value) for point in points for value in point]]
 

@@ -71,7 +71,7 @@ def main() -> int:
     cases = {}
     for case, title in CASES.items():
         for side in sides:
-            side.seconds(case, 1)  # loads what is loaded once
+            side.seconds(case, 1)  # fills the caches
         cases[title] = take_turns(sides, (case, args.times), args.rounds)
         print(f"{title}: {cases[title]}", file=sys.stderr)
     for side in sides:

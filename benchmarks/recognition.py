@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""How many names a second come out, beside the published way, with the same weights, masks and names.
+"""Measures how many names per second `osm.Recognizer` gives, compared with the published way.
 
-The published way: the image's windows one by one; then for every mask and mode a call of its own, in which all but the
-tower's tokens is computed anew (the keys and values of the whole image above all), and transformers' `generate`. Here:
-`osm.Recognizer`. The names have to be the same, the probabilities within 1e-4, or the benchmark fails.
+The published way encodes the windows of the image one by one. Then it makes a call for every mask and mode, in which
+everything but the tower's tokens is computed again (above all the keys and values of the whole image), and decodes with
+transformers' `generate`. Both ways have the same weights and masks. The names have to be the same and the probabilities
+within 1e-4, or the benchmark fails.
 
     python3 benchmarks/recognition.py                       # random weights: published Q-Former, 135M-class LLM, 1120
     python3 benchmarks/recognition.py --config osm_small    # real weights of tower and LLM, a bridge at its start
     python3 benchmarks/recognition.py --config osm --random_weights     # published size, on a GPU, bf16
 
-On a CPU, our way has the packed weights of `osm.models.fast_inference`, and the published way has not.
-`--many 500` names so many masks our way alone, and says what memory that took. `floor`, of the largest number of masks:
-the FLOPs and the bytes that our way needs (all weights read once a forward), the seconds that the device's peaks would
-take for them, and the share of these peaks that was reached. Prints one JSON document last.
+On a CPU, the recognizer has the packed weights of `osm.models.fast_inference`, and the published way does not.
+`--many 500` also names 500 masks with the recognizer alone, and reports the memory. `floor` belongs to the largest
+number of masks. It has the FLOPs and the bytes that the recognizer needs (all weights are read once per forward pass),
+the time that they would take at the device's peaks, and the reached share of these peaks. The last line of the output
+is a JSON document.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""How near a segmenter's masks come to a set's own: mean IoU over all ground-truth masks of its val images.
+"""Measures the mean IoU of a segmenter's masks with all ground-truth masks of the val images of a dataset.
 
-`everything`: the best of all segments; `point`: a click at the mask's inmost pixel; `box`: the mask's box. Beside them
-what no segmenter at all gives: a disc around the click (2 % of the longer side), the whole box and the ellipse in it;
-and OpenCV's GrabCut of the box. Masks are compared at the picture's own size. Prints one JSON document.
+The mask of the segmenter is the best of all segments (`everything`), the answer to a click on the mask's innermost
+pixel (`point`), or the answer to the mask's box (`box`). For comparison, there are a disc around the click (2 % of the
+longer side), the whole box, the ellipse in the box, and OpenCV's GrabCut of the box. Masks are compared at the size of
+the image. Prints one JSON document.
 
-`recall`: the share of the masks that one of the N best-scored segments meets with an IoU of at least 0.5.
-`duplicates`: the share of all segments whose IoU with a better-scored one is over 0.7. `segmented and encoded`: the
-time for all segments and for the recognizer's encoding of the same picture. The intervals are 95 %, over images.
+`recall` is the share of the masks whose IoU with one of the N best-scored segments is at least 0.5. `duplicates` is the
+share of all segments whose IoU with a better-scored segment is over 0.7. `segmented and encoded` is the time for all
+segments and for encoding the same image with the recognizer. The intervals are 95 % bootstrap intervals over images.
 
     python3 benchmarks/segmenters.py CHECKPOINT --datasets sets.yaml [--set coco] [--segmenter embedded] [--images N]
     python3 benchmarks/segmenters.py CHECKPOINT --folder DATA/coco_panoptic/val

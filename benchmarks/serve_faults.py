@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What `osm serve` does in trouble: killed workers, hostile requests, slow clients, bombs, and requests for URLs.
+"""Tests `osm serve` with killed workers, hostile requests, slow clients, decompression bombs, and requests for URLs.
 
-Starts a server, tries one thing after the other, and writes what happened, with the memory afterwards. After each, the
-server has to answer an ordinary request. Exits with 1 if something is not as it should be.
+The server runs through one case after the other, and each result is written with the server's memory. After each case,
+the server has to answer an ordinary request. The exit code is 1 if a result is not as expected.
 
     python3 benchmarks/serve_faults.py CHECKPOINT [--schemathesis PATH] [--output faults.json]
 

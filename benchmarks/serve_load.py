@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Load on a server on this machine: requests a second, latencies, refusals and memory, with and without batching.
+"""Measures a server on this machine: requests per second, latencies, refusals and memory, with and without batching.
 
-Each client sends requests of 8 masks, one after the other, on a connection of its own. The pictures are drawn scenes.
-`distinct`: every request has a picture that the server has not seen (a comment in the JPEG file differs). `shared`: all
-clients send the same eight pictures, so that all are in the cache. Batching across requests is compared at one number
-of clients: two servers with the same settings otherwise, in alternating slices of one run. All answers are compared
-with the recognizer's own: names have to be equal, and probabilities within 1e-4.
+Each client sends requests of 8 masks, one after the other, on a connection of its own. The images are synthetic scenes.
+In `distinct`, every request has an image that the server has not seen (a comment in the JPEG file differs). In
+`shared`, all clients send the same eight images, which are in the cache. Batching across requests is compared at one
+number of clients: two servers with otherwise the same settings take turns in one run. All answers are compared with those of the
+recognizer. Names have to be equal, and probabilities within 1e-4.
 
     python3 benchmarks/serve_load.py osm_small --seconds 60 --output load.json
     python3 benchmarks/serve_load.py runs/quickstart/run/final --soak 10000 --output soak.json

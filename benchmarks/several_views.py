@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How much more accurate a name from several views of an object is (`Recognizer.name_views`).
+"""Measures how much more accurate a name from several views of an object is (`Recognizer.name_views`).
 
     python3 benchmarks/several_views.py CHECKPOINT coco=DATA/coco_panoptic/val [--limit 20]
 
 The word before `=` is the mode; the folder contains images/, panoptic/ and panoptic.json (COCO panoptic format). The
 first view of a mask is the whole image. Each other view is a crop that contains the whole mask, with random size and
-position, flipped in half of the cases. The crops depend on nothing but the seed, the image and the mask. The table
+position, flipped in half of the cases. The crops depend only on the seed, the image and the mask. The table
 shows the published accuracy for the first 1, 2, 4 and 8 views, with 95% intervals over images. Prints one JSON document
 last.
 """

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What lanes read of their shards: bytes in one pass, and the speed of remote shards that are in the cache.
+"""Measures how many bytes of the shards are read in one pass, and the speed of remote shards that are in the cache.
 
-Four lanes (2 ranks of 2 workers), without resampling, on drawn scenes in shards of 16. `--old CHECKOUT` names another
-checkout that reads the same shards. Bytes of files are those that the process asked the kernel for
-(/proc/self/io: rchar). Bytes of HTTP are those that a server on loopback sent; a lane fetches up to 16 samples before
-their turn, which are among them.
+Four lanes (2 ranks of 2 workers each) read shards of 16 synthetic scenes without resampling. `--old CHECKOUT` names
+another checkout that reads the same shards. The bytes of files are those that the process requested from the kernel
+(/proc/self/io: rchar). The bytes of HTTP are those that a server on loopback sent, including up to 16 samples that each
+lane prefetched.
 
     python3 benchmarks/shard_reading.py [--old CHECKOUT] > docs/benchmarks/loader/reading.json
 
-For the speed, local shards and the cached copies of remote ones take turns in one process; a figure is the median of
-cached / local over all rounds, of wall and of CPU time.
+For the speed, local shards and the cached copies of remote shards take turns in one process. A figure is the median of
+cached / local over all rounds, for wall-clock time and CPU time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tokenizer made on the spot, for benchmarks that need texts of plausible lengths but no weights."""
+"""A generated tokenizer, for benchmarks that need texts of plausible lengths but no weights."""
 
 from __future__ import annotations
 

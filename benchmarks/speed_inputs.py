@@ -1,6 +1,6 @@
-"""What the speed benchmarks need beside this repository: photos, trained models, datasets, another checkout.
+"""The inputs of the speed benchmarks besides this repository: photos, trained models, datasets, another checkout.
 
-A small run needs none of them: drawn scenes, untrained models and this checkout take their places.
+A small run needs none of them. It uses synthetic scenes, untrained models and this checkout instead.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long the first name takes, and where the time goes; how long `--help` takes.
+"""Measures the time until the first name, its parts, and the time of `--help`.
 
     python3 benchmarks/startup.py [--tree OTHER_CHECKOUT] [--rounds 5] [--photo photo.jpg]
 

@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""What a training step costs: names a second, where its time goes, and how far that is from the device's peak.
+"""Measures the speed of a training step, the time of its parts, and the share of the device's peak that it reaches.
 
-By default a model with its own weights (osm_small, which pip packages bring), on this machine:
+By default, the model is osm_small with its pretrained tower and LLM (`osm fetch osm_small`):
 
     python3 benchmarks/train_step.py [--config osm_small] [--masks 1,4,8] [--threads 1]
 
-With `--random_weights` the published size (InstructBLIP-Vicuna-7B, 7.9 G parameters) with random weights, made on the
-device: nothing is downloaded, and timm, pycocotools and pybase64 need not be there. Some minutes on an H100:
+With `--random_weights`, the model has the published size (InstructBLIP-Vicuna-7B, 7.9 G parameters) and random weights,
+which are generated on the device. Nothing is downloaded, and timm, pycocotools and pybase64 are not needed. This takes
+some minutes on an H100:
 
     python3 benchmarks/train_step.py --config osm --random_weights [--compile off,on] [--checkpointing off,on]
 
-A step is one process's: batch to the device, forward, backward, clip, AdamW, by the training's own task and optimizer;
-batches are drawn before (`loader.py` measures the loader). The headline figure is of whole steps; the shares come from
-others, in which the device is waited for between the parts. FLOPs are counted on the meta device; the floor is the time
-that they would take at the device's peak. A case for which the memory does not suffice is reported as such, and the
-run goes on. Prints one JSON document last.
+A step runs in one process, with the task and the optimizer of training: the batch is copied to the device, then follow
+the forward pass, the backward pass, gradient clipping and AdamW. The batches are generated before the measurement
+(`loader.py` measures the loader). `names_per_second` is measured over whole steps. The shares of the parts come from
+other steps, in which the device is synchronized after each part. FLOPs are counted on the meta device. The floor is the
+time that they would take at the device's peak. A case that runs out of memory is reported, and the other cases still
+run. The last line of the output is a JSON document.
 """
 
 from __future__ import annotations
@@ -59,13 +61,18 @@ from osm.training.parallel import recomputed  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
 OUT_OF_MEMORY = "out of memory"
-BATCHES = 3  # texts of several lengths: what is compiled must take all of them
+BATCHES = 3  # with texts of different lengths, all of which a compiled model has to accept
 PRECISIONS = ("fp32", "amp_bf16", "bf16")
 
 
 @dataclass
 class Case:
-    """What is measured of one number of masks an image. `compiled`: the parts that are; `failed`: those that cannot."""
+    """The measurements for one number of masks per image.
+
+    Attributes:
+        compiled: the compiled parts.
+        failed: the parts that cannot be compiled, with the reason.
+    """
 
     masks: int
     batches: list[Batch]
@@ -81,7 +88,7 @@ class Case:
 
 
 class Benchmark:
-    """One model, and the cases it is measured in."""
+    """A model and the cases in which it is measured."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, pick_device(args.device)
@@ -97,7 +104,7 @@ class Benchmark:
             meta = copy.deepcopy(model).to("meta")
         self.step = TrainStep(TrainTask(model, self.processor), args.precision, self.device)
         self.meta_task = TrainTask(meta.train(), self.processor)
-        self.flops: dict[int, dict[str, float]] = {}  # of the parts, by masks an image
+        self.flops: dict[int, dict[str, float]] = {}  # FLOPs of the parts, by the number of masks per image
 
     def document(self) -> dict[str, Any]:
         args, model = self.args, self.step.task.model

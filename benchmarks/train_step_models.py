@@ -1,4 +1,4 @@
-"""What `train_step.py` trains: a config's own model, or the published size with random weights; its batches."""
+"""The models that `train_step.py` trains (pretrained, or random of the published size), and their batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def pretrained(name: str, published_prompts: bool = False) -> tuple[OmniScientMo
 
 
 def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: torch.dtype) -> OmniScientModel:
-    """The published model with random weights, made on its device: frozen parts in `frozen`, the bridge in float32."""
+    """Return the published model with random weights. The frozen parts have the dtype `frozen`, the bridge float32."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
     if tiny and isinstance(config.bridge, FlamingoConfig):
@@ -89,7 +89,10 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
 
 
 def random_processor(config: ModelConfig) -> Processor:
-    """For a `random_model`. Its vocabulary is so small that a text has about as many tokens as under Vicuna's."""
+    """Return the processor of a `random_model`.
+
+    Its vocabulary is so small that a text has about as many tokens as with Vicuna's tokenizer.
+    """
     tokenizer = small_tokenizer(sorted(load_labels(SET).vocabulary), vocabulary=600)
     has_prefix = BRIDGES.get(config.bridge.kind).has_prefix
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -105,7 +108,7 @@ def shrunk(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_base(name: str) -> ModelConfig:
-    """The config of `--random_weights`. Raises OsmError for one that is not built around an InstructBLIP."""
+    """Return the config for `--random_weights`. Raise OsmError if it is not based on an InstructBLIP model."""
     config = base_config(name)
     if not config.base_model_name:
         others = "osm and osm_flamingo_instructblip are"
@@ -124,7 +127,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def supervise(config_name: str) -> str:
-    """What a config's training spends the loss on: it decides at how many positions the LM head runs."""
+    """Return the `supervise` setting of a config, which determines at how many positions the LM head runs."""
     sample = load_yaml(config_name).get("training", {}).get("sample") or {}
     return sample.get("supervise", SampleConfig().supervise)
 
@@ -132,7 +135,7 @@ def supervise(config_name: str) -> str:
 def make_batches(
     processor: Processor, images: int, masks: int, count: int, supervised: str, seed: int = 0
 ) -> list[Batch]:
-    """Batches as the loader makes them, of noise with rectangles and ellipses in it: what is seen costs no time."""
+    """Return batches like those of the loader. Their images are noise, and their masks rectangles and ellipses."""
     rng, size = np.random.default_rng(seed), processor.input_size
     names = sorted(load_labels(SET).vocabulary)
     rows, prompts = images * masks, processor.training_prompts(boxed=False)

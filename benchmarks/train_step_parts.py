@@ -1,4 +1,4 @@
-"""A training step in parts: how many seconds, or how many FLOPs, each of them takes."""
+"""A training step in parts, and the seconds or FLOPs that each part takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Part = Callable[[str], AbstractContextManager[Any]]
 
 @contextmanager
 def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
-    """Within it, the parts of the task's forward are charged in `meter`."""
+    """Within this context, `meter` measures the parts of the task's forward pass."""
     model = task.model
     places: list[tuple[Any, str, str]] = [
         (task.processor, "pixel_values", "pixels"),
@@ -52,7 +52,7 @@ def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
 
 
 class TrainStep:
-    """One process's optimiser step on one batch, as `osm.training.trainer` takes it."""
+    """An optimizer step of one process on one batch, as in `osm.training.trainer`."""
 
     def __init__(self, task: TrainTask, precision: str, device: torch.device) -> None:
         self.task, self.precision, self.device = task, precision, device
@@ -63,7 +63,7 @@ class TrainStep:
         self.loss = MixLoss({SET: 1.0})
 
     def __call__(self, batch: Batch, part: Part = contextlib.nullcontext) -> float:
-        """Takes the step and returns its loss."""
+        """Run the step and return its loss."""
         with part("copy"):
             batch = batch.to(self.device)
         index = self.loss.group_index(batch).to(self.device)
@@ -82,7 +82,7 @@ class TrainStep:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, with nothing left to do on the device."""
+    """Return the time in seconds, once the device has finished all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
@@ -92,11 +92,11 @@ def clock(device: torch.device) -> float:
 
 
 def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
-    """FLOPs of each part of a step, counted on a model on the meta device: nothing is computed.
+    """Count the FLOPs of each part of a step with a model on the meta device, so that nothing is computed.
 
-    What is computed twice to save memory counts once, and whether attention is fused makes no difference.
+    Recomputation to save memory is not counted. Fused and unfused attention have the same count.
     """
-    # Fused attention looks into its mask for what it may leave out: on the meta device there is nothing to look at.
+    # Fused attention reads the values of its mask, which a tensor on the meta device does not have.
     meta_task.model.llm.set_attn_implementation("eager")
     mask_features, cross_entropy = meta_task.model.mask_features, F.cross_entropy
 
@@ -124,7 +124,7 @@ def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
-    """The equal blocks that a transformer is a stack of; a module without a stack is one block."""
+    """Return the repeated blocks of a transformer. A module without repeated blocks counts as one block."""
     stacks = [list(found) for found in module.modules() if isinstance(found, nn.ModuleList)]
     longest = max(stacks, key=len, default=[])
     return longest if len(longest) > 1 else [module]
@@ -132,7 +132,7 @@ def layers(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def changed_layers(changed: list[nn.Module], change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator:
-    """Within it, the forward of each of these modules is `change(forward)`."""
+    """Within this context, the forward function of each of these modules is `change(forward)`."""
     with ExitStack() as patches:
         for layer in changed:
             patches.enter_context(patch.object(layer, "forward", change(layer.forward)))

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What a list of names is worth: accuracy and seconds of four ways to name the same masks.
+"""Compares the accuracy and the time of four ways to name the same masks, one free and three with a list of names.
 
-Free naming, and out of the set's own names: constrained (search for the likeliest name), scored (likelihood of every
-name), mapped (said freely, then the nearest name). Accuracy is the published one. Prints one JSON document last.
+`free` generates any name. The others choose among the dataset's own names: `constrained` searches for the most likely
+name, `scored` computes the likelihood of every name, and `mapped` generates a free name and then chooses the nearest
+name. Acc is the published accuracy. The last line of the output is a JSON document.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """
@@ -33,7 +34,7 @@ from osm.recognition.recognizer import METHODS, Recognizer, load_recognizer  # n
 def measure(
     recognizer: Recognizer, row: Dataset, method: str, limit: int | None, wanted: Sequence[str] = ("own", ANY_MODE)
 ) -> dict[str, Any]:
-    """Counts of one set, named one way in the wanted modes."""
+    """Return the counts of one dataset, named in one way and in the given modes."""
     split = split_of(row)
     modes = [row.name if mode == "own" else mode for mode in wanted]
     names = sorted({name for label in row.label_set.classes.values() for name in label.names})
