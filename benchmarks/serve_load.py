@@ -4,8 +4,8 @@
 Each client sends requests of 8 masks, one after the other, on a connection of its own. The images are synthetic scenes.
 In `distinct`, every request has an image that the server has not seen (a comment in the JPEG file differs). In
 `shared`, all clients send the same eight images, which are in the cache. Batching across requests is compared at one
-number of clients: two servers with otherwise the same settings take turns in one run. All answers are compared with those of the
-recognizer. Names have to be equal, and probabilities within 1e-4.
+number of clients: two servers with otherwise the same settings take turns in one run. All answers are compared with
+those of the recognizer. Names have to be equal, and probabilities within 1e-4.
 
     python3 benchmarks/serve_load.py osm_small --seconds 60 --output load.json
     python3 benchmarks/serve_load.py runs/quickstart/run/final --soak 10000 --output soak.json
