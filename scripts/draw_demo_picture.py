@@ -3,7 +3,8 @@
 
     python3 scripts/draw_demo_picture.py CHECKPOINT [--picture FILE] [--place X,Y,W,H] [--output docs/images/demo.jpg]
 
-Without --picture it is scikit-image's coffee (by Rachel Michetti, CC0). It needs Chromium, and `pip install '.[test]'`.
+Without --picture, the image is scikit-image's coffee (by Rachel Michetti, CC0). The script needs Chromium and `pip
+install '.[test]'`.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python scripts/gpu_smoke.py --out docs/benchmarks/gpu_smoke/h100.json
     python scripts/gpu_smoke.py --device cpu --cases fp32,fsdp --steps 6
 
-It needs this repository and its requirements alone: osm_nano's tower and LLM come with the package, and the
-pictures are drawn. For each case a run of `osm train` is killed (SIGKILL) after its first checkpoint and started
-again. It has to go on from that checkpoint and to end; the trained folder and the epoch's `.pt` file have to load,
-and name a drawn scene. The exit code is 1 where a case fails. The figures (seconds a step, peak memory, the reason
-of a failure) are written as json.
+The script needs only this repository and its requirements: osm_nano's tower and LLM come with the package, and the
+images are synthetic. In each case, a run of `osm train` is killed (SIGKILL) after its first checkpoint and started
+again. It has to resume from that checkpoint and to finish. Then the trained folder and the epoch's `.pt` file have to
+load and to name a synthetic scene. The exit code is 1 if a case fails. The results (seconds per step, peak memory, the
+reason of a failure) are written as JSON.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/quickstart.md from a folder that scripts/quickstart_study.sh filled: `... OUT`."""
+"""Prints the tables of docs/quickstart.md from the results of scripts/quickstart_study.sh in the folder OUT."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/results.md from a folder that scripts/osm_small.sh filled: `results_table.py OUT`.
+"""Prints the tables of docs/results.md from the results of scripts/osm_small.sh in the folder OUT.
 
-Where scripts/open_ended.py has filled OUT/open_ended, its tables as well.
+If OUT/open_ended has the results of scripts/open_ended.py, their tables are printed too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What osm-small calls things on photos that it has not seen, unedited: tables for docs/results.md.
+"""Prints the unedited names that osm_small gives on photos that it has not seen, as tables for docs/results.md.
 
     python3 scripts/shipped_names.py OUT --datasets sets.yaml
 
-All segments of five photos of scikit-image that `demo_with_sam.py` finds without SAM and keeps in its map (into OUT,
-with pictures), and 30 val masks of a set, drawn by a seed.
+The first table has all segments of five photos of scikit-image that `demo_with_sam.py` finds without SAM and keeps in
+its map. Their predictions and pictures are written to OUT. The second table has 30 random val masks of a dataset.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Test some seventy towers of timm and open_clip with random weights, and write docs/towers.md.
+"""Tests about seventy towers of timm and open_clip with random weights, and writes docs/towers.md.
 
 Towers that are already in the file of results are skipped, so a stopped run can be resumed.
 """
