@@ -103,7 +103,7 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     config, model = parsed.training, parsed.model
     assert config.views == 2 and set(config.used_sets) >= set(experiments.SOURCES)
     assert ("imagenet" in config.used_sets) == bool(wanted.get("imagenet"))
-    assert name == "baseline" or model.bridge.direct_tokens == (2 if name == "slower_mosaics_light" else 4)
+    assert name == "baseline" or model.bridge.direct_tokens == (2 if name.endswith("_light") else 4)
 
 
 def test_the_figures_are_those_of_the_prediction_files(tmp_path: Path) -> None:
