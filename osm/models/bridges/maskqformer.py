@@ -484,13 +484,19 @@ class MaskQFormerBridge(Bridge):
             self.direct.reset(0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Initialize the projection so that the prefix has the same standard deviation as the LLM's embeddings."""
+        """Initialize the whole prefix with the same standard deviation as the LLM's embeddings.
+
+        If embeddings are much smaller than the LLM's own, some of them cause massive activations (Sun et al., COLM
+        2024) at their position, which hide the other inputs and the gradient.
+        """
         if embeddings.weight.is_meta:
             return  # a model without values (`osm.models.blank`) is not initialized
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
         if self.config.direct_tokens:
             self.direct.reset(spread)
+        for query in self.mode_query.values():
+            nn.init.normal_(query, std=spread)
 
     def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
         keys = visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
