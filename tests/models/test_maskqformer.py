@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from frozen_parts import needs_frozen
 
 from osm.models.bridges.bridge import Instruction
 from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig, visible_key_indices
+from osm.models.factory import build
 from osm.models.masks import VisibleKeys
+from osm.models.model_config import load_model_config
 
 MODES = ("coco", "any")
 
@@ -52,3 +55,30 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
         other = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     assert (other[0] - found[0]).abs().max() > 1e-3
     torch.testing.assert_close(other[1:], found[1:], atol=1e-6, rtol=1e-6)
+
+
+def test_the_modes_start_with_the_spread_of_the_llms_embeddings() -> None:
+    torch.manual_seed(0)
+    config = QFormerConfig(layers=1, width=32, heads=4, mlp_width=64, mask_queries=3, context_queries=5)
+    bridge = MaskQFormerBridge(config, MODES, token_width=24, llm_width=512, vocabulary=50)
+    words = torch.nn.Embedding(1000, 512)
+    torch.nn.init.normal_(words.weight, std=0.3)
+    bridge.match_embeddings(words)
+    for query in bridge.mode_query.values():
+        assert float(query.detach().std()) == pytest.approx(0.3, rel=0.15)
+
+
+@needs_frozen
+def test_no_mode_of_a_new_model_causes_massive_activations() -> None:
+    """With a standard deviation of 0.02, some hidden states of SmolLM2 become over a hundred times as large."""
+    torch.manual_seed(0)
+    model, processor = build(load_model_config("osm_small"))
+    words = model.llm.get_input_embeddings().weight
+    modes = torch.cat(list(model.bridge.mode_query.values()))  # (M, 1, W)
+    prompt = words[torch.tensor(processor.prompts([processor.naming_prompt()]).input_ids[0])]
+    masks = torch.randn(3, words.shape[1]) * words.std()  # in the place of the embeddings of a mask
+    before = torch.cat([prompt, masks]).expand(len(modes), -1, -1)
+    with torch.no_grad():
+        output = model.llm(inputs_embeds=torch.cat([before, modes], 1), output_hidden_states=True)
+    size_LM = torch.stack([states[:, -1].norm(dim=-1) for states in output.hidden_states[1:-1]])
+    assert len(modes) >= 10 and float((size_LM.amax(1) / size_LM.median(1).values).max()) < 5
