@@ -24,6 +24,7 @@ from osm.training.run_config import parse
 KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
+LIGHT = ("slower_mosaics_light", "all_sets_light", "without_imagenet")  # two embeddings of the direct path
 
 
 def script(name: str) -> ModuleType:
@@ -103,7 +104,7 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     config, model = parsed.training, parsed.model
     assert config.views == 2 and set(config.used_sets) >= set(experiments.SOURCES)
     assert ("imagenet" in config.used_sets) == bool(wanted.get("imagenet"))
-    assert name == "baseline" or model.bridge.direct_tokens == (2 if name.endswith("_light") else 4)
+    assert name == "baseline" or model.bridge.direct_tokens == (2 if name in LIGHT else 4)
 
 
 def test_the_figures_are_those_of_the_prediction_files(tmp_path: Path) -> None:
