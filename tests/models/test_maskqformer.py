@@ -57,15 +57,29 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
     torch.testing.assert_close(other[1:], found[1:], atol=1e-6, rtol=1e-6)
 
 
-def test_the_modes_start_with_the_spread_of_the_llms_embeddings() -> None:
+def test_the_prefix_starts_with_the_distribution_of_the_llms_embeddings() -> None:
     torch.manual_seed(0)
-    config = QFormerConfig(layers=1, width=32, heads=4, mlp_width=64, mask_queries=3, context_queries=5)
-    bridge = MaskQFormerBridge(config, MODES, token_width=24, llm_width=512, vocabulary=50)
-    words = torch.nn.Embedding(1000, 512)
-    torch.nn.init.normal_(words.weight, std=0.3)
+    config = QFormerConfig(
+        layers=1, width=32, heads=4, mlp_width=64, mask_queries=3, context_queries=5, direct_tokens=2, dropout=0.0
+    )
+    bridge = MaskQFormerBridge(config, MODES, token_width=24, llm_width=512, vocabulary=50).eval()
+    words, mean = torch.nn.Embedding(1000, 512), torch.randn(512)
+    with torch.no_grad():
+        words.weight.normal_(std=0.3).add_(mean)
     bridge.match_embeddings(words)
+    rows = 400
+    pooled = torch.randn(rows, bridge.direct.linear.in_features)  # normalized, as in the forward pass
+    outputs = {
+        "queries": bridge.language_projection(torch.randn(rows, 32)),
+        "direct": bridge.direct.linear(pooled).unflatten(1, (2, -1)).flatten(0, 1),
+    }
+    spread = float(words.weight.detach().std())
+    for name, found in outputs.items():
+        torch.testing.assert_close(found.detach().mean(0), mean, atol=0.4, rtol=0, msg=name)
+        assert float((found.detach() - mean).std()) == pytest.approx(spread, rel=0.15), name
     for query in bridge.mode_query.values():
-        assert float(query.detach().std()) == pytest.approx(0.3, rel=0.15)
+        torch.testing.assert_close(query.detach().flatten(), mean, atol=0.1, rtol=0)
+    assert not torch.equal(*bridge.mode_query.values())
 
 
 @needs_frozen
@@ -75,7 +89,7 @@ def test_no_mode_of_a_new_model_causes_massive_activations() -> None:
     model, processor = build(load_model_config("osm_small"))
     words = model.llm.get_input_embeddings().weight
     modes = torch.cat(list(model.bridge.mode_query.values()))  # (M, 1, W)
-    prompt = words[torch.tensor(processor.prompts([processor.naming_prompt()]).input_ids[0])]
+    prompt = words[processor.prompts([processor.naming_prompt()]).input_ids[0]]
     masks = torch.randn(3, words.shape[1]) * words.std()  # in the place of the embeddings of a mask
     before = torch.cat([prompt, masks]).expand(len(modes), -1, -1)
     with torch.no_grad():

@@ -484,19 +484,23 @@ class MaskQFormerBridge(Bridge):
             self.direct.reset(0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Initialize the whole prefix with the same standard deviation as the LLM's embeddings.
+        """Initialize the prefix with the mean and standard deviation of the LLM's embeddings.
 
-        If embeddings are much smaller than the LLM's own, some of them cause massive activations (Sun et al., COLM
-        2024) at their position, which hide the other inputs and the gradient.
+        The embeddings of the modes start near the mean. In some LLMs, embeddings that differ too much from those of
+        tokens cause massive activations (Sun et al., COLM 2024): the hidden state at their position hardly depends on
+        the other inputs. A mode with such an embedding is learned slowly or not at all.
         """
         if embeddings.weight.is_meta:
             return  # a model without values (`osm.models.blank`) is not initialized
-        spread = embeddings.weight.float().std().item()
+        table_VW = embeddings.weight.detach().float()
+        mean_W, spread = table_VW.mean(0), table_VW.std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
-        if self.config.direct_tokens:
-            self.direct.reset(spread)
-        for query in self.mode_query.values():
-            nn.init.normal_(query, std=spread)
+        with torch.no_grad():
+            self.language_projection.bias.copy_(mean_W)
+            if self.config.direct_tokens:
+                self.direct.reset(spread, mean_W)
+            for query in self.mode_query.values():
+                query.copy_(mean_W).add_(torch.randn_like(query), alpha=0.02)
 
     def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
         keys = visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
