@@ -82,6 +82,23 @@ def test_the_prefix_starts_with_the_distribution_of_the_llms_embeddings() -> Non
     assert not torch.equal(*bridge.mode_query.values())
 
 
+class ScaledEmbedding(torch.nn.Embedding):
+    """An embedding that is scaled, as in Gemma 3."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 8 * super().forward(ids)
+
+
+def test_the_prefix_starts_with_the_scale_of_scaled_embeddings() -> None:
+    torch.manual_seed(0)
+    config = QFormerConfig(layers=1, width=32, heads=4, mlp_width=64, mask_queries=3, context_queries=5)
+    bridge = MaskQFormerBridge(config, MODES, token_width=24, llm_width=512, vocabulary=50)
+    words = ScaledEmbedding(1000, 512)
+    torch.nn.init.normal_(words.weight, std=0.1)
+    bridge.match_embeddings(words)
+    assert float(bridge.language_projection(torch.randn(400, 32)).detach().std()) == pytest.approx(0.8, rel=0.1)
+
+
 @needs_frozen
 def test_no_mode_of_a_new_model_causes_massive_activations() -> None:
     """With a standard deviation of 0.02, some hidden states of SmolLM2 become over a hundred times as large."""

@@ -84,7 +84,7 @@ class DirectPath(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, spread: float, mean_W: Tensor | None = None) -> None:
-        """Initialize the weights so that outputs have the mean `mean_W` (default 0) and the standard deviation `spread`.
+        """Initialize the weights so that outputs have the mean `mean_W` (default 0) and standard deviation `spread`.
 
         The MLP first outputs zeros.
         """

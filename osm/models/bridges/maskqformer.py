@@ -492,7 +492,8 @@ class MaskQFormerBridge(Bridge):
         """
         if embeddings.weight.is_meta:
             return  # a model without values (`osm.models.blank`) is not initialized
-        table_VW = embeddings.weight.detach().float()
+        with torch.no_grad():  # the outputs, because some LLMs scale their embeddings
+            table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
         mean_W, spread = table_VW.mean(0), table_VW.std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
         with torch.no_grad():
