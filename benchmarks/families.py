@@ -5,7 +5,8 @@
     python3 benchmarks/families.py --only llama,mamba --again
 
 Each family runs in a process of its own for at most `--timeout` seconds, and its result is written to `--output` at
-once. `--table` also updates the section of docs/families.md from that file. With `--only ''`, no family runs.
+once. The section of docs/families.md is updated if `--output` is not given. `--table` names another page to update.
+With `--only ''`, no family runs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--again", action="store_true", help="also those whose outcome is in the file")
     out.add_argument("--timeout", type=int, default=300, help="seconds for one family [300]")
     out.add_argument("--output", type=Path, default=OUTPUT, help="the outcomes, JSON")
-    out.add_argument("--table", type=Path, default=PAGE, help="the page whose section is written anew")
+    out.add_argument("--table", type=Path, help="the page to update [docs/families.md, if --output is not given]")
     return out
 
 
@@ -89,7 +90,8 @@ def main() -> int:
         for variant, found in outcomes["families"][name].items():
             bad = [f"{key}: {value}" for key, value in found.items() if value.startswith(("wrong", "error"))]
             print(f"{name}, {variant}: {'; '.join(bad) or 'as it should be'}", flush=True)
-    write_section(arguments.table, outcomes)
+    if table := arguments.table or (PAGE if arguments.output == OUTPUT else None):
+        write_section(table, outcomes)
     values = [v for name in names for found in outcomes["families"][name].values() for v in found.values()]
     return int(any(value.startswith(("wrong", "error")) for value in values))
 

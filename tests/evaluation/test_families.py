@@ -89,3 +89,12 @@ def test_the_command_goes_on_where_it_stopped(
     assert list(json.loads(output.read_text())["families"]) == ["llama", "opt"]
     write_section(page, read_outcomes(output))
     assert page.read_text() == text
+
+
+def test_other_outcomes_do_not_change_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\nold\n{END}\n")
+    monkeypatch.setattr(families, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["families.py", "--only", "", "--output", str(tmp_path / "llms.json")])
+    assert families.main() == 0
+    assert page.read_text() == f"{BEGIN}\nold\n{END}\n"
