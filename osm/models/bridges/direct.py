@@ -83,16 +83,10 @@ class DirectPath(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
         self.dropout = nn.Dropout(dropout)
 
-    def reset(self, spread: float, mean_W: Tensor | None = None) -> None:
-        """Initialize the weights so that outputs have the mean `mean_W` (default 0) and standard deviation `spread`.
-
-        The MLP first outputs zeros.
-        """
+    def reset(self, spread: float) -> None:
+        """Initialize the weights so that the outputs have standard deviation `spread`. The MLP first outputs zeros."""
         nn.init.normal_(self.linear.weight, std=spread * self.linear.in_features**-0.5)
         nn.init.zeros_(self.linear.bias)
-        if mean_W is not None:
-            with torch.no_grad():
-                self.linear.bias.copy_(mean_W.repeat(self.tokens))
         nn.init.zeros_(self.mlp_out.weight)
         nn.init.zeros_(self.mlp_out.bias)
 

@@ -483,6 +483,7 @@ class MaskQFormerBridge(Bridge):
         if self.config.direct_tokens:
             self.direct.reset(0.02)
 
+    @torch.no_grad()
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
         """Initialize the prefix with the mean and standard deviation of the LLM's embeddings.
 
@@ -492,16 +493,16 @@ class MaskQFormerBridge(Bridge):
         """
         if embeddings.weight.is_meta:
             return  # a model without values (`osm.models.blank`) is not initialized
-        with torch.no_grad():  # the outputs, because some LLMs scale their embeddings
-            table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
+        # The outputs are used instead of the weights, because some LLMs scale their embeddings.
+        table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
         mean_W, spread = table_VW.mean(0), table_VW.std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
-        with torch.no_grad():
-            self.language_projection.bias.copy_(mean_W)
-            if self.config.direct_tokens:
-                self.direct.reset(spread, mean_W)
-            for query in self.mode_query.values():
-                query.copy_(mean_W).add_(torch.randn_like(query), alpha=0.02)
+        self.language_projection.bias.copy_(mean_W)
+        if self.config.direct_tokens:
+            self.direct.reset(spread)
+            self.direct.linear.bias.copy_(mean_W.repeat(self.config.direct_tokens))
+        for query in self.mode_query.values():
+            query.copy_(mean_W).add_(torch.randn_like(query), alpha=0.02)
 
     def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
         keys = visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
