@@ -24,7 +24,8 @@ from osm.training.run_config import parse
 KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
-LIGHT = ("slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")  # two embeddings of the direct path
+# The experiments with two embeddings of the direct path.
+LIGHT = ("slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")
 
 
 def script(name: str) -> ModuleType:

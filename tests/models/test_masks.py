@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from osm.errors import OsmError, SampleError
-from osm.models.bridges.maskqformer import RowGroups
 from osm.models.bridges.pooling import region_features
+from osm.models.bridges.row_groups import RowGroups
 from osm.models.masks import bounding_boxes, context_mask, mask_to_grid, visible_keys
 from osm.models.osm import OmniScientModel
 

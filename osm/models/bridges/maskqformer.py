@@ -12,7 +12,6 @@ and J the number of keys.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
@@ -27,6 +26,7 @@ from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction
 from osm.models.bridges.direct import DirectKeys, DirectPath, DirectPathConfig
 from osm.models.bridges.gated import LayerKV
 from osm.models.bridges.pooling import region_features
+from osm.models.bridges.row_groups import RowGroups
 from osm.models.checkpoint import without_ignored
 from osm.models.masks import VisibleKeys, visible_keys
 from osm.models.model_config import (
@@ -98,42 +98,6 @@ class QFormerConfig(DirectPathConfig):
 
     def layer_count(self) -> int:
         return self.layers
-
-
-class RowGroups:
-    """Packs all mask rows of an image together, so that the rows share one copy of the image's keys.
-
-    In the shapes below, K is the largest number of mask rows per image, G = N * K slots, and X is any width.
-    """
-
-    def __init__(self, image_index_R: Tensor, images: int) -> None:
-        index = image_index_R.tolist()
-        wrong = [image for image in index if not 0 <= image < images]
-        if wrong:
-            raise OsmError(f"image_index contains {wrong[0]}, which is out of range for {images} images")
-        rows_of: Counter[int] = Counter()
-        slots = []
-        for image in index:
-            slots.append(rows_of[image])
-            rows_of[image] += 1
-        self.images, self.per_image = images, max(rows_of.values(), default=1)
-        self.slot_R = image_index_R * self.per_image + torch.tensor(
-            slots, device=image_index_R.device, dtype=torch.long
-        )
-        self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
-
-    def pack(self, rows_RQX: Tensor, fill: float = 0) -> Tensor:
-        """Pack rows by image into (N, K * Q, X). Unused slots have the value `fill`."""
-        slots_GQX = rows_RQX
-        if not self.trivial:
-            empty_GQX = rows_RQX.new_full((self.images * self.per_image, *rows_RQX.shape[1:]), fill)
-            slots_GQX = empty_GQX.index_copy(0, self.slot_R, rows_RQX)
-        return slots_GQX.reshape(self.images, self.per_image * slots_GQX.shape[1], *slots_GQX.shape[2:])
-
-    def unpack(self, packed_NPX: Tensor) -> Tensor:
-        """Unpack the P = K * Q positions of each image into rows (R, Q, X)."""
-        slots_GQX = packed_NPX.reshape(self.images * self.per_image, -1, *packed_NPX.shape[2:])
-        return slots_GQX if self.trivial else slots_GQX[self.slot_R]
 
 
 @dataclass
