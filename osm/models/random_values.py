@@ -44,10 +44,15 @@ def trained_model() -> Iterator[None]:
         _TRAINED.reset(token)
 
 
+def is_trained() -> bool:
+    """Return whether the model that is being built is marked as trained (`trained_model`)."""
+    return _TRAINED.get()
+
+
 @contextlib.contextmanager
 def weights_follow() -> Iterator[None]:
     """Skip random initialization inside the context if the model is trained. All weights must be loaded afterwards."""
-    if _TRAINED.get():
+    if is_trained():
         with WithoutRandomValues():
             yield
     else:
