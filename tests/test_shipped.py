@@ -21,7 +21,7 @@ FOLDER = Path(osm.__file__).parent / "weights" / "osm_small"
 def test_it_is_small_and_says_what_it_is() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 24e6
     card = (FOLDER / "MODEL_CARD.md").read_text()
-    assert all(word in card for word in ("CamVid", "COCO", "Clothing", "licence"))
+    assert all(word in card for word in ("CamVid", "COCO", "Clothing", "license"))
 
 
 @pytest.mark.slow
