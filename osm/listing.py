@@ -1,4 +1,4 @@
-"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, formats, datasets or configs.
+"""`osm list KIND`: lists the towers, LLMs, bridges, metrics, formats, datasets and other parts that can be named.
 
 Names and descriptions are read without importing the listed classes, so `osm list` is fast and also lists classes from
 packages that cannot be imported.
@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,10 @@ def configs() -> list[Listed]:
 
 
 LISTS: dict[str, Callable[[], list[Listed]]] = {
-    "towers": lambda: parts("towers"),
     "llms": llms,
-    "bridges": lambda: parts("bridges"),
-    "segmenters": lambda: parts("segmenters"),
-    "metrics": lambda: parts("metrics"),
-    "forms": lambda: parts("forms"),
     "datasets": datasets,
     "configs": configs,
+    **{kind: partial(parts, kind) for kind in REGISTRIES},
 }
 
 

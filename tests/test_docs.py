@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -251,3 +252,32 @@ def test_the_readme_has_the_time_of_the_quickstart() -> None:
     seconds = page_tables.read(ROOT / "docs" / "benchmarks" / "osm_nano" / "stages_42.json")["seconds"]
     always = sum(took for stage, took in seconds.items() if stage not in speed_tables.ONLY_FULL)
     assert found and int(found[1]) == round(always / 60)
+
+
+def message_templates() -> list[str]:
+    """Every string of the package, with a NUL in the place of each formatted value."""
+    found = []
+    for path in (ROOT / "osm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "\0" for one in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_of_the_troubleshooting_page_exist() -> None:
+    """Except for a command, a flag, and the messages of the system and of PyTorch."""
+    others = {"osm fetch osm_small", "--mode", "No space left on device", "CUDA out of memory"}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    quoted = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell) if span not in others]
+    assert len(quoted) > 10
+    templates = message_templates()
+    unknown = []
+    for clause in {clause for span in quoted for clause in span.split("; ")}:
+        pieces = [re.escape(piece.strip()) for piece in re.split(r"\.\.\.|\b[NMWH]\b", clause) if piece.strip(" :?")]
+        pattern = re.compile(".*".join(pieces), re.DOTALL)
+        if not any(pattern.search(template) for template in templates):
+            unknown.append(clause)
+    assert not unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from osm.datasets.table import BUILTIN
+from osm.evaluation.bench import BENCHES
 from osm.evaluation.metrics import BUILTIN_METRICS
 from osm.forms import FORMS, form_class, register_form
 from osm.forms.instances import Boxes
-from osm.listing import LISTS, Listed, main, summary_of
+from osm.labeling.formats import FORMATS
+from osm.listing import LISTS, REGISTRIES, Listed, main, summary_of
 from osm.terminal import PIPE_CLOSED
 
 
@@ -31,6 +34,8 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Lis
         ("forms", {row.form for row in BUILTIN}),
         ("datasets", {row.name for row in BUILTIN}),
         ("configs", {"osm", "osm_small", "osm_nano", "osm_flamingo"}),
+        ("label_formats", set(FORMATS.names())),
+        ("benches", set(BENCHES.names())),
     ],
 )
 def test_lists(kind: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +45,14 @@ def test_lists(kind: str, names: set[str], capsys: pytest.CaptureFixture[str]) -
     assert main([kind]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines][: len(found)] and len(lines) >= len(found)
+
+
+def test_every_registry_and_every_list_that_the_docs_name_is_listed() -> None:
+    root = Path(__file__).resolve().parents[1]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
+    named = {kind for page in pages for kind in re.findall(r"`osm\s+list\s+([a-z_]+)", page.read_text())}
+    assert {"label_formats", "benches", "forms"} <= named
+    assert set(LISTS) >= named | set(REGISTRIES)
 
 
 @pytest.mark.parametrize("kind", ["towers", "bridges"])
@@ -82,7 +95,6 @@ def test_what_is_broken_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "osm_test_odd:Tower cannot be imported" in summary_of("osm_test_odd:Tower")
     assert "osm_test_none:Tower cannot be imported" in summary_of("osm_test_none:Tower")
     assert "does not define the class" in summary_of("osm.listing:Tower")
-    assert set(LISTS) == {"towers", "llms", "bridges", "segmenters", "metrics", "forms", "datasets", "configs"}
 
 
 def test_classes_that_a_name_does_not_select_are_reported(
