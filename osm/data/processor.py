@@ -8,6 +8,7 @@ Shapes: N images, S input size, R rows, T tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from osm.io.resizing import fitted_size, nearest_rows, taken
 
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
+_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # whitespace and control characters
 _MOST_PROMPT_TOKENS = 20  # of a model's own prompt, with BOS
 
 # The published prompts. A model whose config sets `prompt` does not use them. For evaluation, the benchmark protocol
@@ -274,8 +276,12 @@ class Processor:
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 
     def name(self, ids: Sequence[int]) -> str:
-        """Decode generated token ids to a predicted name, without special tokens or surrounding whitespace."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """Decode generated token ids to a predicted name, which is a single line without special tokens.
+
+        A model that is unsure may generate line breaks or control characters. They become spaces, because names are
+        written to files with one name per line, to XML and to terminals.
+        """
+        return _BREAKS.sub(" ", self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -200,13 +200,16 @@ def grown_names(file: Path, names: Iterable[str]) -> dict[str, int]:
 
     The id of a name is the number of its line, starting at 1.
 
-    Names that are in the file keep their ids, even if they are no longer used.
+    Names that are in the file keep their ids, even if they are no longer used. Line breaks in a name are written as
+    spaces.
     """
+    lines = {name: " ".join(name.split()) for name in names}
     before = read_text(file, "names").splitlines() if file.is_file() else []
-    listed = list(dict.fromkeys([*before, *names]))
+    listed = list(dict.fromkeys([*before, *lines.values()]))
     if listed != before:
         write_atomically(file, [f"{name}\n" for name in listed])
-    return {name: number for number, name in enumerate(listed, 1)}
+    ids = {name: number for number, name in enumerate(listed, 1)}
+    return ids | {name: ids[line] for name, line in lines.items()}
 
 
 def _with_others(vocabulary: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:

@@ -138,6 +138,21 @@ def test_training_text_supervises_prompt_answer_and_end(processor: Processor, to
     assert text.input_ids.shape[1] == text.attention_mask.sum(1).max()
 
 
+@pytest.mark.parametrize(
+    ("generated", "name"),
+    [
+        (" stop  sign ", "stop sign"),
+        ("baseball\n\n    I'm not sure", "baseball I'm not sure"),
+        ("a\tb\x00c\x1b[31m\x85\u2028d", "a b c [31m d"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # a zero-width non-joiner is a part of words
+        ("\n", ""),
+    ],
+)
+def test_a_name_is_one_line(processor: Processor, tokenizer: Any, generated: str, name: str) -> None:
+    ids = tokenizer(generated, add_special_tokens=False).input_ids
+    assert processor.name(ids) == name
+
+
 @pytest.mark.parametrize("prompt", [*MASK_PROMPTS, *BOX_PROMPTS, LONG_PROMPT])
 @pytest.mark.parametrize("target", ["dog", "sports ball", "zyx-qj"])
 def test_answer_alone_can_be_supervised(processor: Processor, tokenizer: Any, prompt: str, target: str) -> None:

@@ -179,6 +179,15 @@ def test_names_keep_their_ids(tmp_path: Path) -> None:
     assert grown_names(file, ["ape", "dog"]) == {"cat": 1, "dog": 2, "ape": 3}
 
 
+def test_a_name_with_line_breaks_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    first = grown_names(file, ["ball\n\n I\u2028am", "dog"])
+    assert file.read_text() == "ball I am\ndog\n"
+    assert first["ball\n\n I\u2028am"] == 1 and first["dog"] == 2
+    again = grown_names(file, ["cat", "ball\n\n I\u2028am"])
+    assert {name: again[name] for name in first} == first and again["cat"] == 3
+
+
 def test_unsure_names_go_to_a_file_of_their_own(labeled: Path, tmp_path: Path) -> None:
     from osm.labeling.formats import FORMATS
     from osm.labeling.label_journal import LabelJournal
