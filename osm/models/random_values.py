@@ -44,15 +44,10 @@ def trained_model() -> Iterator[None]:
         _TRAINED.reset(token)
 
 
-def is_trained() -> bool:
-    """Return whether the model that is being built is marked as trained (`trained_model`)."""
-    return _TRAINED.get()
-
-
 @contextlib.contextmanager
 def weights_follow() -> Iterator[None]:
     """Skip random initialization inside the context if the model is trained. All weights must be loaded afterwards."""
-    if is_trained():
+    if _TRAINED.get():
         with WithoutRandomValues():
             yield
     else:

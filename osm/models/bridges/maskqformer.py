@@ -38,7 +38,6 @@ from osm.models.model_config import (
     check_sizes,
 )
 from osm.models.packed_linear import PackedLinear
-from osm.models.random_values import is_trained
 from osm.models.towers.tower import Tower
 
 _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `base_model.` in published checkpoints
@@ -389,8 +388,7 @@ class MaskQFormerBridge(Bridge):
     def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         words = llm.get_input_embeddings()
         bridge = cls(_sizes(config), config.modes, tower.width, words.embedding_dim, vocabulary)
-        if not is_trained():  # the weights of a trained model replace the initial values
-            bridge.match_embeddings(words)
+        bridge.match_embeddings(words)
         return bridge
 
     @classmethod
