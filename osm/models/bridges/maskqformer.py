@@ -388,8 +388,8 @@ class MaskQFormerBridge(Bridge):
     def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         words = llm.get_input_embeddings()
         bridge = cls(_sizes(config), config.modes, tower.width, words.embedding_dim, vocabulary)
-        # Also if a checkpoint replaces the values: `osm.models.self_check` runs before, and its finite differences fail if
-        # the prefix causes massive activations.
+        # This is also done if a checkpoint replaces the values: before that, `osm.models.self_check` computes finite
+        # differences, which are wrong if the prefix causes massive activations.
         bridge.match_embeddings(words)
         return bridge
 
