@@ -5,8 +5,9 @@
 #
 # DATA contains coco_mini/, coco_panoptic/, camvid/ and clothing/, each with train/ and val/ in COCO panoptic format, and
 # imagenet_samples/ with one photo of each class of ImageNet-1k (scripts/imagenet_regions.py). WordNet's files are needed
-# for the names of these photos (apt-get install wordnet-base). If it is interrupted, the same command resumes.
-# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [7], STEPS [100] of an epoch, VIEWS [2], the
+# for the names of these photos (apt-get install wordnet-base). Mosaics of the photos whose classes have a name in COCO are
+# added to COCO's photos (scripts/imagenet_mosaics.py). If it is interrupted, the same command resumes.
+# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
 # crops of a photo, and FOLD_STEPS [250] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
 # the folder of the tower's tokens, which runs can share.
 set -euo pipefail
@@ -22,15 +23,18 @@ export PYTHONPATH=$root OMP_NUM_THREADS=1
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 echo "== photos to shards"
-"$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train"
+if [ ! -f "$out/imagenet/regions.json" ]; then
+  "$python" "$root/scripts/imagenet_regions.py" "$data/imagenet_samples" "$out/imagenet"
+fi
+if [ ! -f "$out/mosaics/panoptic.json" ]; then
+  "$python" "$root/scripts/imagenet_mosaics.py" "$out/imagenet" "$data/coco_panoptic/train" "$out/mosaics"
+fi
+"$python" "$root/scripts/merge_panoptic.py" "$out/coco" "$data/coco_panoptic/train" "$data/coco_mini/train" "$out/mosaics"
 for set in camvid clothing; do "$python" "$root/scripts/merge_panoptic.py" "$out/$set" "$data/$set/train"; done
 for set in coco camvid clothing; do
   "$python" -m osm prepare coco_panoptic --output_dir "$out/shards/$set" --image_dir "$out/$set/images" \
     --ann_dir "$out/$set/panoptic" --json_file "$out/$set/panoptic.json"
 done
-if [ ! -f "$out/imagenet/regions.json" ]; then
-  "$python" "$root/scripts/imagenet_regions.py" "$data/imagenet_samples" "$out/imagenet"
-fi
 "$python" -m osm prepare regions --output_dir "$out/shards/imagenet" --image_dir "$out/imagenet/images" \
   --json_file "$out/imagenet/regions.json"
 cat > "$out/sets.yaml" << YAML
@@ -43,16 +47,16 @@ YAML
 echo "== training"
 images=$((2 * steps))  # a step takes `batch_size` images of a set in each of two processes
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" --config osm_small \
-  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-6}" --views "${VIEWS:-2}" \
   --feature_cache "$cache" --delete_previous_checkpoint \
-  --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 3 --train_num_samples_coco $((3 * images)) \
+  --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 4 --train_num_samples_coco $((4 * images)) \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \
   --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 1 --train_num_samples_clothing "$images" \
   --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images"
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
 mkdir -p "$out/folds"
-ln -sfn "$out/imagenet" "$out/folds/imagenet"  # the regions are found once
+for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # these are made once
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
   --steps "${FOLD_STEPS:-250}"
 rm -rf "$out/model"
