@@ -8,8 +8,9 @@
 # for the names of these photos (apt-get install wordnet-base). Mosaics of the photos whose classes have a name in COCO are
 # added to COCO's photos (scripts/imagenet_mosaics.py). If it is interrupted, the same command resumes.
 # Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
-# crops of a photo, and FOLD_STEPS [250] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
-# the folder of the tower's tokens, which runs can share.
+# crops of a photo, and FOLD_STEPS [500] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
+# the folder of the tower's tokens, which runs can share. The loss of ImageNet, the largest, has a fifth of the weight, so
+# that it does not dominate the gradient.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/shipped.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/shipped.sh DATA OUT}"
@@ -52,13 +53,14 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
   --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 4 --train_num_samples_coco $((4 * images)) \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \
   --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 1 --train_num_samples_clothing "$images" \
-  --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images"
+  --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images" \
+  --loss_multiplier_imagenet 0.2
 
 echo "== models of two folds, whose predictions calibrate the probabilities"
 mkdir -p "$out/folds"
 for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # these are made once
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
-  --steps "${FOLD_STEPS:-250}"
+  --steps "${FOLD_STEPS:-500}"
 rm -rf "$out/model"
 "$python" -m osm export "$out/run/final" "$out/model" --half
 "$python" -m osm calibrate "$out/model" --json "$out/calibration.json" --plot "$out/reliability.png" \

@@ -25,7 +25,7 @@ KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versu
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 # The experiments with two embeddings of the direct path.
-LIGHT = ("slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")
+LIGHT = ("shipped", "slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")
 
 
 def script(name: str) -> ModuleType:
