@@ -88,6 +88,13 @@ def test_what_is_kept_and_what_is_replaced(script: ModuleType, tmp_path: Path, m
     again = json.loads((tmp_path / "figures" / "val.json").read_text())
     assert again == {**found, "ridge_probe": {"streets": {"ridge": 44.0}}}
 
+    (out / "probe_streets.json").write_text(
+        json.dumps({"benchmark": "linear_probe", "sets": {"coco": {"ridge": 50.0}}})
+    )
+    script.record(out, before)
+    again = json.loads((tmp_path / "figures" / "val.json").read_text())
+    assert again["ridge_probe"] == {"streets": {"ridge": 50.0}} and again["before"] == last["after"]
+
 
 def test_a_folder_without_scores_is_named(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("| a table |\n")
