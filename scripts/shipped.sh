@@ -9,8 +9,8 @@
 # added to COCO's photos (scripts/imagenet_mosaics.py). If it is interrupted, the same command resumes.
 # Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
 # crops of a photo, and FOLD_STEPS [500] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
-# the folder of the tower's tokens, which runs can share. The loss of ImageNet, the largest, has a fifth of the weight, so
-# that it does not dominate the gradient.
+# the folder of the tower's tokens, which runs can share. The loss of ImageNet is the largest. It has a fifth of the
+# weight of the others, so that it does not dominate the gradient.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/shipped.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/shipped.sh DATA OUT}"
