@@ -203,7 +203,7 @@ def grown_names(file: Path, names: Iterable[str]) -> dict[str, int]:
     Names that are in the file keep their ids, even if they are no longer used. Line breaks in a name are written as
     spaces.
     """
-    lines = {name: " ".join(name.split()) for name in names}
+    lines = {name: name if name.splitlines() == [name] else " ".join(name.split()) for name in names}
     before = read_text(file, "names").splitlines() if file.is_file() else []
     listed = list(dict.fromkeys([*before, *lines.values()]))
     if listed != before:

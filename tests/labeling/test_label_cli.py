@@ -186,6 +186,8 @@ def test_a_name_with_line_breaks_is_one_line(tmp_path: Path) -> None:
     assert first["ball\n\n I\u2028am"] == 1 and first["dog"] == 2
     again = grown_names(file, ["cat", "ball\n\n I\u2028am"])
     assert {name: again[name] for name in first} == first and again["cat"] == 3
+    file.write_text("traffic  light\n")  # written by an earlier version
+    assert grown_names(file, ["dog", "traffic  light"]) == {"traffic  light": 1, "dog": 2}
 
 
 def test_unsure_names_go_to_a_file_of_their_own(labeled: Path, tmp_path: Path) -> None:
