@@ -35,6 +35,7 @@ OPTIONAL = (
     "lora",
     "quantization",
     "prepare",
+    "fast",
     "proposals",
     "wandb",
     "serve",
@@ -42,7 +43,7 @@ OPTIONAL = (
     "sam",
     "segmenter",
 )  # extras whose packages osm imports
-README_EXTRAS = ("open_clip", "wandb", "proposals", "prepare", "serve", "notebook", "sam", "segmenter")
+README_EXTRAS = ("open_clip", "wandb", "proposals", "prepare", "fast", "serve", "notebook", "sam", "segmenter")
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 
 

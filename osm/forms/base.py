@@ -27,7 +27,7 @@ from osm.datasets.table import Dataset, Rules
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.set_files import SetFiles
-from osm.io.images import open_image, orientation, read_rgb
+from osm.io.images import open_image, orientation, read_pixels, read_rgb
 from osm.io.values import side, truth, whole
 
 if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
@@ -428,7 +428,9 @@ class Form(ABC):
 
     def pixels(self, view: View) -> np.ndarray:
         """Return the crop `view` as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
-        return view.image(np.array(self.picture.rgb(view.enough)), (self.width, self.height))
+        return view.image(
+            read_pixels(self.picture.source, view.enough, self.picture.upright), (self.width, self.height)
+        )
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
 

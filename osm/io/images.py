@@ -1,7 +1,8 @@
 """Read images in the supported formats. The image size and decoding cost are checked before any pixel is decoded.
 
-No other module opens images. Training, prediction and naming use `read_rgb` to read image files as 8-bit RGB. `as_rgb`
-also accepts arrays and PIL images. `read_rgb` and `as_rgb` both use `to_rgb` for the conversion.
+No other module opens images. Prediction and naming use `read_rgb` to read image files as 8-bit RGB, and training uses
+`read_pixels`, which returns the same pixels as an array. `as_rgb` also accepts arrays and PIL images. All of them use
+`to_rgb` for the conversion.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
+from osm.io.fast_decoding import CHANNELS, jpeg_pixels, png_bytes
 from osm.io.headers import check_header, claimed_size, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
@@ -137,7 +139,11 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
     except Exception as error:  # Corrupt data can make Pillow raise any exception.
-        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+        raise _truncated(image, error) from None
+
+
+def _truncated(image: Image.Image, error: Exception) -> SampleError:
+    return SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})")
 
 
 def _named(image: Image.Image) -> str:
@@ -261,11 +267,57 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
         SampleError: the image cannot be opened, decoded or converted. See `open_image`, `decode` and `to_rgb` for the
             reasons.
     """
+    image, turn = _opened(source, at_least, upright)
+    return _settled(turned(to_rgb(decode(image)), turn))
+
+
+def _opened(source: bytes | str | Path, at_least: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, int]:
+    """Open an image, and return it with the EXIF orientation by which it has to be rotated. See `read_rgb`."""
     image = open_image(source)
     turn = orientation(image) if upright else 1
     if at_least is not None:
         image.draft(None, at_least[::-1] if turn > 4 else at_least)
-    return _settled(turned(to_rgb(decode(image)), turn))
+    return image, turn
+
+
+def read_pixels(
+    source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False
+) -> np.ndarray:
+    """Read an image as an array uint8 (H, W, 3), with the pixels and errors of `read_rgb`.
+
+    Most JPEGs and PNGs are decoded faster if the libraries of `osm.io.fast_decoding` are installed.
+    """
+    image, turn = _opened(source, at_least, upright)
+    found = _fast_pixels(image) if turn == 1 else None
+    return np.array(_settled(turned(to_rgb(decode(image)), turn))) if found is None else found
+
+
+def _fast_pixels(image: Image.Image) -> np.ndarray | None:
+    """Return the pixels of an opened image, uint8 (H, W, 3), or None if only Pillow can decode it.
+
+    Raises:
+        SampleError: the reason is `image_truncated`; see `decode`.
+    """
+    if not getattr(image, "tile", None):  # Reading the EXIF data of a PNG decodes it.
+        return None
+    if image.format == "JPEG" and image.mode == "RGB":
+        try:
+            _check_work(image)
+        except Exception as error:
+            raise _truncated(image, error) from None
+        return jpeg_pixels(_bytes_of(image), image.size)  # None if the size is reduced during decoding
+    found = _fast_png_bytes(image)
+    return None if found is None else found[:-1].reshape(image.height, image.width, CHANNELS)
+
+
+def _fast_png_bytes(image: Image.Image) -> np.ndarray | None:
+    """Return the result of `png_bytes` for an opened image, or None if only Pillow can decode it."""
+    # A PNG of 16 bits also has the mode RGB. A transparent color is not part of the mode.
+    if image.format != "PNG" or image.mode != "RGB" or _raw_mode(image) != "RGB" or "transparency" in image.info:
+        return None
+    if getattr(image, "is_animated", False) or image.info.get("interlace"):
+        return None
+    return png_bytes(_bytes_of(image), image.size)
 
 
 def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
@@ -334,7 +386,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     except SampleError:
         raise
     except Exception as error:  # Corrupt data can make Pillow raise any exception.
-        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+        raise _truncated(image, error) from None
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -457,14 +509,20 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
         SampleError: the reason is `mask_not_rgb` if the PNG is not an 8-bit RGB image. If the PNG cannot be read, the
             reason is that of `open_image` or `decode`.
     """
-    image = decode(open_image(source))
+    image = open_image(source)
+    shape = image.height, image.width
+    # Four bytes (red first) are read as a little-endian integer. The highest byte is not part of the id. With three
+    # bytes per pixel, it is the first byte of the next pixel.
+    found = _fast_png_bytes(image)
+    if found is not None:
+        return np.ndarray(shape, "<i4", found, strides=(CHANNELS * shape[1], CHANNELS)) & 0xFFFFFF
+    image = decode(image)
     if image.mode not in ("RGB", "RGBA"):
         raise SampleError(
             "mask_not_rgb", f"panoptic PNG has mode {image.mode}; expected RGB (id = R + 256 G + 65536 B)"
         )
-    # Read each pixel's four bytes (red first) as a little-endian integer. The highest byte is not part of the id.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
-    return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
+    return (rgbx & 0xFFFFFF).reshape(shape)
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:

@@ -19,15 +19,15 @@ from osm.errors import OsmError, SampleError
 from osm.forms.set_files import read_file as read_bytes
 from osm.io import images
 from osm.io.headers import repeated_samples
-from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
+from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_pixels, read_rgb
 from osm.serving.http_images import display_jpeg
 from osm.synthetic.collages import Cutout
 
 HERE = Path(__file__).parent
-# Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
+# Reads every picture in four ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
 CHILD = """
 import json, pickle, resource, sys, warnings
-from osm.io.images import read_ids, read_panoptic, read_rgb
+from osm.io.images import read_ids, read_panoptic, read_pixels, read_rgb
 from osm.errors import SampleError
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (300 << 20),) * 2)
@@ -35,7 +35,7 @@ resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 warnings.simplefilter("error" if sys.argv[2] == "strict" else "ignore")
 found = {}
 for name, data in pickle.load(open(sys.argv[1], "rb")).items():
-    for read in (read_rgb, read_ids, read_panoptic):
+    for read in (read_rgb, read_pixels, read_ids, read_panoptic):
         try:
             read(data)
         except SampleError as error:
@@ -55,7 +55,7 @@ def test_pictures_that_claim_much_take_little(tmp_path: Path, warnings: str) -> 
     done = run_python(CHILD, str(tmp_path / "files"), warnings)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = {f"{name}, {read}": reason for name, (_, reason) in made.items()
-                for read in ("read_rgb", "read_ids", "read_panoptic")}  # fmt: skip
+                for read in ("read_rgb", "read_pixels", "read_ids", "read_panoptic")}  # fmt: skip
     # A JPEG is no label map, whatever its scans: it is refused before they are counted.
     refused = {
         f"{name}, read_ids" for name, (_, reason) in made.items() if reason == "image_truncated" and "jpeg" in name
@@ -231,7 +231,7 @@ def test_damage_of_any_kind_is_a_reason() -> None:
                 at = rng.randrange(len(data) or 1)  # half of it at either end, where the structure is
                 at = rng.choice((at, at, min(at, rng.randrange(300)), max(at, len(data) - 1 - rng.randrange(300))))
                 data[at : at + 1] = bytes([rng.choice((0, 255, 127, 128, rng.randrange(256)))])
-            for read in (read_rgb, read_ids, read_panoptic):
+            for read in (read_rgb, read_pixels, read_ids, read_panoptic):
                 try:
                     read(bytes(data))
                 except SampleError as error:
@@ -253,7 +253,8 @@ def test_pictures_are_opened_and_decoded_in_one_place() -> None:
             assert name in others or not re.search(r"\.load\(\)", text), path
 
 
-def test_pixels_are_decoded_by_pillow_alone() -> None:
+def test_pixels_are_decoded_by_pillow_and_the_fast_decoders_alone() -> None:
     # torchvision's decoders end the process on some damaged PNGs. Its operators on tensors decode nothing.
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
-        assert not re.search(r"torchvision(?!\.ops )|decode_(png|jpeg|image)|import cv2", path.read_text()), path
+        found = r"torchvision(?!\.ops )|decode_(png|jpeg|image)|import (cv2|simplejpeg|imagecodecs)"
+        assert path.name == "fast_decoding.py" or not re.search(found, path.read_text()), path
