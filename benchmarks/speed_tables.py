@@ -44,7 +44,7 @@ WAYS |= {"point": "the mask of a click", "box": "the mask of a box", "box, GrabC
 def training(figures: Path) -> dict[str, str]:
     """The blocks of docs/training.md."""
     loader = read(figures / "loader" / "loader.json")
-    head = ("images", "shards", "this project", "a loop like the published loader", "ratio")
+    head = ("images", "shards", "this project", "with Pillow alone", "a loop like the published loader", "ratio")
     more = ("a loop with one polygon mask per sample", "ratio", "decode / resize / mask in this project, ms")
     parts = ("masks per image", "names/s", "step, s", "slowest step, s", *STEP_PARTS, "names/s without the tower")
     cpu = {path: read(path) for path in sorted((figures / "train_step").glob("*_cpu.json"))}
@@ -81,7 +81,7 @@ def loader_rows(cases: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         def both(kind: str, loop: str, digits: int, layouts: list[dict[str, Any]] = layouts) -> str:
             return " / ".join(f"{case[kind][loop]:.{digits}f}" for case in layouts if loop in case[kind])
 
-        rates = (both("samples_per_second", "ours", 0), both("samples_per_second", "published", 0))
+        rates = tuple(both("samples_per_second", loop, 0) for loop in ("ours", "ours_with_pillow", "published"))
         one_mask = (both("samples_per_second", "published_with_one_mask", 0),)
         one_mask += (both("times_faster", "published_with_one_mask", 1),)
         stages = " / ".join(f"{layouts[0]['ms']['ours'][stage]:.1f}" for stage in ("decode", "resize", "mask"))

@@ -128,11 +128,14 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
+def token_losses(
+    llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False, smoothing: float = 0.0
+) -> tuple[Tensor, ...]:
     """Compute the next-token cross entropy of each row, summed over the supervised tokens.
 
     Args:
         labels_RT: token ids, with -100 at positions that are not supervised.
+        smoothing: the share of the target that is distributed evenly over all tokens.
 
     Returns:
         the summed cross entropy (R,) in float32 and the number of supervised tokens (R,). With `scored`, also whether
@@ -140,18 +143,23 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
     """
     fast = None if inputs.gated_kv else fast_llama(llm, inputs.embeds_RTW)
     if fast is not None and ends_padded(inputs.mask_RT):
-        return _fast_losses(fast, inputs, labels_RT, scored)
+        return _fast_losses(fast, inputs, labels_RT, scored, smoothing)
     logits_RtV, targets_Rt = _supervised_logits(llm, inputs, labels_RT)
     # Flattened, because a transposed copy of the logits, which cross_entropy needs otherwise, takes long on a CPU.
-    losses_Rt = F.cross_entropy(
-        logits_RtV.float().flatten(0, 1), targets_Rt.flatten(), ignore_index=-100, reduction="none"
-    ).view_as(targets_Rt)
+    losses_Rt = _cross_entropy(logits_RtV.float().flatten(0, 1), targets_Rt.flatten(), smoothing).view_as(targets_Rt)
     supervised_Rt = targets_Rt != -100
     found = losses_Rt.sum(1), supervised_Rt.sum(1)
     return (*found, ((logits_RtV.argmax(2) == targets_Rt) | ~supervised_Rt).all(1)) if scored else found
 
 
-def _fast_losses(fast: FastLlama, inputs: LlmInputs, labels_RT: Tensor, scored: bool) -> tuple[Tensor, ...]:
+def _cross_entropy(logits_nV: Tensor, targets_n: Tensor, smoothing: float) -> Tensor:
+    """Return the cross entropy (n,), which is 0 where the target is -100."""
+    return F.cross_entropy(logits_nV, targets_n, ignore_index=-100, reduction="none", label_smoothing=smoothing)
+
+
+def _fast_losses(
+    fast: FastLlama, inputs: LlmInputs, labels_RT: Tensor, scored: bool, smoothing: float
+) -> tuple[Tensor, ...]:
     """Compute `token_losses`. Of all logits, only those of the n supervised tokens are computed."""
     supervised_RT = F.pad(labels_RT[:, 1:] != -100, (0, 1))
     targets_n = labels_RT.roll(-1, 1)[supervised_RT]
@@ -161,7 +169,7 @@ def _fast_losses(fast: FastLlama, inputs: LlmInputs, labels_RT: Tensor, scored: 
     if not len(row_n):  # the LM head needs at least one position
         wanted_RT = torch.zeros_like(supervised_RT).index_fill(1, torch.tensor(0), True)
     logits_nV = fast.logits_at(inputs.embeds_RTW, inputs.mask_RT, wanted_RT, inputs.constant)
-    losses_n = F.cross_entropy(logits_nV[: len(row_n)], targets_n, reduction="none")
+    losses_n = _cross_entropy(logits_nV[: len(row_n)], targets_n, smoothing)
     losses_R = logits_nV.new_zeros(len(labels_RT)).index_add(0, row_n, losses_n)
     if not scored:
         return losses_R, counts_R

@@ -227,10 +227,12 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
         prompt_tokens: int | None = None,
+        smoothing: float = 0.0,
     ) -> tuple[Tensor, ...]:
         """Return the result of `llm.token_losses` for each row.
 
-        The image tokens must already include the window position embedding. `prompt_tokens` is that of `llm_inputs`.
+        The image tokens must already include the window position embedding. `prompt_tokens` is that of `llm_inputs`,
+        and `smoothing` that of `llm.token_losses`.
 
         Raises:
             OsmError: the model has `model.prompt_first`, and `prompt_tokens` is missing.
@@ -243,7 +245,7 @@ class OmniScientModel(nn.Module):
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask, prompt_tokens)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
-        return llms.token_losses(self.llm, inputs, _inserted(labels, ignored_RP, inputs.constant), scored)
+        return llms.token_losses(self.llm, inputs, _inserted(labels, ignored_RP, inputs.constant), scored, smoothing)
 
     # -- the published interface -------------------------------------------------------------------------------------
 

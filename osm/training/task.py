@@ -25,11 +25,17 @@ from osm.models.osm import OmniScientModel
 
 
 class TrainTask(nn.Module):
-    """Computes the cross entropy of each name in a batch, without weighting the datasets (see `MixLoss`)."""
+    """Computes the cross entropy of each name in a batch, without weighting the datasets (see `MixLoss`).
 
-    def __init__(self, model: OmniScientModel, processor: Processor) -> None:
+    Args:
+        model: the model, whose bridge is trained.
+        processor: the model's processor.
+        label_smoothing: the share of each target that is distributed evenly over all tokens, except in evaluations.
+    """
+
+    def __init__(self, model: OmniScientModel, processor: Processor, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.label_smoothing = model, processor, label_smoothing
         self.centroid_fallbacks = 0
 
     def forward(self, batch: Batch, scored: bool = False) -> tuple[Tensor, ...]:
@@ -65,6 +71,7 @@ class TrainTask(nn.Module):
             text.labels,
             scored,
             self.processor.prompt_tokens,
+            self.label_smoothing if self.training else 0.0,
         )
 
 

@@ -52,6 +52,7 @@ class TrainConfig:
         lr_scheduler: the shape of the learning-rate schedule after the warmup.
         warmup_steps: optimizer steps during which the learning rate rises linearly from 0.
         weight_decay: the weight decay of AdamW.
+        label_smoothing: the share of each target token that is distributed evenly over all tokens of the LLM.
         precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
             bfloat16 on every device), or fp16 (float16 autocast with a loss scale).
         num_epochs: the number of epochs.
@@ -108,6 +109,7 @@ class TrainConfig:
     lr_scheduler: str = choice("constant", SCHEDULES)
     warmup_steps: int = 5000
     weight_decay: float = 0.1
+    label_smoothing: float = 0.0
     precision: str = choice("fp32", PRECISIONS)
     num_epochs: int = 1
     logging_steps: int = 100
@@ -180,6 +182,8 @@ class TrainConfig:
             raise OsmError(f"--max_bad_samples {self.max_bad_samples} must be between 0 and 1")
         if not 0 <= self.held_out_share < 1:
             raise OsmError(f"--held_out_share {self.held_out_share} must be at least 0 and less than 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise OsmError(f"--label_smoothing {self.label_smoothing} must be at least 0 and less than 1")
         if self.eval_every_steps and not self.held_out_share:
             raise OsmError(
                 f"--eval_every_steps {self.eval_every_steps} requires held-out samples; set --held_out_share"

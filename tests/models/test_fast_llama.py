@@ -102,7 +102,8 @@ def test_a_long_prefix() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
-def test_losses_and_gradients(kind: str, padding: str) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_losses_and_gradients(kind: str, padding: str, smoothing: float) -> None:
     plain = make(kind)
     llm = fast(plain)
     embeds, mask = torch.randn(4, 9, 128, requires_grad=True), torch.ones(4, 9, dtype=torch.long)
@@ -113,7 +114,7 @@ def test_losses_and_gradients(kind: str, padding: str) -> None:
         mask[row, place], labels[row, place] = 0, -100
 
     def results(one: Any) -> tuple[Tensor, ...]:
-        losses, counts, right = llms.token_losses(one, LlmInputs(embeds, mask), labels, scored=True)
+        losses, counts, right = llms.token_losses(one, LlmInputs(embeds, mask), labels, True, smoothing)
         (gradient,) = torch.autograd.grad((losses * torch.arange(1.0, 5)).sum(), embeds)
         return losses.detach(), gradient, counts, right
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny import EOS, PAD, randomise, tiny_instructblip, tiny_llama_config, tiny_llm, tiny_model_section
 from tokenizers import Tokenizer as Tokenizer_
@@ -61,18 +60,22 @@ def inputs(rows: int = 4, length: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     return embeds, mask, labels
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("kind", ["llama", "opt", "plain"])
-def test_token_losses_equal_the_full_cross_entropy(kind: str) -> None:
+def test_token_losses_equal_the_full_cross_entropy(kind: str, smoothing: float) -> None:
     """Values and gradients, although the LM head runs at few positions only."""
     llm, (embeds, mask, labels) = make(kind), inputs()
     embeds.requires_grad_()
-    losses, counts = llms.token_losses(llm, LlmInputs(embeds, mask), labels)
+    losses, counts = llms.token_losses(llm, LlmInputs(embeds, mask), labels, smoothing=smoothing)
     (found,) = torch.autograd.grad(losses.sum(), embeds)
 
     logits = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
-    expected = [
-        F.cross_entropy(logits[row, :-1], labels[row, 1:], ignore_index=-100, reduction="sum") for row in range(4)
-    ]
+    expected = []
+    for row in range(4):
+        places = (labels[row, 1:] != -100).nonzero().flatten()
+        logs = logits[row, places].log_softmax(-1)
+        of_label = logs[torch.arange(len(places)), labels[row, 1:][places]]
+        expected.append(-((1 - smoothing) * of_label + smoothing * logs.mean(-1)).sum())
     torch.testing.assert_close(losses, torch.stack(expected), atol=1e-4, rtol=1e-4)
     assert counts.tolist() == (labels != -100).sum(1).tolist() and counts[-1] == 0 == losses[-1]
     (wanted,) = torch.autograd.grad(torch.stack(expected).sum(), embeds)

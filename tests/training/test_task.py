@@ -11,6 +11,7 @@ from tiny_run import Workshop
 from torch import nn
 
 from osm.data.batch import merge
+from osm.errors import OsmError
 from osm.models.losses import group_weights, reduce_losses
 from osm.training.published_layout import epoch_files
 from osm.training.task import MixLoss
@@ -77,6 +78,26 @@ def test_a_model_gives_the_loss_of_its_rows(workshop: Workshop, tmp_path: Path) 
     torch.testing.assert_close(together[0], torch.cat([losses for losses, _ in alone]), atol=1e-4, rtol=1e-4)
     assert together[1].tolist() == torch.cat([counts for _, counts in alone]).tolist()
     assert together[1].tolist() == (batch.text.labels != -100).sum(1).tolist()
+
+
+def test_labels_are_smoothed_in_training_but_not_in_evaluations(workshop: Workshop, tmp_path: Path) -> None:
+    smoothed, plain = (
+        workshop.trainer(tmp_path / name, "--label_smoothing", value, dropout=0.0)
+        for name, value in (("smoothed", "0.1"), ("plain", "0"))
+    )
+    batch = next(iter(next(iter(plain.loaders.values())).epoch(0)))[0]
+    with torch.no_grad():
+        losses = [trainer.task(batch)[0] for trainer in (plain, smoothed)]
+        smoothed.task.eval()
+        in_evaluation = smoothed.task(batch)[0]
+    assert (losses[0] - losses[1]).abs().min() > 1e-3
+    torch.testing.assert_close(in_evaluation, losses[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_share_of_the_label_is_below_one(workshop: Workshop, tmp_path: Path) -> None:
+    for share in ("1", "-0.1"):
+        with pytest.raises(OsmError, match=f"--label_smoothing {float(share)} must be at least 0 and less than 1"):
+            workshop.trainer(tmp_path / "run", "--label_smoothing", share)
 
 
 # Optimiser.
