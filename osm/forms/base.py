@@ -36,8 +36,7 @@ if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
 ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # training uses a segment only if it covers more than this number of pixels of the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
-# The maximum number of values in a sample's .json member. A parsed JSON value takes up to 100 bytes of memory.
-# A base64 image is one value.
+# The maximum number of values in a sample's .json member. Each takes up to 100 bytes. A base64 image is one value.
 MAX_VALUES = 5_000_000
 _TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -221,9 +220,9 @@ class Picture:
             picture._take_size(image)
         return picture
 
-    def rgb(self, at_least: Size | None = None) -> Image.Image:
+    def rgb(self) -> Image.Image:
         """Decode the image as 8-bit RGB; see `read_rgb`."""
-        return read_rgb(self.source, at_least, self.upright)
+        return read_rgb(self.source, upright=self.upright)
 
 
 @dataclass(frozen=True)
@@ -428,9 +427,8 @@ class Form(ABC):
 
     def pixels(self, view: View) -> np.ndarray:
         """Return the crop `view` as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
-        return view.image(
-            read_pixels(self.picture.source, view.enough, self.picture.upright), (self.width, self.height)
-        )
+        picture = self.picture
+        return view.image(read_pixels(picture.source, view.enough, picture.upright), (self.width, self.height))
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
 

@@ -252,32 +252,24 @@ def _stated_turn(image: Image.Image) -> int:
         return 1
 
 
-def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
+def read_rgb(source: bytes | str | Path, upright: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB. A truncated file raises an error instead of yielding a partly gray image.
 
     Args:
         source: the content of the file as bytes, or the path of the file.
-        at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
-            its size if the result is large enough. Decoding at a reduced size is faster, and each pixel is the mean of
-            a block.
-        upright: whether the image is rotated by its EXIF orientation, as image viewers do. `at_least` then refers to
-            the rotated image. False keeps the stored pixels, to which the masks of most datasets refer.
+        upright: whether the image is rotated by its EXIF orientation, as image viewers do. False keeps the stored
+            pixels, to which the masks of most datasets refer.
 
     Raises:
         SampleError: the image cannot be opened, decoded or converted. See `open_image`, `decode` and `to_rgb` for the
             reasons.
     """
-    image, turn = _opened(source, at_least, upright)
-    return _settled(turned(to_rgb(decode(image)), turn))
-
-
-def _opened(source: bytes | str | Path, at_least: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, int]:
-    """Open an image, and return it with the EXIF orientation by which it has to be rotated. See `read_rgb`."""
     image = open_image(source)
-    turn = orientation(image) if upright else 1
-    if at_least is not None:
-        image.draft(None, at_least[::-1] if turn > 4 else at_least)
-    return image, turn
+    return _decoded_rgb(image, orientation(image) if upright else 1)
+
+
+def _decoded_rgb(image: Image.Image, turn: int) -> Image.Image:
+    return _settled(turned(to_rgb(decode(image)), turn))
 
 
 def read_pixels(
@@ -286,10 +278,20 @@ def read_pixels(
     """Read an image as an array uint8 (H, W, 3), with the pixels and errors of `read_rgb`.
 
     Most JPEGs and PNGs are decoded faster if the libraries of `osm.io.fast_decoding` are installed.
+
+    Args:
+        source: see `read_rgb`.
+        at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
+            its size if the result is large enough. Decoding at a reduced size is faster, and each pixel is the mean of
+            a block.
+        upright: see `read_rgb`. `at_least` refers to the rotated image.
     """
-    image, turn = _opened(source, at_least, upright)
+    image = open_image(source)
+    turn = orientation(image) if upright else 1
+    if at_least is not None:
+        image.draft(None, at_least[::-1] if turn > 4 else at_least)
     found = _fast_pixels(image) if turn == 1 else None
-    return np.array(_settled(turned(to_rgb(decode(image)), turn))) if found is None else found
+    return np.array(_decoded_rgb(image, turn)) if found is None else found
 
 
 def _fast_pixels(image: Image.Image) -> np.ndarray | None:

@@ -97,7 +97,7 @@ def test_scans_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     for at_least in (None, (8, 8)):  # an eighth of the size has as many scans
         with pytest.raises(SampleError, match="broken data .the JPEG scans decode over 81920 samples more than once"):
-            read_rgb(many, at_least)
+            read_pixels(many, at_least)
 
 
 def test_ordinary_progressive_jpegs_of_any_size_pass() -> None:
