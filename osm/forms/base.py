@@ -26,8 +26,9 @@ from osm.datasets.labels import LabelClass, LabelSet, load_labels
 from osm.datasets.table import Dataset, Rules
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
+from osm.forms.picture import Picture, Size
 from osm.forms.set_files import SetFiles
-from osm.io.images import open_image, orientation, read_pixels, read_rgb
+from osm.io.images import open_image
 from osm.io.values import side, truth, whole
 
 if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
@@ -38,9 +39,6 @@ MIN_PIXELS = 100  # training uses a segment only if it covers more than this num
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
 # The maximum number of values in a sample's .json member. Each takes up to 100 bytes. A base64 image is one value.
 MAX_VALUES = 5_000_000
-_TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-Size = tuple[int, int]
 
 
 # Skipped annotations.
@@ -175,54 +173,6 @@ class Listing:
 
 
 # One image.
-
-
-class Picture:
-    """An image file that has not been decoded yet.
-
-    Attributes:
-        source: the bytes or the path of the file.
-        upright: whether to apply the EXIF orientation when the image is decoded.
-        size: (width, height) after applying the orientation, if `upright`.
-    """
-
-    def __init__(self, source: bytes | Path, upright: bool = False) -> None:
-        self.source, self.upright = source, upright
-        with open_image(source) as image:
-            self._take_size(image)
-
-    def _take_size(self, image: Image.Image) -> None:
-        self.size: Size = image.size
-        if self.upright and orientation(image) in _TURNING:
-            self.size = (image.height, image.width)
-
-    @classmethod
-    def by_rule(
-        cls, source: bytes | Path, exif: str, stated: Callable[[], Size | None], undecided: Callable[[], None]
-    ) -> Picture:
-        """Open an image and decide whether its annotations refer to the stored or to the EXIF-rotated image.
-
-        Args:
-            source: the bytes or the path of the file.
-            exif: `raw`, `upright`, or `auto`. `auto` means `raw` if the annotations state the size of the stored image
-                and a rotation would change this size; otherwise it means `upright`.
-            stated: returns the size that the annotations state.
-            undecided: is called if no size is stated, or if the upright image has the same size as the stored one.
-        """
-        picture = cls.__new__(cls)
-        picture.source, picture.upright = source, exif == "upright"
-        with open_image(source) as image:
-            if exif == "auto" and (turn := orientation(image)) != 1:
-                size = stated() if turn in _TURNING and image.width != image.height else None
-                picture.upright = size != image.size
-                if size is None:
-                    undecided()
-            picture._take_size(image)
-        return picture
-
-    def rgb(self) -> Image.Image:
-        """Decode the image as 8-bit RGB; see `read_rgb`."""
-        return read_rgb(self.source, upright=self.upright)
 
 
 @dataclass(frozen=True)
@@ -427,8 +377,7 @@ class Form(ABC):
 
     def pixels(self, view: View) -> np.ndarray:
         """Return the crop `view` as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
-        picture = self.picture
-        return view.image(read_pixels(picture.source, view.enough, picture.upright), (self.width, self.height))
+        return view.image(self.picture.pixels(view.enough), (self.width, self.height))
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
 

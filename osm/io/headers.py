@@ -25,6 +25,10 @@ _END, _SCAN = 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start frames.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _ARITHMETIC_COST = 8  # Arithmetic coding can store a coefficient in 0 bits, but decoding it is slow.
+_MAX_SCANNED = 4  # components of a scan
+_MAX_PADDING = (
+    120  # Components are padded to whole blocks of 8 x 8 values, which are up to 15 times as large as pixels.
+)
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
 
 
@@ -133,6 +137,15 @@ def _header_ends(data: bytes) -> bool:
                 f"{_MAX_JUNK} bytes outside its segments"
             )
     return False
+
+
+def most_samples(data: bytes, size: tuple[int, int]) -> int:
+    """Return an upper bound of `repeated_samples` for a JPEG with a frame of at most `size` (width, height).
+
+    The bound is for decoders that, like libjpeg, refuse scans of more than four components.
+    """
+    width, height = (side + _MAX_PADDING for side in size)
+    return data.count(b"\xff\xda") * _ARITHMETIC_COST * _MAX_SCANNED * width * height
 
 
 def repeated_samples(data: bytes, most: int) -> int:

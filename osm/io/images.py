@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError, features
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
 from osm.io.fast_decoding import CHANNELS, jpeg_pixels, png_bytes
-from osm.io.headers import check_header, claimed_size, repeated_samples
+from osm.io.headers import check_header, claimed_size, most_samples, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 # The maximum side length in pixels, which is also the maximum side length of a JPEG.
@@ -159,7 +159,12 @@ def _stream(source: bytes | str | Path) -> IO[bytes]:
 def _check_work(image: Image.Image) -> None:
     """Raise ValueError if decoding an opened image would take far longer than its size suggests."""
     if image.format in ("JPEG", "MPO"):
-        repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
+        data = _bytes_of(image)
+        scale = max(getattr(image, "decoderconfig", ()) or (1,))  # by which the size is reduced during decoding
+        full = image.width * scale, image.height * scale
+        if most_samples(data, full) <= MAX_REPEATED_SAMPLES:  # as in nearly all files, and much faster to compute
+            return
+        repeated = repeated_samples(data, MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
         repeated = _check_tiff(image)
     elif image.format == "BMP":
@@ -273,20 +278,20 @@ def _decoded_rgb(image: Image.Image, turn: int) -> Image.Image:
 
 
 def read_pixels(
-    source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False
+    source: bytes | str | Path | Image.Image, at_least: tuple[int, int] | None = None, upright: bool = False
 ) -> np.ndarray:
     """Read an image as an array uint8 (H, W, 3), with the pixels and errors of `read_rgb`.
 
     Most JPEGs and PNGs are decoded faster if the libraries of `osm.io.fast_decoding` are installed.
 
     Args:
-        source: see `read_rgb`.
+        source: see `read_rgb`; or an image that `open_image` has opened, and which is not used afterwards.
         at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
             its size if the result is large enough. Decoding at a reduced size is faster, and each pixel is the mean of
             a block.
         upright: see `read_rgb`. `at_least` refers to the rotated image.
     """
-    image = open_image(source)
+    image = source if isinstance(source, Image.Image) else open_image(source)
     turn = orientation(image) if upright else 1
     if at_least is not None:
         image.draft(None, at_least[::-1] if turn > 4 else at_least)
