@@ -58,7 +58,7 @@ from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
 from osm.datasets.labels import load_labels  # noqa: E402
 from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.forms import base  # noqa: E402
+from osm.forms import base, picture  # noqa: E402
 from osm.forms.coco_panoptic import Panoptic  # noqa: E402
 from osm.forms.instances import Instances  # noqa: E402
 from osm.forms.maps import Semantic  # noqa: E402
@@ -113,7 +113,7 @@ def with_pillow(loop: Callable[[], float]) -> float:
 WATCHED: list[tuple[Any, str, str]] = [
     (ShardReader, "read", "read"),
     (stages, "read_sample", "decode"),
-    (base, "read_pixels", "decode"),
+    (picture, "read_pixels", "decode"),
     (views.View, "image", "resize"),
     (sample_module.SampleTransform, "_sample", "mask"),
     *((form, "pick", "mask") for form in (Panoptic, Semantic, Instances)),

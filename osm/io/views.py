@@ -161,8 +161,16 @@ class Cut:
     column_of: np.ndarray
 
     def enlarge(self, where: np.ndarray | None = None) -> np.ndarray:
-        """Enlarge the labels, or an array (h, w) computed from them, to the size of the crop."""
-        return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
+        """Enlarge the labels, or a mask (h, w) of them, to the size of the crop."""
+        if where is None:
+            return self.labels.take(self.column_of, 1).take(self.row_of, 0)
+        out = np.zeros((len(self.row_of), len(self.column_of)), bool)
+        inside = np.flatnonzero(where.any(1))
+        if len(inside):  # Most masks have few rows.
+            top, bottom = np.searchsorted(self.row_of, (inside[0], inside[-1] + 1)).tolist()
+            rows = where[inside[0] : inside[-1] + 1].take(self.column_of, 1)
+            np.take(rows, self.row_of[top:bottom] - inside[0], 0, out[top:bottom], mode="clip")  # "raise" makes a copy
+        return out
 
     def areas(self) -> dict[int, int]:
         """Map each id in the crop to its number of pixels.
