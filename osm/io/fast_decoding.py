@@ -1,4 +1,4 @@
-"""Decode JPEGs and PNGs faster than Pillow, with libraries that are optional (`pip install 'osm[fast]'`).
+"""Decode JPEGs and PNGs faster than Pillow, with libraries that are optional (`pip install '.[fast]'`).
 
 `simplejpeg` decodes JPEGs with libjpeg-turbo, as Pillow does, but writes the pixels directly into an array.
 `imagecodecs` decodes PNGs with libspng. Both return the same pixels as Pillow. They are used for training samples and

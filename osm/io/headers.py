@@ -25,10 +25,9 @@ _END, _SCAN = 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start frames.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _ARITHMETIC_COST = 8  # Arithmetic coding can store a coefficient in 0 bits, but decoding it is slow.
-_MAX_SCANNED = 4  # components of a scan
-_MAX_PADDING = (
-    120  # Components are padded to whole blocks of 8 x 8 values, which are up to 15 times as large as pixels.
-)
+_MAX_SCANNED = 4  # The maximum number of components in a scan. Decoders refuse a scan with more.
+_FEW_SCANS = 50  # Each scan takes some time, even if its image is tiny. Progressive JPEGs have about 10.
+_BLOCK = 8  # The values of a component are padded to whole blocks of 8 x 8.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
 
 
@@ -139,13 +138,17 @@ def _header_ends(data: bytes) -> bool:
     return False
 
 
-def most_samples(data: bytes, size: tuple[int, int]) -> int:
-    """Return an upper bound of `repeated_samples` for a JPEG with a frame of at most `size` (width, height).
+def has_few_scans(data: bytes, size: tuple[int, int], most: int) -> bool:
+    """Return whether a JPEG has so few scans that `repeated_samples` is at most `most`. This is much faster to compute.
 
-    The bound is for decoders that, like libjpeg, refuse scans of more than four components.
+    Args:
+        data: the content of the file.
+        size: the (width, height) of its frame.
+        most: the largest allowed number.
     """
-    width, height = (side + _MAX_PADDING for side in size)
-    return data.count(b"\xff\xda") * _ARITHMETIC_COST * _MAX_SCANNED * width * height
+    scans = data.count(b"\xff\xda")
+    width, height = (side + _BLOCK for side in size)
+    return scans <= _FEW_SCANS and scans * _ARITHMETIC_COST * _MAX_SCANNED * width * height <= most
 
 
 def repeated_samples(data: bytes, most: int) -> int:

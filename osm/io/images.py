@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError, features
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
 from osm.io.fast_decoding import CHANNELS, jpeg_pixels, png_bytes
-from osm.io.headers import check_header, claimed_size, most_samples, repeated_samples
+from osm.io.headers import check_header, claimed_size, has_few_scans, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 # The maximum side length in pixels, which is also the maximum side length of a JPEG.
@@ -161,8 +161,7 @@ def _check_work(image: Image.Image) -> None:
     if image.format in ("JPEG", "MPO"):
         data = _bytes_of(image)
         scale = max(getattr(image, "decoderconfig", ()) or (1,))  # by which the size is reduced during decoding
-        full = image.width * scale, image.height * scale
-        if most_samples(data, full) <= MAX_REPEATED_SAMPLES:  # as in nearly all files, and much faster to compute
+        if has_few_scans(data, (image.width * scale, image.height * scale), MAX_REPEATED_SAMPLES):
             return
         repeated = repeated_samples(data, MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, PngImagePlugin, features
 from osm.errors import OsmError, SampleError
 from osm.forms.set_files import read_file as read_bytes
 from osm.io import images
-from osm.io.headers import repeated_samples
+from osm.io.headers import has_few_scans, repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_pixels, read_rgb
 from osm.serving.http_images import display_jpeg
 from osm.synthetic.collages import Cutout
@@ -98,6 +98,25 @@ def test_scans_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
     for at_least in (None, (8, 8)):  # an eighth of the size has as many scans
         with pytest.raises(SampleError, match="broken data .the JPEG scans decode over 81920 samples more than once"):
             read_pixels(many, at_least)
+
+
+def test_files_with_few_scans_repeat_few_samples() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8))
+    files = {name: data for name, (data, _) in pictures().items() if data.startswith(b"\xff\xd8")}
+    files |= {f"{scans} scans": jpeg_file(64, 72, scans=scans) for scans in (1, 5, 40)}
+    files |= {f"progressive {kind}": saved(photo, "JPEG", progressive=True, subsampling=kind) for kind in range(3)}
+    few = 0
+    for name, data in files.items():
+        try:
+            size = open_image(data).size
+        except SampleError:
+            continue
+        for most in (0, 10**4, 10**6, 10**8, images.MAX_REPEATED_SAMPLES):
+            if has_few_scans(data, size, most):
+                assert repeated_samples(data, most) <= most, name
+                few += 1
+    assert few > 10
+    assert has_few_scans(files["1 scans"], (64, 72), images.MAX_REPEATED_SAMPLES)
 
 
 def test_ordinary_progressive_jpegs_of_any_size_pass() -> None:
