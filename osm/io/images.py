@@ -256,7 +256,7 @@ def _stated_turn(image: Image.Image) -> int:
         return 1
 
 
-def read_rgb(source: bytes | str | Path, upright: bool = False) -> Image.Image:
+def read_rgb(source: bytes | str | Path, *, upright: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB. A truncated file raises an error instead of yielding a partly gray image.
 
     Args:
