@@ -19,8 +19,9 @@ from osm.datasets.category_names import spoken_categories
 from osm.datasets.labels import LabelSet, clean_categories, load_labels
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
-from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, check_marks, is_crowd, stated_size
+from osm.forms.base import Entry, Listing, Losses, SetFiles, check_marks, is_crowd, stated_size
 from osm.forms.locate import FileFinder
+from osm.forms.picture import Size
 from osm.io.paths import image_name
 from osm.io.values import side, storable, whole
 from osm.terminal import message_logger

@@ -19,8 +19,9 @@ import numpy as np
 
 from osm.datasets.labels import LABEL_NAME, LabelSet, read_categories
 from osm.errors import OsmError, SampleError, shown
-from osm.forms.base import Entry, SetFiles, Size
+from osm.forms.base import Entry, SetFiles
 from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations
+from osm.forms.picture import Size
 from osm.forms.set_files import names_digest, naming_file
 from osm.io.csv_rows import csv_records
 from osm.io.images import read_mask

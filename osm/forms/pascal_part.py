@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from osm.errors import SampleError
-from osm.forms.base import Entry, Losses, Size
+from osm.forms.base import Entry, Losses
+from osm.forms.picture import Size
 from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels
 from osm.io.mat import read_mat

@@ -1,4 +1,4 @@
-"""An image of a sample or of a dataset's files, whose size is known before its pixels are decoded."""
+"""An image file whose size is known before its pixels are decoded."""
 
 from __future__ import annotations
 

@@ -27,9 +27,10 @@ from osm.datasets.labels import LabelClass, LabelSet
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
-from osm.forms.base import Listing, Losses, Segment, SetFiles, Size, Target, is_crowd
+from osm.forms.base import Listing, Losses, Segment, SetFiles, Target, is_crowd
 from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations
 from osm.forms.instances import Instances, box_in_view, corners, draw_box, usable_box
+from osm.forms.picture import Size
 from osm.forms.set_files import localize_files
 from osm.forms.split import set_files
 from osm.io.values import truth

@@ -17,7 +17,8 @@ from PIL import Image
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.files import check_regular_file
-from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
+from osm.forms.base import Entry, Form, Listing, Losses, SetFiles, countable, is_crowd, too_many_lost
+from osm.forms.picture import Picture
 from osm.forms.set_files import localize_files
 from osm.storage.locations import is_remote, public
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,17 +135,22 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
         SampleError: the reason is `image_truncated` if the data has any fault, or if decoding the data takes far more
             work than the size of the image suggests.
     """
-    try:
+    with _reporting_broken_data(image):
         if getattr(image, "tile", None):  # A decoded image has no tiles.
             _check_work(image)
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
+
+
+@contextmanager
+def _reporting_broken_data(image: Image.Image) -> Iterator[None]:
+    """Turn every exception into a SampleError with the reason `image_truncated`."""
+    try:
+        yield
+    except SampleError:
+        raise
     except Exception as error:  # Corrupt data can make Pillow raise any exception.
-        raise _truncated(image, error) from None
-
-
-def _truncated(image: Image.Image, error: Exception) -> SampleError:
-    return SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})")
+        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
 
 
 def _named(image: Image.Image) -> str:
@@ -160,8 +167,8 @@ def _check_work(image: Image.Image) -> None:
     """Raise ValueError if decoding an opened image would take far longer than its size suggests."""
     if image.format in ("JPEG", "MPO"):
         data = _bytes_of(image)
-        scale = max(getattr(image, "decoderconfig", ()) or (1,))  # by which the size is reduced during decoding
-        if has_few_scans(data, (image.width * scale, image.height * scale), MAX_REPEATED_SAMPLES):
+        by = _reduction(image)
+        if has_few_scans(data, (image.width * by, image.height * by), MAX_REPEATED_SAMPLES):
             return
         repeated = repeated_samples(data, MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
@@ -174,6 +181,12 @@ def _check_work(image: Image.Image) -> None:
         raise ValueError(
             f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples more than once; is it a decompression bomb?"
         )
+
+
+def _reduction(image: Image.Image) -> int:
+    """Return the factor by which the sides of an opened JPEG are reduced during decoding."""
+    opened: Any = image
+    return int(opened.decoderconfig[0]) if opened.decoderconfig else 1
 
 
 def _check_runs(image: Image.Image) -> None:
@@ -307,11 +320,11 @@ def _fast_pixels(image: Image.Image) -> np.ndarray | None:
     if not getattr(image, "tile", None):  # Reading the EXIF data of a PNG decodes it.
         return None
     if image.format == "JPEG" and image.mode == "RGB":
-        try:
+        if _reduction(image) > 1:
+            return None
+        with _reporting_broken_data(image):
             _check_work(image)
-        except Exception as error:
-            raise _truncated(image, error) from None
-        return jpeg_pixels(_bytes_of(image), image.size)  # None if the size is reduced during decoding
+        return jpeg_pixels(_bytes_of(image), image.size)
     found = _fast_png_bytes(image)
     return None if found is None else found[:-1].reshape(image.height, image.width, CHANNELS)
 
@@ -379,7 +392,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         SampleError: the reason is `image_values` if a value is negative, NaN or infinite, and `image_truncated` if the
             data is broken.
     """
-    try:
+    with _reporting_broken_data(image):
         image.load()
         if image.mode == "F" or image.mode.startswith("I"):
             return _of_depth(image)
@@ -389,10 +402,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except SampleError:
-        raise
-    except Exception as error:  # Corrupt data can make Pillow raise any exception.
-        raise _truncated(image, error) from None
 
 
 def _has_alpha(image: Image.Image) -> bool:

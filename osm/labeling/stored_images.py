@@ -14,7 +14,7 @@ from osm.data.shard_lists import expand_shards
 from osm.data.tar import TarReader
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
-from osm.forms.base import Picture
+from osm.forms.picture import Picture
 from osm.io.images import SUFFIXES
 from osm.labeling.image_tables import TableRow, image_cell, rows_of_table
 from osm.storage import remote

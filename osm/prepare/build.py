@@ -15,7 +15,8 @@ from typing import Any
 
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.errors import SampleError, shown
-from osm.forms.base import Entry, Form, Losses, Picture, SetFiles, Size
+from osm.forms.base import Entry, Form, Losses, SetFiles
+from osm.forms.picture import Picture, Size
 from osm.forms.set_files import naming_file, read_file
 from osm.forms.split import entry_size
 from osm.io.images import decode, open_image, to_rgb

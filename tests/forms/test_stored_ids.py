@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import saved
 from PIL import Image
 
 from osm.errors import SampleError
@@ -44,12 +45,6 @@ def grey_tiff(ids: np.ndarray, bits: int, white: int, orientation: int = 1) -> b
     tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
     head = b"II" + struct.pack("<HI", 42, 8 + len(data))
     return head + data + struct.pack("<H", len(values)) + tags + b"\0" * 4
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

@@ -1,14 +1,13 @@
-"""Training pixels and panoptic ids: the fast decoders return what Pillow returns, and refuse what it refuses."""
+"""The fast decoders return the pixels and ids that Pillow returns, and whatever they refuse is left to Pillow."""
 
 from __future__ import annotations
 
-import io
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hostile import png_chunk, saved
+from loader import pillow_alone
 from PIL import Image
 
 from osm.errors import SampleError
@@ -21,23 +20,13 @@ NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
 PICTURE = Image.fromarray(NOISE).resize((301, 203), Image.Resampling.BICUBIC)
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def turned_by_exif() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return saved(PICTURE, "JPEG", exif=exif)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-
-END = chunk(b"IEND", b"")
+END = png_chunk(b"IEND", b"")
 FAST = {
     "jpeg": saved(PICTURE, "JPEG"),
     "jpeg, no subsampling": saved(PICTURE, "JPEG", subsampling=0, quality=95),
@@ -60,7 +49,7 @@ SLOW = {
     "png, transparent color": saved(PICTURE, "PNG", transparency=tuple(NOISE[0, 0].tolist())),
     "png, animated": saved(PICTURE, "PNG", save_all=True, append_images=[PICTURE.rotate(180)]),
     "png, 16 bits": saved(Image.fromarray(np.asarray(PICTURE)[..., 0].astype(np.uint16) * 200), "PNG"),
-    "png, text after the pixels": saved(PICTURE, "PNG")[:-12] + chunk(b"tEXt", b"Comment\0hello") + END,
+    "png, text after the pixels": saved(PICTURE, "PNG")[:-12] + png_chunk(b"tEXt", b"Comment\0hello") + END,
     "webp": saved(PICTURE, "WEBP", lossless=True),
 }
 READERS: dict[str, Callable[[bytes], np.ndarray]] = {
@@ -69,14 +58,6 @@ READERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "upright": lambda data: read_pixels(data, upright=True),
     "read_panoptic": read_panoptic,
 }
-
-
-@contextmanager
-def pillow_alone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fast_decoding, "_simplejpeg", lambda: None)
-        patched.setattr(fast_decoding, "_imagecodecs", lambda: None)
-        yield
 
 
 def result(read: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray | tuple[str, str]:

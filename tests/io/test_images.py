@@ -8,20 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile import saved
 from PIL import Image
 
 from osm.errors import SampleError
-from osm.forms.base import Picture
+from osm.forms.picture import Picture
 from osm.io.images import FORMATS, as_rgb, open_image, orientation, read_panoptic, read_pixels, read_rgb
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
 SMOOTH = Image.fromarray(NOISE).resize((301, 203), Image.Resampling.BICUBIC)
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def test_a_cut_jpeg_is_refused_wherever_it_is_cut() -> None:
