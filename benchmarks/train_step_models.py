@@ -142,11 +142,9 @@ def make_batches(
     batches = []
     for number in range(count):
         pixels = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in range(images)]
-        text = processor.training_text(
-            [prompts[i] for i in rng.integers(len(prompts), size=rows)],
-            [names[i] for i in rng.integers(len(names), size=rows)],
-            supervised,
-        )
+        asked = [prompts[i] for i in rng.integers(len(prompts), size=rows)]
+        targets = [names[i] for i in rng.integers(len(names), size=rows)]
+        text = processor.training_text(asked, targets, supervised)
         batches.append(
             Batch(
                 [SET] * rows,
@@ -157,6 +155,7 @@ def make_batches(
                 torch.from_numpy(np.stack([_mask(rng, size) for _ in range(rows)])[:, None]),
                 text,
                 [f"{number}/{image}" for image in range(images)],
+                targets,
             )
         )
     return batches

@@ -32,6 +32,7 @@ class Batch:
         masks: the mask of each row on its image's canvas, bool (R, 1, S, S).
         text: token ids and labels of the R prompts and answers.
         keys: keys of the N samples.
+        targets: the answer of each row, a list of R texts.
         skipped: number of samples skipped since the previous batch, by reason.
         worker: index of the data-loader worker that made the batch.
         drawn: number of samples that this worker had drawn from its stream when it finished the batch.
@@ -45,6 +46,7 @@ class Batch:
     masks: Tensor
     text: Text
     keys: list[str]
+    targets: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
     worker: int = 0
     drawn: int = 0
@@ -108,6 +110,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
         _concatenate([b.masks for b in batches], pinned),
         text,
         sum((b.keys for b in batches), []),
+        sum((b.targets for b in batches), []),
         sum((b.skipped for b in batches), Counter()),
     )
 
@@ -147,9 +150,10 @@ def make_batch(samples: Sequence[Sample], name: str, processor: Processor, super
     rows = sum(counts)
     own = rows // 2 if rows > 1 else (number + 1) % 2
     images = [sample.pixels for sample in samples if sample.pixels is not None]
+    targets = [target for sample in samples for target in sample.targets]
     text = processor.training_text(
         [prompt for sample in samples for prompt in sample.prompts],
-        [target for sample in samples for target in sample.targets],
+        targets,
         supervise,
     )
     return Batch(
@@ -161,4 +165,5 @@ def make_batch(samples: Sequence[Sample], name: str, processor: Processor, super
         torch.cat([sample.masks for sample in samples]),
         text,
         [sample.key for sample in samples],
+        targets,
     )

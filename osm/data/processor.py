@@ -253,6 +253,15 @@ class Processor:
             found = self._rows[prompt, target] = self._training_row(prompt, target)
         return found
 
+    def answer_ids(self, target: str) -> list[int]:
+        """Return the token ids of an answer to the naming prompt, without the end token.
+
+        Raises:
+            SampleError: the answer is too long; see `training_row`.
+        """
+        row, start = self.training_row(self.naming_prompt(), target)
+        return row[start:-1]
+
     def _training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
         text = f"{prompt} {target}"
         if self.tokenizer.is_fast:

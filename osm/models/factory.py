@@ -13,7 +13,7 @@ from torch import nn
 
 from osm.config import find_config
 from osm.data.processor import Processor
-from osm.errors import OsmError
+from osm.errors import OsmError, SampleError
 from osm.models import checkpoint
 from osm.models.bridges import BRIDGES
 from osm.models.bridges.bridge import Bridge
@@ -144,7 +144,22 @@ def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     bridge = kind.of(config, tower, llm, vocabulary)
     use_tokenizer(llm, tokenizer, config.llm.name)
     model = OmniScientModel(tower, bridge, llm, config).eval()
-    return model, _processor(model, tokenizer, None)
+    processor = _processor(model, tokenizer, None)
+    _start_names(model, processor)
+    return model, processor
+
+
+def _start_names(model: OmniScientModel, processor: Processor) -> None:
+    """Initialize the known names of the bridge's direct path, if there are any, from the names' tokens."""
+    names = getattr(model.bridge.config, "direct_names", ())
+    if not names:
+        return
+    try:
+        ids = [processor.answer_ids(name) for name in names]
+    except SampleError as error:
+        raise OsmError(f"model.bridge.direct_names: {error}") from None
+    llm: Any = model.llm
+    model.bridge.match_names(llm.get_input_embeddings(), ids)
 
 
 def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
@@ -201,7 +216,9 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     model = OmniScientModel.from_instructblip(
         base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
     )
-    return model, _processor(model, tokenizer, qformer_tokenizer)
+    processor = _processor(model, tokenizer, qformer_tokenizer)
+    _start_names(model, processor)
+    return model, processor
 
 
 def load_model(

@@ -138,13 +138,15 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
 def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the bridge fields to omit from checkpoints.
 
-    Earlier code versions have no direct path, a direct path without zoom windows, or no setting `direct_first`.
+    Earlier code versions have no direct path, or a direct path without zoom windows, known names or `direct_first`.
     """
     left_out = ["kind"]
     if not sizes["direct_tokens"]:
         left_out += ["direct_tokens", "direct_width"]
     if not sizes["direct_zoom"]:
         left_out += ["direct_zoom", "direct_zoom_enlarge"]
+    if not sizes.get("direct_names"):
+        left_out.append("direct_names")
     if not sizes.get("direct_first"):
         left_out.append("direct_first")
     return tuple(left_out)

@@ -22,6 +22,7 @@ from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
 from osm.models.bridges.direct import DirectPathConfig
+from osm.models.bridges.known_names import NamesLoss
 from osm.models.bridges.pooling import RegionFeatures
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
@@ -228,8 +229,9 @@ class OmniScientModel(nn.Module):
         scored: bool = False,
         prompt_tokens: int | None = None,
         smoothing: float = 0.0,
+        names: NamesLoss | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses` for each row.
+        """Return the result of `llm.token_losses` for each row, with the loss of the known names if `names` is given.
 
         The image tokens must already include the window position embedding. `prompt_tokens` is that of `llm_inputs`,
         and `smoothing` that of `llm.token_losses`.
@@ -245,7 +247,11 @@ class OmniScientModel(nn.Module):
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask, prompt_tokens)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
-        return llms.token_losses(self.llm, inputs, _inserted(labels, ignored_RP, inputs.constant), scored, smoothing)
+        labels = _inserted(labels, ignored_RP, inputs.constant)
+        losses_R, *others = llms.token_losses(self.llm, inputs, labels, scored, smoothing)
+        if names is not None and condition.name_logits_RK is not None:
+            losses_R = names.add_to(losses_R, others[0], condition.name_logits_RK)
+        return losses_R, *others
 
     # -- the published interface -------------------------------------------------------------------------------------
 

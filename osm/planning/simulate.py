@@ -265,6 +265,7 @@ def training_batch(
         _masks(rows, size),
         _text(rows, MAX_TEXT_TOKENS),
         [str(number) for number in range(images)],
+        [""] * rows,
     )
 
 

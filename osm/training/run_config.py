@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from osm.config import from_dict, load_yaml
+from osm.config import FieldError, from_dict, load_yaml
 from osm.data.sample_config import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
@@ -112,6 +112,12 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     else:
         model = own
+    if training.known_names:
+        if own is model:
+            raise OsmError(
+                f"--known_names cannot change the model of --start_from {public(training.start_from)}; remove the flag"
+            )
+        model = _with_known_names(model, [table[name] for name in training.used_sets])
     model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
 
@@ -133,6 +139,32 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
                 return replace(row, labels=str(localize(labels, "labels")))
         return row
     return replace(row, labels=labels) if Path(labels).exists() else row
+
+
+def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfig:
+    """Return the model config with the class names of the datasets as known names of the bridge's direct path.
+
+    Datasets whose samples contain their own phrases have no classes, so their names are not among them.
+
+    Raises:
+        OsmError: the model has no direct path, or its config has known names already.
+    """
+    bridge: Any = model.bridge
+    if not getattr(bridge, "direct_tokens", 0):
+        raise OsmError("--known_names needs a bridge with a direct path; set model.bridge.direct_tokens to 1 or more")
+    if bridge.direct_names:
+        raise OsmError(
+            f"--known_names would replace the {len(bridge.direct_names)} names of model.bridge.direct_names; remove "
+            "the flag or the names"
+        )
+    labelled = [row for row in rows if not form_class(row.form).phrased]
+    names = {label.target: None for row in labelled for label in row.label_set.classes.values()}
+    if not names:
+        raise OsmError("--known_names: none of the training datasets has classes; remove the flag")
+    try:
+        return replace(model, bridge=replace(bridge, direct_names=tuple(names)))
+    except FieldError as error:
+        raise OsmError(f"--known_names: model.bridge.{error}") from None
 
 
 def _of_model(settings: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from osm.data.batch import Batch
 from osm.data.processor import Processor
 from osm.datasets.table import ANY_MODE
 from osm.models.bridges.bridge import Instruction
+from osm.models.bridges.known_names import NamesLoss
 from osm.models.losses import group_weights
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
@@ -31,11 +32,23 @@ class TrainTask(nn.Module):
         model: the model, whose bridge is trained.
         processor: the model's processor.
         label_smoothing: the share of each target that is distributed evenly over all tokens, except in evaluations.
+        names_loss: the weight of the loss of the known names, which is not used in evaluations.
+        names_smoothing: the share of the target that is distributed evenly over all known names.
     """
 
-    def __init__(self, model: OmniScientModel, processor: Processor, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: OmniScientModel,
+        processor: Processor,
+        label_smoothing: float = 0.0,
+        names_loss: float = 1.0,
+        names_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         self.model, self.processor, self.label_smoothing = model, processor, label_smoothing
+        self.names_loss, self.names_smoothing = names_loss, names_smoothing
+        known = getattr(model.bridge.config, "direct_names", ())
+        self.name_index = {name: index for index, name in enumerate(known)}
         self.centroid_fallbacks = 0
 
     def forward(self, batch: Batch, scored: bool = False) -> tuple[Tensor, ...]:
@@ -72,7 +85,13 @@ class TrainTask(nn.Module):
             scored,
             self.processor.prompt_tokens,
             self.label_smoothing if self.training else 0.0,
+            self._names(batch) if self.training and self.name_index else None,
         )
+
+    def _names(self, batch: Batch) -> NamesLoss:
+        other = len(self.name_index)
+        targets_R = torch.tensor([self.name_index.get(name, other) for name in batch.targets])
+        return NamesLoss(targets_R.to(batch.masks.device), self.names_loss, self.names_smoothing)
 
 
 class MixLoss:

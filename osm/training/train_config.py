@@ -53,6 +53,10 @@ class TrainConfig:
         warmup_steps: optimizer steps during which the learning rate rises linearly from 0.
         weight_decay: the weight decay of AdamW.
         label_smoothing: the share of each target token that is distributed evenly over all tokens of the LLM.
+        known_names: make the class names of the training datasets known names of the bridge's direct path
+            (`model.bridge.direct_names`).
+        names_loss: the weight of the known names' cross entropy, relative to that of the LLM's tokens.
+        names_smoothing: the share of the known names' target that is distributed evenly over all known names.
         precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
             bfloat16 on every device), or fp16 (float16 autocast with a loss scale).
         num_epochs: the number of epochs.
@@ -110,6 +114,9 @@ class TrainConfig:
     warmup_steps: int = 5000
     weight_decay: float = 0.1
     label_smoothing: float = 0.0
+    known_names: bool = False
+    names_loss: float = 1.0
+    names_smoothing: float = 0.1
     precision: str = choice("fp32", PRECISIONS)
     num_epochs: int = 1
     logging_steps: int = 100
@@ -184,6 +191,10 @@ class TrainConfig:
             raise OsmError(f"--held_out_share {self.held_out_share} must be at least 0 and less than 1")
         if not 0 <= self.label_smoothing < 1:
             raise OsmError(f"--label_smoothing {self.label_smoothing} must be at least 0 and less than 1")
+        if not 0 <= self.names_smoothing < 1:
+            raise OsmError(f"--names_smoothing {self.names_smoothing} must be at least 0 and less than 1")
+        if not 0 < self.names_loss < 1e6:
+            raise OsmError(f"--names_loss {self.names_loss} must be greater than 0 and less than 1e6")
         if self.eval_every_steps and not self.held_out_share:
             raise OsmError(
                 f"--eval_every_steps {self.eval_every_steps} requires held-out samples; set --held_out_share"

@@ -205,7 +205,8 @@ class Trainer:
         processor.check_supervise(self.config.sample.supervise)
         self._start_from(model)
         check_quantized(model, self.config.fsdp, self.world.device)
-        return TrainTask(model, processor, self.config.label_smoothing)
+        config = self.config
+        return TrainTask(model, processor, config.label_smoothing, config.names_loss, config.names_smoothing)
 
     def _start_from(self, model: OmniScientModel) -> None:
         """Load the trained weights given by `--start_from`, if the flag is set."""

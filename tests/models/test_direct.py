@@ -58,7 +58,8 @@ def test_the_path_starts_as_a_linear_map_of_the_given_spread() -> None:
     path = DirectPath(QFormerConfig(**DIRECT), 400, 64, dropout=0.1).eval()
     path.reset(0.05)
     tokens = torch.randn(1, (SIZE // PATCH) ** 2, 400)
-    found = path(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features)
+    found, logits = path(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features)
+    assert logits is None
     assert found.shape == (4, 3, 64) and float(found.detach().std()) == pytest.approx(0.05, rel=0.2)
     pooled = torch.nn.functional.layer_norm(
         pool_regions(tokens, tokens.mean(1), torch.zeros(4, dtype=torch.long), features), (400,)

@@ -67,7 +67,7 @@ def batch_of(model: OmniScientModel, processor: Processor, names: list[str], mod
     masks = rectangles(len(names), size)
     canvas = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8, generator=generator)
     text = processor.training_text([PROMPT] * len(names), names, "answer")
-    return Batch(modes, modes, canvas, None, torch.arange(len(names)) % 2, masks, text, ["a", "b"])
+    return Batch(modes, modes, canvas, None, torch.arange(len(names)) % 2, masks, text, ["a", "b"], names)
 
 
 def test_the_loss_is_that_of_each_name_after_prompt_and_prefix(built: Built) -> None:

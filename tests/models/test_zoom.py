@@ -178,7 +178,7 @@ def test_the_published_interface_and_the_training_task_agree(built: tuple[OmniSc
     canvas = torch.randint(0, 255, (1, 3, size, size), dtype=torch.uint8)
     text = processor.training_text([TEST_PROMPT] * 2, ["cat", "dog"])
     index = torch.zeros(2, dtype=torch.long)
-    batch = Batch(["a"] * 2, ["any"] * 2, canvas, None, index, masks, text, ["k"])
+    batch = Batch(["a"] * 2, ["any"] * 2, canvas, None, index, masks, text, ["k"], ["cat", "dog"])
     losses, counts = TrainTask(model, processor)(batch)
     arguments = (
         processor.pixel_values(canvas),

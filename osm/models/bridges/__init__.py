@@ -18,6 +18,7 @@ BRIDGES: Registry[Any] = Registry(
     builtin={
         "maskqformer": "osm.models.bridges.maskqformer:MaskQFormerBridge",
         "flamingo": "osm.models.bridges.flamingo:FlamingoBridge",
+        "pooled": "osm.models.bridges.pooled:PooledBridge",
     },
     interface="osm.models.bridges.bridge:Bridge",
     default="maskqformer",

@@ -44,10 +44,13 @@ class Condition(NamedTuple):
     Attributes:
         prefix_RPW: embeddings that are placed before BOS or, with `model.prompt_first`, after the prompt.
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
+        name_logits_RK: the logits of the known names (`osm.models.bridges.known_names`), which only the training reads;
+            None without known names.
     """
 
     prefix_RPW: Tensor
     gated_kv: GatedKeyValues | None = None
+    name_logits_RK: Tensor | None = None
 
 
 class Bridge(nn.Module):
@@ -157,6 +160,14 @@ class Bridge(nn.Module):
     def detach(self) -> None:
         """Restore the LLM by removing the hooks that `attach` added."""
 
+    def match_names(self, embeddings: nn.Embedding, ids: Sequence[Sequence[int]]) -> None:
+        """Initialize what the LLM reads of the known names (`direct_names`) from the names' tokens.
+
+        Args:
+            embeddings: the LLM's word embeddings.
+            ids: the token ids of each name.
+        """
+
     def opened(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that opens the bridge's gates, so that every part of the bridge affects the LLM."""
         return contextlib.nullcontext()
@@ -183,6 +194,28 @@ def check_names(modes: Sequence[str]) -> None:
                 f"mode {shown(mode)}: a mode name may contain only letters, digits, _ and -, and must not be a dict "
                 "attribute such as 'keys'"
             )
+
+
+@torch.no_grad()
+def embedding_statistics(embeddings: nn.Embedding) -> tuple[Tensor, float] | None:
+    """Return the mean (W,) and the standard deviation of an LLM's embeddings; None for a model without values."""
+    if embeddings.weight.is_meta:
+        return None  # a model without values (`osm.models.blank`) is not initialized
+    # The outputs are used instead of the weights, because some LLMs scale their embeddings.
+    table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
+    return table_VW.mean(0), table_VW.std().item()
+
+
+@torch.no_grad()
+def start_modes(table: nn.ParameterDict, mean_W: Tensor) -> None:
+    """Initialize the embeddings of the modes near the mean of the LLM's embeddings.
+
+    In some LLMs, embeddings that differ too much from those of tokens cause massive activations (Sun et al., COLM
+    2024): the hidden state at their position hardly depends on the other inputs. A mode with such an embedding is
+    learned slowly or not at all.
+    """
+    for query in table.values():
+        query.copy_(mean_W).add_(torch.randn_like(query), alpha=0.02)
 
 
 def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:

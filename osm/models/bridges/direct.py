@@ -3,14 +3,18 @@
 Both bridges can use the direct path in addition to their queries. The tower's tokens are pooled by area over the mask,
 over its context box and over the whole image. With zoom windows, a fourth token is pooled over the mask in a window of
 its own (`osm.models.zoom`). The pooled tokens pass through a linear layer and, in parallel, an MLP with one hidden
-layer. The two outputs are added and split into embeddings. The published model has no direct path.
+layer. The two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
+(`osm.models.bridges.known_names`). The published model has no direct path.
 
-Shapes: R rows (masks), T = 3 or 4 pooled tokens, C tower width, D direct embeddings, W width of the embeddings.
+Shapes: R rows (masks), T = 3 or 4 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, K
+known names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import shown
+from osm.models.bridges.known_names import KnownNames
 from osm.models.bridges.pooling import SINGLES, RegionFeatures, pool_regions
 from osm.models.masks import VisibleKeys
 from osm.models.model_config import LARGEST, BridgeConfig
@@ -25,6 +30,8 @@ from osm.models.model_config import LARGEST, BridgeConfig
 MOST_TOKENS = 256
 LARGEST_ZOOM = 2048
 LARGEST_ENLARGE = 100
+MOST_NAMES = 20_000
+_LONGEST_NAME = 100  # in characters
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,15 @@ class DirectPathConfig(BridgeConfig):
         direct_width: the width of the hidden layer.
         direct_zoom: the side of the zoom windows in pixels, which the tower has to support. 0 disables zoom windows.
         direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
+        direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
+            of the datasets.
     """
 
     direct_tokens: int = field(default=0, kw_only=True)
     direct_width: int = field(default=512, kw_only=True)
     direct_zoom: int = field(default=0, kw_only=True)
     direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
+    direct_names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def check_direct(self) -> None:
         """Raise FieldError if a setting of the direct path is out of range."""
@@ -55,6 +65,20 @@ class DirectPathConfig(BridgeConfig):
             raise FieldError(f"direct_zoom {shown(self.direct_zoom)} needs direct_tokens of 1 or more")
         if not 0 <= self.direct_zoom_enlarge <= LARGEST_ENLARGE:
             raise FieldError(f"direct_zoom_enlarge {shown(self.direct_zoom_enlarge)} is not 0 to {LARGEST_ENLARGE}")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        names = self.direct_names
+        if len(names) > MOST_NAMES:
+            raise FieldError(f"direct_names: {len(names)} names are more than {MOST_NAMES}")
+        if names and not self.direct_tokens:
+            raise FieldError("direct_names needs direct_tokens of 1 or more")
+        for name in names:
+            if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+                raise FieldError(f"direct_names: {shown(name)} is not a line of 1 to {_LONGEST_NAME} characters")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FieldError(f"direct_names: {shown(twice)} is given twice")
 
 
 @dataclass
@@ -63,6 +87,18 @@ class DirectKeys(VisibleKeys, RegionFeatures):
 
     The direct path needs the coverage and boxes for pooling, and the tokens of the zoom windows if there are any.
     """
+
+
+class DirectOutput(NamedTuple):
+    """The output of the direct path.
+
+    Attributes:
+        embeddings_RDW: the embeddings of each mask.
+        name_logits_RK: the logits (R, K + 1) of the known names and of any other name; None without known names.
+    """
+
+    embeddings_RDW: Tensor
+    name_logits_RK: Tensor | None = None
 
 
 class DirectPath(nn.Module):
@@ -81,6 +117,8 @@ class DirectPath(nn.Module):
         inputs, outputs = (SINGLES + bool(config.direct_zoom)) * token_width, config.direct_tokens * width
         self.norm, self.linear = nn.LayerNorm(token_width), nn.Linear(inputs, outputs)
         self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
+        names = len(config.direct_names)
+        self.known = KnownNames(names, inputs, config.direct_width, outputs) if names else None
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, spread: float) -> None:
@@ -89,9 +127,27 @@ class DirectPath(nn.Module):
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.mlp_out.weight)
         nn.init.zeros_(self.mlp_out.bias)
+        if self.known is not None:
+            self.known.reset(spread)
 
-    def forward(self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures) -> Tensor:
-        """Return the embeddings (R, D, W).
+    @torch.no_grad()
+    def match(self, mean_W: Tensor, spread: float) -> None:
+        """Initialize the outputs with the mean and standard deviation of the LLM's embeddings."""
+        self.reset(spread)
+        self.linear.bias.copy_(mean_W.repeat(self.tokens))
+
+    @torch.no_grad()
+    def match_names(self, embeddings: nn.Embedding, ids: Sequence[Sequence[int]]) -> None:
+        """Initialize the embeddings of each known name from those of its tokens, whose ids are given."""
+        if self.known is None or embeddings.weight.is_meta:
+            return
+        device = embeddings.weight.device
+        self.known.start_from_tokens([embeddings(torch.tensor(list(each), device=device)) for each in ids])
+
+    def forward(
+        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+    ) -> DirectOutput:
+        """Return the embeddings (R, D, W) and, with known names, their logits.
 
         Args:
             tokens_NLC: the images' tokens. Class tokens come before the grid tokens.
@@ -104,11 +160,16 @@ class DirectPath(nn.Module):
             pooled_RTC = torch.cat([pooled_RTC, features.zoom_RC[:, None].to(pooled_RTC.dtype)], 1)
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
         hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
-        return (self.linear(inputs_RX) + self.mlp_out(hidden_RX)).unflatten(1, (self.tokens, -1))
+        found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
+        logits_RK = None
+        if self.known is not None:
+            logits_RK = self.known.logits(inputs_RX, hidden_RX)
+            found_RO = self.known.mixed(logits_RK, found_RO)
+        return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)
 
     def once_per_mask(
         self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
-    ) -> Tensor:
+    ) -> DirectOutput:
         """Return what `forward` returns, up to rounding.
 
         At inference on a CPU, adjacent rows of the same mask are computed once. They are then bitwise equal, so that
@@ -119,5 +180,7 @@ class DirectPath(nn.Module):
             return self(tokens_NLC, mean_NC, image_index_R, features)
         new_R = features.changes() | F.pad(image_index_R.diff() != 0, (1, 0))
         first_K = new_R.nonzero().flatten()
-        found_KDW = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K))
-        return found_KDW[new_R.cumsum(0) - 1]
+        found = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K))
+        row_R = new_R.cumsum(0) - 1
+        logits_RK = None if found.name_logits_RK is None else found.name_logits_RK[row_R]
+        return DirectOutput(found.embeddings_RDW[row_R], logits_RK)

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import OsmError, shown
-from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, initialize, lookup
+from osm.models.bridges.bridge import (
+    Bridge,
+    Condition,
+    ImageState,
+    Instruction,
+    check_names,
+    embedding_statistics,
+    initialize,
+    lookup,
+    start_modes,
+)
 from osm.models.bridges.direct import DirectKeys, DirectPath, DirectPathConfig
 from osm.models.bridges.gated import LayerKV
 from osm.models.bridges.pooling import region_features
@@ -451,24 +461,20 @@ class MaskQFormerBridge(Bridge):
 
     @torch.no_grad()
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Initialize the prefix with the mean and standard deviation of the LLM's embeddings.
-
-        The embeddings of the modes start near the mean. In some LLMs, embeddings that differ too much from those of
-        tokens cause massive activations (Sun et al., COLM 2024): the hidden state at their position hardly depends on
-        the other inputs. A mode with such an embedding is learned slowly or not at all.
-        """
-        if embeddings.weight.is_meta:
-            return  # a model without values (`osm.models.blank`) is not initialized
-        # The outputs are used instead of the weights, because some LLMs scale their embeddings.
-        table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
-        mean_W, spread = table_VW.mean(0), table_VW.std().item()
+        """Initialize the prefix with the mean and standard deviation of the LLM's embeddings (`start_modes`)."""
+        found = embedding_statistics(embeddings)
+        if found is None:
+            return
+        mean_W, spread = found
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
         self.language_projection.bias.copy_(mean_W)
         if self.config.direct_tokens:
-            self.direct.reset(spread)
-            self.direct.linear.bias.copy_(mean_W.repeat(self.config.direct_tokens))
-        for query in self.mode_query.values():
-            query.copy_(mean_W).add_(torch.randn_like(query), alpha=0.02)
+            self.direct.match(mean_W, spread)
+        start_modes(self.mode_query, mean_W)
+
+    def match_names(self, embeddings: nn.Embedding, ids: Sequence[Sequence[int]]) -> None:
+        if self.config.direct_tokens:
+            self.direct.match_names(embeddings, ids)
 
     def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
         keys = visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
@@ -529,13 +535,13 @@ class MaskQFormerBridge(Bridge):
             queries_RQC, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
         prefix_RMW = self.language_projection(out_RMC)
-        prefix = [prefix_RMW, lookup(self.mode_query, modes)]
+        prefix, logits_RK = [prefix_RMW, lookup(self.mode_query, modes)], None
         if config.direct_tokens:
             assert state[-1] is not None and isinstance(features, DirectKeys)
             tokens_NLC, mean_NC = state[-1]
-            direct_RDW = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features)
+            direct_RDW, logits_RK = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features)
             prefix.insert(0 if config.direct_first else 1, direct_RDW)
-        return Condition(torch.cat(prefix, 1))
+        return Condition(torch.cat(prefix, 1), name_logits_RK=logits_RK)
 
     def layers(self) -> list[nn.Module]:
         return list(self.qformer.encoder.layer)

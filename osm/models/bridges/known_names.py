@@ -1,0 +1,95 @@
+"""Known names: a classifier in the direct path, whose most likely names the LLM reads as embeddings.
+
+The classes are a list of names (`direct_names`) and the class *other* for everything else. Each name has D embeddings,
+which start as those of its tokens, so that the LLM only has to repeat what it reads. Without a classifier, the LLM
+overfits few photos more. A mask's embeddings are the mean of those of all classes, weighted by the sharpened
+probabilities. The class *other* has no embeddings of its own: it stands for the output of the direct path, which can
+express any name.
+
+Shapes: R rows (masks), K known names, X inputs, H hidden units, D direct embeddings, W width, O = D * W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SHARPNESS = 4.0
+"""The exponent of the probabilities that weight the embeddings.
+
+With an exponent of 1, the LLM would read a mean of many names where the classifier is unsure.
+"""
+
+
+@dataclass(frozen=True)
+class NamesLoss:
+    """The loss of the classifier in one batch.
+
+    Attributes:
+        targets_R: the index of each row's name; K = any other name.
+        weight: the weight of the cross entropy, relative to that of the LLM's tokens.
+        smoothing: the share of the target that is distributed evenly over all classes.
+    """
+
+    targets_R: Tensor
+    weight: float
+    smoothing: float
+
+    def add_to(self, losses_R: Tensor, counts_R: Tensor, logits_RK: Tensor) -> Tensor:
+        """Return the rows' losses with those of the classifier.
+
+        The losses of a group of rows are divided by its number of supervised tokens (`osm.models.losses`), so the loss
+        of a row is multiplied by its number of supervised tokens.
+        """
+        own_R = F.cross_entropy(logits_RK.float(), self.targets_R, reduction="none", label_smoothing=self.smoothing)
+        return losses_R + self.weight * counts_R * own_R
+
+
+class KnownNames(nn.Module):
+    """The classifier and the embeddings of the known names.
+
+    Args:
+        names: K, the number of known names.
+        inputs: X, the width of the direct path's inputs.
+        hidden: H, the width of its hidden layer.
+        outputs: O, the width of its output.
+    """
+
+    def __init__(self, names: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.mlp_out = nn.Linear(inputs, names + 1), nn.Linear(hidden, names + 1, bias=False)
+        self.embeddings = nn.Parameter(torch.empty(names, outputs))
+
+    def reset(self, spread: float) -> None:
+        """Initialize the embeddings with standard deviation `spread`. All classes start with nearly equal logits."""
+        nn.init.normal_(self.linear.weight, std=0.1 * self.linear.in_features**-0.5)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.mlp_out.weight)
+        nn.init.normal_(self.embeddings, std=spread)
+
+    @torch.no_grad()
+    def start_from_tokens(self, tokens: Sequence[Tensor]) -> None:
+        """Initialize the embeddings of each name from those of its tokens, a list of K tensors (T, W).
+
+        The first embeddings are those of the first tokens. If a name has more than D tokens, its last embedding is the
+        mean of the remaining tokens. If it has fewer, its last token is repeated.
+        """
+        for row_O, tokens_TW in zip(self.embeddings, tokens, strict=True):
+            row_DW = row_O.view(-1, tokens_TW.shape[1])
+            last = len(row_DW) - 1
+            for place in range(last):
+                row_DW[place] = tokens_TW[min(place, len(tokens_TW) - 1)]
+            row_DW[last] = tokens_TW[min(last, len(tokens_TW) - 1) :].mean(0)
+
+    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor) -> Tensor:
+        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*."""
+        return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
+
+    def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
+        """Return the embeddings (R, O), of which `other_RO` are those of the class *other*."""
+        probs_RK = (logits_RK.float() * SHARPNESS).softmax(-1).to(other_RO.dtype)
+        return probs_RK[:, :-1] @ self.embeddings.to(other_RO.dtype) + probs_RK[:, -1:] * other_RO
