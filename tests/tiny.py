@@ -109,6 +109,10 @@ def tiny_model_section(folder: Path, **overrides: Any) -> dict[str, Any]:
         },
     }
     section |= overrides
+    if section.get("variant") == "pooled":
+        for name in ("variant", "qformer", "flamingo"):
+            del section[name]
+        return section | {"bridge": {"kind": "pooled", "direct_tokens": 2, "direct_width": 16}}
     del section["qformer" if section.get("variant") == "flamingo" else "flamingo"]  # the other's would mean nothing
     return section
 
@@ -183,5 +187,5 @@ def tiny_instructblip_folder(folder: Path) -> InstructBlipForConditionalGenerati
 def tiny_config(folder: Path, kind: str, **settings: Any) -> ModelConfig:
     """The config of a tiny model with the given kind of bridge, some of whose settings are changed."""
     section = tiny_model_section(folder, variant=kind)
-    section["qformer" if kind == "maskqformer" else "flamingo"].update(settings)
+    section[{"maskqformer": "qformer", "flamingo": "flamingo"}.get(kind, "bridge")].update(settings)
     return from_dict(ModelConfig, section, "test")

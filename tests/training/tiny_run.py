@@ -57,8 +57,11 @@ class Workshop:
         # The one with LoRA, too: what is trained then lies in two places, of which one is among the frozen.
         lora = {"rank": 2, "dropout": dropout} if variant == "flamingo" else {}
         section = tiny_model_section(self.root, variant=variant, lora=lora)
-        sizes = section.pop("flamingo" if variant == "flamingo" else "qformer")
-        section["bridge"] = {"kind": section.pop("variant"), **sizes, "dropout": dropout}
+        if variant == "pooled":
+            section["bridge"]["dropout"] = dropout
+        else:
+            sizes = section.pop("flamingo" if variant == "flamingo" else "qformer")
+            section["bridge"] = {"kind": section.pop("variant"), **sizes, "dropout": dropout}
         path = self.root / f"{variant}_{dropout}.yaml"
         path.write_text(yaml.safe_dump({"model": section}))
         return path

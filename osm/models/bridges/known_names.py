@@ -90,6 +90,10 @@ class KnownNames(nn.Module):
         return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
 
     def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
-        """Return the embeddings (R, O), of which `other_RO` are those of the class *other*."""
-        probs_RK = (logits_RK.float() * SHARPNESS).softmax(-1).to(other_RO.dtype)
+        """Return the embeddings (R, O), of which `other_RO` are those of the class *other*.
+
+        No gradient reaches the classifier: only `NamesLoss` trains it. If the LLM's loss trained it as well, it would
+        overfit as fast as the LLM does without it.
+        """
+        probs_RK = (logits_RK.detach().float() * SHARPNESS).softmax(-1).to(other_RO.dtype)
         return probs_RK[:, :-1] @ self.embeddings.to(other_RO.dtype) + probs_RK[:, -1:] * other_RO

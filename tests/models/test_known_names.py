@@ -1,0 +1,139 @@
+"""Known names: the classifier of the direct path, its loss, and what the LLM reads of a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_config
+
+from osm.config import as_dict
+from osm.errors import OsmError
+from osm.models.bridges.gated import FlamingoConfig
+from osm.models.bridges.known_names import SHARPNESS, KnownNames, NamesLoss
+from osm.models.bridges.maskqformer import QFormerConfig
+from osm.models.bridges.pooled import PooledConfig
+from osm.models.factory import build, load_folder
+from osm.models.osm import OmniScientModel
+from osm.recognition.recognizer import Recognizer
+
+NAMES = ("cat", "traffic light", "cup")
+KINDS = ("maskqformer", "flamingo", "pooled")
+
+
+def known_names(outputs: int = 6) -> KnownNames:
+    torch.manual_seed(0)
+    known = KnownNames(len(NAMES), 5, 4, outputs)
+    for parameter in known.parameters():
+        torch.nn.init.normal_(parameter)
+    return known
+
+
+def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
+    known = known_names()
+    inputs, hidden, other = torch.randn(7, 5), torch.randn(7, 4), torch.randn(7, 6)
+    logits = known.logits(inputs, hidden)
+    assert logits.shape == (7, len(NAMES) + 1)
+    found = known.mixed(logits, other)
+    for row in range(7):
+        powers = [float(p) ** SHARPNESS for p in logits[row].softmax(0)]
+        expected = sum(
+            (
+                weight / sum(powers) * embedding
+                for weight, embedding in zip(powers, [*known.embeddings, other[row]], strict=True)
+            ),
+            torch.zeros(6),
+        )
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_llm_does_not_train_the_classifier() -> None:
+    known = known_names()
+    inputs = torch.randn(7, 5, requires_grad=True)
+    known.mixed(known.logits(inputs, torch.randn(7, 4)), torch.randn(7, 6)).sum().backward()
+    assert known.embeddings.grad is not None and bool(known.embeddings.grad.any())
+    assert inputs.grad is None and known.linear.weight.grad is None and known.mlp_out.weight.grad is None
+
+
+def test_names_of_any_length_fill_the_embeddings() -> None:
+    known, width = known_names(6), 3
+    one, two, four = (torch.randn(length, width) for length in (1, 2, 4))
+    known.start_from_tokens([one, two, four])
+    rows = known.embeddings.detach().unflatten(1, (2, width))
+    assert torch.equal(rows[0], torch.stack([one[0], one[0]])) and torch.equal(rows[1], two)
+    torch.testing.assert_close(rows[2], torch.stack([four[0], four[1:].mean(0)]))
+
+
+def test_the_loss_of_a_row_counts_as_often_as_its_tokens() -> None:
+    logits, targets = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
+    losses, counts = torch.rand(4), torch.tensor([2.0, 0.0, 3.0, 1.0])
+    found = NamesLoss(targets, 0.5, 0.1).add_to(losses, counts, logits)
+    share = torch.full((4, 3), 0.1 / 3) + 0.9 * F.one_hot(targets, 3)
+    expected = losses - 0.5 * counts * (share * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> OmniScientModel:
+    torch.manual_seed(0)
+    return build(tiny_config(tmp_path, request.param, direct_tokens=2, direct_width=16, direct_names=NAMES))[0]
+
+
+def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path: Path) -> None:
+    bridge: Any = model.bridge
+    processor = build(model.config)[1]
+    if model.bridge.has_prefix:  # flamingo's embeddings have a width of their own
+        words = model.llm.get_input_embeddings()  # type: ignore[operator]
+        for name, row in zip(NAMES, bridge.direct.known.embeddings, strict=True):
+            ids = processor.answer_ids(name)
+            assert processor.name(ids) == name
+            torch.testing.assert_close(row[: words.embedding_dim], words(torch.tensor(ids[0])))
+    with torch.no_grad():
+        for parameter in bridge.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(tmp_path / "saved")
+    again = load_folder(tmp_path / "saved")[0]
+    assert again.config == model.config
+    for name, value in model.trainable_state_dict().items():
+        assert torch.equal(again.trainable_state_dict()[name], value), name
+    assert sum(name.startswith("direct.known.") for name in model.trainable_state_dict()) == 4
+    recognizer = Recognizer(again, processor)
+    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
+    boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
+    together, alone = recognizer.name(boxes=boxes), [recognizer.name(boxes=[box])[0] for box in boxes]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
+
+
+@pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"direct_tokens": 2, "direct_names": ("cat", "cat")}, "direct_names: 'cat' is given twice"),
+        ({"direct_tokens": 2, "direct_names": ("",)}, "direct_names: '' is not a line of 1 to 100 characters"),
+        ({"direct_tokens": 2, "direct_names": ("a\nb",)}, "is not a line of 1 to 100 characters"),
+        ({"direct_tokens": 2, "direct_names": tuple(map(str, range(20_001)))}, "20001 names are more than 20000"),
+    ],
+)
+def test_wrong_names(config: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OsmError, match=message):
+        config(**settings)
+
+
+def test_names_need_a_direct_path(tmp_path: Path) -> None:
+    with pytest.raises(OsmError, match="direct_names needs direct_tokens of 1 or more"):
+        QFormerConfig(direct_names=NAMES)
+    with pytest.raises(OsmError, match="direct_tokens 0: the pooled bridge needs 1 or more"):
+        PooledConfig(direct_tokens=0)
+    with pytest.raises(OsmError, match="model.bridge.direct_names: the answer"):
+        build(tiny_config(tmp_path, "pooled", direct_names=("xyz " * 20 + "end",)))
+
+
+def test_a_config_without_known_names_is_stored_as_before(tmp_path: Path) -> None:
+    for kind in ("maskqformer", "flamingo"):
+        section = as_dict(tiny_config(tmp_path, kind, direct_tokens=2))
+        assert "direct_names" not in section["qformer"] and "direct_names" not in section["flamingo"]

@@ -1,0 +1,72 @@
+"""`--known_names`: the names of the datasets' classes, and the loss of the classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stream_sets import CATEGORIES
+from tiny_run import Workshop, losses
+
+from osm.errors import OsmError
+from osm.training.run_config import parse
+
+FLAGS = ("--known_names", "--supervise", "answer")
+NAMES = tuple(one["name"] for one in CATEGORIES)
+
+
+def test_the_names_are_those_of_the_datasets(workshop: Workshop, tmp_path: Path) -> None:
+    sets = {"pan": (2, 4), "inst": (2, 4)}
+    run = parse(workshop.arguments(tmp_path / "run", *FLAGS, sets=sets, variant="pooled"))
+    bridge: Any = run.model.bridge
+    assert bridge.direct_names == NAMES  # of both datasets, each name once
+
+
+def test_the_classifier_adds_its_cross_entropy_in_training_alone(workshop: Workshop, tmp_path: Path) -> None:
+    smoothed = (*FLAGS, "--names_loss", "0.5", "--names_smoothing", "0.2")
+    trainer = workshop.trainer(tmp_path / "run", *smoothed, variant="pooled", dropout=0.0)
+    batch = next(iter(next(iter(trainer.loaders.values())).epoch(0)))[0]
+    batch.targets[0] = "something else"  # for the class `other`
+    logits: list[torch.Tensor] = []
+    bridge: Any = trainer.model.bridge
+    bridge.register_forward_hook(lambda module, inputs, output: logits.append(output.name_logits_RK))
+    with torch.no_grad():
+        found, counts = trainer.task(batch)
+        trainer.task.eval()
+        plain, _ = trainer.task(batch)
+    targets = torch.tensor([len(NAMES), *(NAMES.index(name) for name in batch.targets[1:])])
+    own = F.cross_entropy(logits[0], targets, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(found, plain + 0.5 * counts * own, atol=1e-4, rtol=1e-4)
+
+
+def test_names_are_learned(workshop: Workshop, tmp_path: Path) -> None:
+    """Two runs are equal, their loss falls, and the model in `final` has the names."""
+    flags = (*FLAGS, "--learning_rate", "3e-3", "--set", "model.bridge.direct_zoom=28")
+    options: dict[str, Any] = {"sets": {"pan": (4, 160)}, "dropout": 0.0, "variant": "pooled"}
+    first = workshop.train(tmp_path / "first", *flags, **options)
+    assert sum(r["loss"] for r in first[-4:]) < 0.6 * sum(r["loss"] for r in first[:4])
+    assert losses(workshop.train(tmp_path / "again", *flags, **options)) == losses(first)
+    config = json.loads((tmp_path / "first/final/config.json").read_text())
+    assert config["model"]["bridge"]["direct_names"] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant", "message"),
+    [
+        ((), "maskqformer", "--known_names needs a bridge with a direct path"),
+        (
+            ("--set", "model.bridge.direct_names=[cat]"),
+            "pooled",
+            "would replace the 1 names of model.bridge.direct_names",
+        ),
+        (("--names_loss", "0"), "pooled", "--names_loss 0.0 must be greater than 0"),
+        (("--names_smoothing", "1"), "pooled", "--names_smoothing 1.0 must be at least 0 and less than 1"),
+    ],
+)
+def test_wrong_flags(workshop: Workshop, tmp_path: Path, flags: tuple[str, ...], variant: str, message: str) -> None:
+    with pytest.raises(OsmError, match=message):
+        parse(workshop.arguments(tmp_path / "run", *FLAGS, *flags, variant=variant))
