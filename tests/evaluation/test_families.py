@@ -8,11 +8,10 @@ from pathlib import Path
 import families
 import families_checks
 import pytest
+from families import LLM_INPUTS
 from families_llms import FAMILIES
 from families_table import BEGIN, END, OUTPUT, PAGE, read_outcomes, section, write_section
 from transformers.utils import generic
-
-from osm.models.bridges import BRIDGES
 
 # Of each kind of cache one: keys and values; states of a state-space model, of linear attention, of both in one layer;
 # states that only explicit positions lead on; one that cannot select rows; none; shared blocks.
@@ -33,7 +32,7 @@ def test_a_family_is_right_with_both_bridges(name: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
     told: list[str] = []
     monkeypatch.setattr(generic.logger, "warning_once", lambda message, *args: told.append(message))
-    for variant in BRIDGES.builtin:
+    for variant in LLM_INPUTS:
         found = families_checks.check_family(FAMILIES[name], variant, tmp_path)
         assert found == dict.fromkeys(families_checks.COLUMNS, "right") | {"slow": KINDS[name]}
     assert not told  # of arguments that are on their way out
@@ -62,7 +61,7 @@ def test_the_page_is_what_the_script_writes_from_the_kept_outcomes() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0].strip() == section(outcomes)
     for variants in outcomes["families"].values():
-        assert set(variants) == set(BRIDGES.builtin)
+        assert set(variants) == set(LLM_INPUTS)
         for found in variants.values():
             assert all(not value.startswith(("wrong", "error")) for value in found.values()), found
 

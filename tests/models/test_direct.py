@@ -1,4 +1,4 @@
-"""The direct path of both bridges: its pooled tokens, models with a direct path, and their files."""
+"""The direct path of the bridges: its pooled tokens, models with a direct path, and their files."""
 
 from __future__ import annotations
 

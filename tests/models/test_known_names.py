@@ -40,7 +40,7 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
     assert logits.shape == (7, len(NAMES) + 1)
     found = known.mixed(logits, other)
     for row in range(7):
-        powers = [float(p) ** SHARPNESS for p in logits[row].softmax(0)]
+        powers = [p**SHARPNESS for p in logits[row].softmax(0).tolist()]
         expected = sum(
             (
                 weight / sum(powers) * embedding
@@ -104,7 +104,8 @@ def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path
     recognizer = Recognizer(again, processor)
     recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
     boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
-    together, alone = recognizer.name(boxes=boxes), [recognizer.name(boxes=[box])[0] for box in boxes]
+    together = [answer[0] for answer in recognizer.name(boxes=boxes)]
+    alone = [recognizer.name(boxes=[box])[0][0] for box in boxes]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
 
@@ -127,7 +128,7 @@ def test_wrong_names(config: Any, settings: dict[str, Any], message: str) -> Non
 def test_names_need_a_direct_path(tmp_path: Path) -> None:
     with pytest.raises(OsmError, match="direct_names needs direct_tokens of 1 or more"):
         QFormerConfig(direct_names=NAMES)
-    with pytest.raises(OsmError, match="direct_tokens 0: the pooled bridge needs 1 or more"):
+    with pytest.raises(OsmError, match="direct_tokens 0: the bridge pooled needs 1 or more"):
         PooledConfig(direct_tokens=0)
     with pytest.raises(OsmError, match="model.bridge.direct_names: the answer"):
         build(tiny_config(tmp_path, "pooled", direct_names=("xyz " * 20 + "end",)))

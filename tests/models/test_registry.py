@@ -99,7 +99,7 @@ def test_names_and_where_they_come_from(towers: None) -> None:
     assert TOWERS.get("mine") is Mine and TOWERS.get(f"{__name__}:PlainTower") is PlainTower
     assert "mine" in TOWERS and TOWERS.origin("mine") == "registered" and TOWERS.origin("timm") == "built in"
     assert {"instructblip", "open_clip", "timm", "random", "mine"} <= set(TOWERS.names())
-    assert BRIDGES.builtin == ("maskqformer", "flamingo")
+    assert BRIDGES.builtin == ("maskqformer", "flamingo", "pooled")
     config = from_dict(TowerConfig, {"kind": "mine", "patch": 7}, "model.tower")
     assert isinstance(config, RandomTowerConfig) and (config.kind, config.patch) == ("mine", 7)
 

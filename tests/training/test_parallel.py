@@ -32,20 +32,22 @@ def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int 
                 assert other[name] == pytest.approx(value, abs=1e-5, rel=1e-5), (one["step"], name)
 
 
-# One of the bridges with zoom windows, for which the tower runs a second time.
-ZOOM = {
+# One of the bridges with zoom windows, for which the tower runs a second time, and one with known names.
+FLAGS_OF = {
     "maskqformer": (),
     "flamingo": ("--set", "model.bridge.direct_tokens=2", "--set", "model.bridge.direct_zoom=28"),
+    "pooled": ("--known_names", "--supervise", "answer"),
 }
 LAYOUTS = {
     "ddp": (),
     "full": ("--fsdp", "--gradient_checkpointing"),
     "hybrid": ("--fsdp", "--fsdp_sharding_strategy", "hybrid", "--fsdp_shard_size", "2"),
 }
-# In CI, the second bridge runs in one layout only.
+# In CI, the other bridges run in one layout only.
 LAYOUTS_OF = {
     "maskqformer": tuple(LAYOUTS),
     "flamingo": tuple(LAYOUTS) if os.environ.get("OSM_LONG_TESTS") else ("full",),
+    "pooled": tuple(LAYOUTS) if os.environ.get("OSM_LONG_TESTS") else ("full",),
 }
 # Several runs in the same processes, because processes take long to start. Each run has a rendezvous of its own.
 ONE_AFTER_ANOTHER = """
@@ -66,7 +68,7 @@ def layouts(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
         for name in LAYOUTS_OF[variant]:
             run = folder / f"{variant}_{name}"
             url = f"file://{run}.rendezvous" if runs else f"tcp://127.0.0.1:{free_port()}"
-            more = (*MORE, *ZOOM[variant], *LAYOUTS[name], "--dist-url", url)
+            more = (*MORE, *FLAGS_OF[variant], *LAYOUTS[name], "--dist-url", url)
             runs.append(workshop.arguments(run, *more, sets=SETS, variant=variant))
     (folder / "runs.json").write_text(json.dumps(runs))
     script = folder / "one_after_another.py"
@@ -80,7 +82,7 @@ def layouts(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_every_layout_trains_alike(workshop: Workshop, layouts: Path, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
-    one = workshop.train(tmp_path / "one", *MORE, *ZOOM[variant], sets=SETS, variant=variant)
+    one = workshop.train(tmp_path / "one", *MORE, *FLAGS_OF[variant], sets=SETS, variant=variant)
     said = (layouts / "said").read_text()
     assert said.count("4 process(es) on cpu") == said.count("epoch 0 step 1:") == sum(map(len, LAYOUTS_OF.values()))
     for name in LAYOUTS_OF[variant]:

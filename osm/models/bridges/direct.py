@@ -1,7 +1,7 @@
 """The direct path: a small network that maps the pooled tokens of a mask to embeddings, without attention.
 
-Both bridges can use the direct path in addition to their queries. The tower's tokens are pooled by area over the mask,
-over its context box and over the whole image. With zoom windows, a fourth token is pooled over the mask in a window of
+The bridges `maskqformer` and `flamingo` can use the direct path in addition to their queries, and `pooled` consists of
+it. The tower's tokens are pooled by area over the mask, over its context box and over the whole image. With zoom windows, a fourth token is pooled over the mask in a window of
 its own (`osm.models.zoom`). The pooled tokens pass through a linear layer and, in parallel, an MLP with one hidden
 layer. The two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
 (`osm.models.bridges.known_names`). The published model has no direct path.
@@ -36,7 +36,7 @@ _LONGEST_NAME = 100  # in characters
 
 @dataclass(frozen=True)
 class DirectPathConfig(BridgeConfig):
-    """Settings of the direct path, which both built-in bridges have.
+    """Settings of the direct path, which all built-in bridges have.
 
     Attributes:
         direct_tokens: the number of embeddings that the direct path adds for each mask. 0 disables the direct path.
