@@ -1,10 +1,11 @@
 """The direct path: a small network that maps the pooled tokens of a mask to embeddings, without attention.
 
 The bridges `maskqformer` and `flamingo` can use the direct path in addition to their queries, and `pooled` consists of
-it. The tower's tokens are pooled by area over the mask, over its context box and over the whole image. With zoom windows, a fourth token is pooled over the mask in a window of
-its own (`osm.models.zoom`). The pooled tokens pass through a linear layer and, in parallel, an MLP with one hidden
-layer. The two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
-(`osm.models.bridges.known_names`). The published model has no direct path.
+it. The tower's tokens are pooled by area over the mask, over its context box and over the whole image. With zoom
+windows, a fourth token is pooled over the mask in a window of its own (`osm.models.zoom`). The pooled tokens pass
+through a linear layer and, in parallel, an MLP with one hidden layer. The two outputs are added and split into
+embeddings. With a list of names, a classifier chooses among them (`osm.models.bridges.known_names`). The published
+model has no direct path.
 
 Shapes: R rows (masks), T = 3 or 4 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, K
 known names.
