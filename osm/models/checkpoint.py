@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,7 +183,8 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     """Load trained weights (a `.pt` file or a folder written by `save_folder`) into a model for further training.
 
     Modes that are missing from the checkpoint are initialized with the checkpoint's embedding of the mode `any`. If the
-    checkpoint has no LoRA weights, LoRA's updates start at zero.
+    checkpoint has no LoRA weights, LoRA's updates start at zero. Known names that the checkpoint lacks keep their
+    initial values.
 
     Returns:
         the modes that the file lacks.
@@ -203,9 +204,43 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
         state |= {f"{table}.{mode}": there[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in there}
     if not any(name.startswith("lora.") for name in there):  # the file was trained without LoRA, so LoRA starts at zero
         state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
+    if document is not None:
+        known = getattr(model_config(document, where).bridge, "direct_names", ())
+        state |= _matched_names(
+            published_state_dict(model), getattr(model.config.bridge, "direct_names", ()), there, known
+        )
     load_published_state_dict(model, state, f"--start_from {path}")
-    check_meaning(model, document, f"--start_from {path}")
+    check_meaning(model, document, f"--start_from {path}", "dropout direct_names")
     return new
+
+
+def _matched_names(
+    initial: Mapping[str, Tensor], names: Sequence[str], given: Mapping[str, Tensor], known: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the tensors of a model's known names, with the values of a checkpoint that has others.
+
+    Args:
+        initial: the model's tensors, in which new names have their initial values.
+        names: the known names of the model.
+        given: the checkpoint's tensors.
+        known: the known names of the checkpoint. Each of its tensors has one row for each name. All but the embeddings
+            have another row for the class *other* at the end (`osm.models.bridges.known_names`).
+    """
+    place = {name: row for row, name in enumerate(known)}
+    matched = {}
+    for key, value in initial.items():
+        if not key.startswith("direct.known.") or not known or tuple(names) == tuple(known):
+            continue
+        others = len(value) - len(names)
+        if key not in given or given[key].shape != (len(known) + others, *value.shape[1:]):
+            continue  # reported when the tensors are loaded
+        rows = value.detach().clone()
+        for row, name in enumerate(names):
+            if name in place:
+                rows[row] = given[key][place[name]]
+        rows[len(names) :] = given[key][len(known) :]
+        matched[key] = rows
+    return matched
 
 
 def _plain(value: Any) -> bool:
@@ -325,8 +360,12 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
             )
 
 
-def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
-    """Raise OsmError if settings that do not affect shapes (prompt, heads, ...) differ from those used in training."""
+def check_meaning(model: CheckpointedModel, document: Any, where: str, free: str = "dropout") -> None:
+    """Raise OsmError if settings that do not affect shapes (prompt, heads, ...) differ from those used in training.
+
+    Args:
+        free: the fields of the bridge and of LoRA that may differ, separated by spaces.
+    """
     if not isinstance(document, Mapping) or "model" not in document:
         return
     then, now = model_config(document, where), model.config
@@ -341,7 +380,7 @@ def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
             continue
         for each in dataclasses.fields(one):
             values = getattr(one, each.name), getattr(other, each.name, None)
-            if each.name != "dropout" and values[0] != values[1]:
+            if each.name not in free.split() and values[0] != values[1]:
                 different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
     if different:
         raise OsmError(

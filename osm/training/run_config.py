@@ -112,11 +112,13 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     else:
         model = own
-    if training.known_names:
-        if own is model:
-            raise OsmError(
-                f"--known_names cannot change the model of --start_from {public(training.start_from)}; remove the flag"
-            )
+    known = getattr(model.bridge, "direct_names", ())
+    if training.known_names and own is model and not known:
+        raise OsmError(
+            f"--known_names: the model of --start_from {public(training.start_from)} was trained without known names; "
+            "remove the flag"
+        )
+    if training.known_names or (own is model and known):
         model = _with_known_names(model, [table[name] for name in training.used_sets])
     model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
@@ -142,27 +144,23 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
 
 
 def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfig:
-    """Return the model config with the class names of the datasets as known names of the bridge's direct path.
+    """Return the model config with the class names of the datasets among the known names of the bridge's direct path.
 
     Datasets whose samples contain their own phrases have no classes, so their names are not among them.
 
     Raises:
-        OsmError: the model has no direct path, or its config has known names already.
+        OsmError: the model has no direct path, or no dataset has classes.
     """
     bridge: Any = model.bridge
     if not getattr(bridge, "direct_tokens", 0):
         raise OsmError("--known_names needs a bridge with a direct path; set model.bridge.direct_tokens to 1 or more")
-    if bridge.direct_names:
-        raise OsmError(
-            f"--known_names would replace the {len(bridge.direct_names)} names of model.bridge.direct_names; remove "
-            "the flag or the names"
-        )
     labelled = [row for row in rows if not form_class(row.form).phrased]
-    names = {label.target: None for row in labelled for label in row.label_set.classes.values()}
+    targets = [label.target for row in labelled for label in row.label_set.classes.values()]
+    names = tuple(dict.fromkeys([*bridge.direct_names, *targets]))
     if not names:
         raise OsmError("--known_names: none of the training datasets has classes; remove the flag")
     try:
-        return replace(model, bridge=replace(bridge, direct_names=tuple(names)))
+        return replace(model, bridge=replace(bridge, direct_names=names))
     except FieldError as error:
         raise OsmError(f"--known_names: model.bridge.{error}") from None
 

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from stream_sets import CATEGORIES
 from tiny_run import Workshop, losses
 
+import osm
 from osm.errors import OsmError
+from osm.training.distributed import World
 from osm.training.run_config import parse
+from osm.training.trainer import Trainer
 
 FLAGS = ("--known_names", "--supervise", "answer")
 NAMES = tuple(one["name"] for one in CATEGORIES)
@@ -54,15 +57,34 @@ def test_names_are_learned(workshop: Workshop, tmp_path: Path) -> None:
     assert config["model"]["bridge"]["direct_names"] == list(NAMES)
 
 
+def test_a_new_dataset_adds_its_names_to_a_trained_model(workshop: Workshop, tmp_path: Path) -> None:
+    """As it adds its mode: the trained rows stay, wherever they lie in the list."""
+    first = ("--set", f"model.bridge.direct_names=[zebra, {NAMES[1]}]", "--supervise", "answer")
+    workshop.train(tmp_path / "first", *first, variant="pooled")
+    before, _, _ = osm.load_model(tmp_path / "first/final")
+    flags = workshop.arguments(
+        tmp_path / "second", "--supervise", "answer", "--start_from", str(tmp_path / "first/final")
+    )
+    del flags[:2]  # --config, which would stand for a model of its own
+    trainer = Trainer(parse(flags), World(0, 1, torch.device("cpu")))
+    bridge: Any = trainer.model.bridge
+    names = bridge.config.direct_names
+    assert names == ("zebra", NAMES[1], *(name for name in NAMES if name != NAMES[1]))
+    old: Any = before.bridge
+    known, trained = bridge.direct.known, old.direct.known
+    assert torch.equal(known.embeddings[:2], trained.embeddings) and len(known.embeddings) == len(names)
+    for now, then in ((known.linear.weight, trained.linear.weight), (known.linear.bias, trained.linear.bias)):
+        assert torch.equal(now[:2], then[:2]) and torch.equal(now[-1], then[-1])
+    with pytest.raises(OsmError, match="was trained without known names"):
+        workshop.train(tmp_path / "plain", variant="pooled")
+        parse([*flags, "--known_names", "--start_from", str(tmp_path / "plain/final")])
+
+
 @pytest.mark.parametrize(
     ("flags", "variant", "message"),
     [
         ((), "maskqformer", "--known_names needs a bridge with a direct path"),
-        (
-            ("--set", "model.bridge.direct_names=[cat]"),
-            "pooled",
-            "would replace the 1 names of model.bridge.direct_names",
-        ),
+        (("--set", "model.bridge.direct_names=[cat, cat]"), "pooled", "direct_names: 'cat' is given twice"),
         (("--names_loss", "0"), "pooled", "--names_loss 0.0 must be greater than 0"),
         (("--names_smoothing", "1"), "pooled", "--names_smoothing 1.0 must be at least 0 and less than 1"),
     ],
