@@ -40,14 +40,12 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
     assert logits.shape == (7, len(NAMES) + 1)
     found = known.mixed(logits, other)
     for row in range(7):
-        powers = [p**SHARPNESS for p in logits[row].softmax(0).tolist()]
-        expected = sum(
-            (
-                weight / sum(powers) * embedding
-                for weight, embedding in zip(powers, [*known.embeddings, other[row]], strict=True)
-            ),
-            torch.zeros(6),
-        )
+        *probs, unknown = logits[row].softmax(0).tolist()
+        powers = [p**SHARPNESS for p in probs]
+        weight = unknown**SHARPNESS / (unknown**SHARPNESS + (1 - unknown) ** SHARPNESS)
+        expected = weight * other[row]
+        for power, embedding in zip(powers, known.embeddings, strict=True):
+            expected = expected + (1 - weight) * power / sum(powers) * embedding
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -2,9 +2,9 @@
 
 The classes are a list of names (`direct_names`) and the class *other* for everything else. Each name has D embeddings,
 which start as those of its tokens, so that the LLM only has to repeat what it reads. Without a classifier, the LLM
-overfits few photos more. A mask's embeddings are the mean of those of all classes, weighted by the sharpened
-probabilities. The class *other* has no embeddings of its own: it stands for the output of the direct path, which can
-express any name.
+overfits few photos more. A mask's embeddings are the mean of those of all classes. Their weights are the sharpened
+probabilities: first of *other* against all known names together, then of each known name among the known names. The
+class *other* has no embeddings of its own: it stands for the output of the direct path, which can express any name.
 
 Shapes: R rows (masks), K known names, X inputs, H hidden units, D direct embeddings, W width, O = D * W.
 """
@@ -95,5 +95,11 @@ class KnownNames(nn.Module):
         No gradient reaches the classifier: only `NamesLoss` trains it. If the LLM's loss trained it as well, it would
         overfit as fast as the LLM does without it.
         """
-        probs_RK = (logits_RK.detach().float() * SHARPNESS).softmax(-1).to(other_RO.dtype)
-        return probs_RK[:, :-1] @ self.embeddings.to(other_RO.dtype) + probs_RK[:, -1:] * other_RO
+        logits_RK = logits_RK.detach().float()
+        known_RK, other_R1 = logits_RK[:, :-1], logits_RK[:, -1:]
+        # Where the classifier is unsure, *other* may be likelier than each known name, but not than all together.
+        weight_R1 = (SHARPNESS * (other_R1 - known_RK.logsumexp(1, keepdim=True))).sigmoid()
+        weights_RK = (1 - weight_R1) * (SHARPNESS * known_RK).softmax(1)
+        return (
+            weights_RK.to(other_RO.dtype) @ self.embeddings.to(other_RO.dtype) + weight_R1.to(other_RO.dtype) * other_RO
+        )
