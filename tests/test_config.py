@@ -375,4 +375,5 @@ def test_a_configs_fields_and_flags_agree() -> None:
         if isinstance(value, dict) or name == "resume_from_checkpoint":
             continue
         flags += [f"--{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    assert parse([*SETS, *flags]).training.seed == 42
+    direct = ("--set", "model.bridge.direct_tokens=1")  # which --known_names needs
+    assert parse([*SETS, *flags, *direct]).training.seed == 42

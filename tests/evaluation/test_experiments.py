@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 # The experiments with two embeddings of the direct path.
 LIGHT = ("shipped", "slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")
+LIGHT += ("known_names", "known_or_other")
 
 
 def script(name: str) -> ModuleType:
