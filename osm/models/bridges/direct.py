@@ -13,6 +13,7 @@ known names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -77,9 +78,9 @@ class DirectPathConfig(BridgeConfig):
         for name in names:
             if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
                 raise FieldError(f"direct_names: {shown(name)} is not a line of 1 to {_LONGEST_NAME} characters")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FieldError(f"direct_names: {shown(twice)} is given twice")
+        [(most_common, times)] = Counter(names).most_common(1) or [("", 0)]
+        if times > 1:
+            raise FieldError(f"direct_names: {shown(most_common)} is given twice")
 
 
 @dataclass

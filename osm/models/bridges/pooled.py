@@ -55,6 +55,9 @@ class PooledConfig(DirectPathConfig):
         if not self.direct_tokens:
             raise FieldError(f"direct_tokens {shown(self.direct_tokens)}: the bridge pooled needs 1 or more")
 
+    def least_parameters(self) -> int:
+        return (self.direct_width + len(self.direct_names)) * self.direct_tokens
+
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
             raise OsmError(
