@@ -85,7 +85,7 @@ def test_a_name_is_right_where_greedy_search_says_it(workshop: Workshop, tmp_pat
         keys = model.mask_features(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
         image_kv = model.bridge.image_state(model.encode_image(processor.pixel_values(batch.canvas)))
         instruction = Instruction(batch.text.qformer_ids, batch.text.qformer_mask)
-        prefix, _ = model.bridge(image_kv, batch.image_index, keys, instruction, batch.modes)
+        prefix = model.bridge(image_kv, batch.image_index, keys, instruction, batch.modes).prefix_RPW
         for row in range(len(batch)):
             asked = batch.text.input_ids[row, : int((batch.text.labels[row] != -100).nonzero()[0])]
             said = model.generate_from(Condition(prefix[row : row + 1]), asked[None], torch.ones_like(asked[None]))[0]
