@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests which families of LLMs work with bridges. A tiny random LLM of each is built, trained, decoded and saved.
+"""Tests which families of LLMs work with the bridges. A tiny random LLM of each is built, trained, decoded and saved.
 
     python3 benchmarks/families.py                              # all; an interrupted run is resumed
     python3 benchmarks/families.py --only llama,mamba --again

@@ -205,40 +205,41 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     if not any(name.startswith("lora.") for name in there):  # the file was trained without LoRA, so LoRA starts at zero
         state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
     if document is not None:
-        known = getattr(model_config(document, where).bridge, "direct_names", ())
-        state |= _matched_names(
-            published_state_dict(model), getattr(model.config.bridge, "direct_names", ()), there, known
-        )
+        then = getattr(model_config(document, where).bridge, "direct_names", ())
+        now = getattr(model.config.bridge, "direct_names", ())
+        if then and now != then:
+            state |= _matched_names(published_state_dict(model), now, state, then)
     load_published_state_dict(model, state, f"--start_from {path}")
     check_meaning(model, document, f"--start_from {path}", "dropout direct_names")
     return new
 
 
 def _matched_names(
-    initial: Mapping[str, Tensor], names: Sequence[str], given: Mapping[str, Tensor], known: Sequence[str]
+    initial: Mapping[str, Tensor], now: Sequence[str], given: Mapping[str, Tensor], then: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the tensors of a model's known names, with the values of a checkpoint that has others.
+    """Return a checkpoint's tensors of its known names, with the rows of a model that has others.
+
+    Each tensor has one row for each name. All but the embeddings have another row for the class *other* at the end
+    (`osm.models.bridges.known_names`).
 
     Args:
         initial: the model's tensors, in which new names have their initial values.
-        names: the known names of the model.
+        now: the known names of the model.
         given: the checkpoint's tensors.
-        known: the known names of the checkpoint. Each of its tensors has one row for each name. All but the embeddings
-            have another row for the class *other* at the end (`osm.models.bridges.known_names`).
+        then: the known names of the checkpoint.
     """
-    place = {name: row for row, name in enumerate(known)}
+    row_then = {name: row for row, name in enumerate(then)}
+    row_now = {row: row_then[name] for row, name in enumerate(now) if name in row_then}
     matched = {}
-    for key, value in initial.items():
-        if not key.startswith("direct.known.") or not known or tuple(names) == tuple(known):
+    for key, value in given.items():
+        plain = key.replace("module.", "")
+        if not plain.startswith("direct.known.") or plain not in initial:
             continue
-        others = len(value) - len(names)
-        if key not in given or given[key].shape != (len(known) + others, *value.shape[1:]):
+        rows = initial[plain].detach().clone()
+        if value.shape != (len(then) + len(rows) - len(now), *rows.shape[1:]):
             continue  # reported when the tensors are loaded
-        rows = value.detach().clone()
-        for row, name in enumerate(names):
-            if name in place:
-                rows[row] = given[key][place[name]]
-        rows[len(names) :] = given[key][len(known) :]
+        rows[list(row_now)] = value[list(row_now.values())].to(rows)
+        rows[len(now) :] = value[len(then) :]
         matched[key] = rows
     return matched
 
@@ -381,7 +382,7 @@ def check_meaning(model: CheckpointedModel, document: Any, where: str, free: str
         for each in dataclasses.fields(one):
             values = getattr(one, each.name), getattr(other, each.name, None)
             if each.name not in free.split() and values[0] != values[1]:
-                different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
+                different.append(f"model.{section}.{each.name} was {shown(values[0])}, and is {shown(values[1])}")
     if different:
         raise OsmError(
             f"{where} was trained with different settings, so its weights are not compatible: {'; '.join(different)}"

@@ -133,6 +133,15 @@ class BridgeConfig:
         return 0
 
 
+def check_area_weights(bridge: BridgeConfig, model: ModelConfig) -> None:
+    """Raise OsmError unless `mask_to_grid` is `area`, for bridges that support nothing else."""
+    if model.mask_to_grid != "area":
+        raise OsmError(
+            f"model.mask_to_grid {model.mask_to_grid!r}: the {bridge.kind} bridge requires 'area', because it weights "
+            "grid cells by their covered area"
+        )
+
+
 def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
     """Return the config class for a section's kind (or for the default kind), and the section with the kind filled in.
 

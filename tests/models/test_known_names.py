@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,10 @@ def test_wrong_names(config: Any, settings: dict[str, Any], message: str) -> Non
 def test_names_need_a_direct_path(tmp_path: Path) -> None:
     with pytest.raises(OsmError, match="direct_names needs direct_tokens of 1 or more"):
         QFormerConfig(direct_names=NAMES)
-    with pytest.raises(OsmError, match="direct_tokens 0: the bridge pooled needs 1 or more"):
+    with pytest.raises(OsmError, match="direct_tokens 0: the pooled bridge needs 1 or more"):
         PooledConfig(direct_tokens=0)
+    with pytest.raises(OsmError, match="the pooled bridge requires 'area'"):
+        replace(tiny_config(tmp_path, "pooled"), mask_to_grid="nearest")
     with pytest.raises(OsmError, match="model.bridge.direct_names: the answer"):
         build(tiny_config(tmp_path, "pooled", direct_names=("xyz " * 20 + "end",)))
 

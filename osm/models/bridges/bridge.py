@@ -201,7 +201,7 @@ def embedding_statistics(embeddings: nn.Embedding) -> tuple[Tensor, float] | Non
     """Return the mean (W,) and the standard deviation of an LLM's embeddings; None for a model without values."""
     if embeddings.weight.is_meta:
         return None  # a model without values (`osm.models.blank`) is not initialized
-    # The outputs are used instead of the weights, because some LLMs scale their embeddings.
+    # The outputs of the layer are used instead of its weights, because some LLMs scale their embeddings.
     table_VW = embeddings(torch.arange(len(embeddings.weight), device=embeddings.weight.device)).float()
     return table_VW.mean(0), table_VW.std().item()
 

@@ -55,6 +55,9 @@ class DirectPathConfig(BridgeConfig):
     direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
     direct_names: tuple[str, ...] = field(default=(), kw_only=True)
 
+    def least_parameters(self) -> int:
+        return (self.direct_width + len(self.direct_names)) * self.direct_tokens
+
     def check_direct(self) -> None:
         """Raise FieldError if a setting of the direct path is out of range."""
         if not 0 <= self.direct_tokens <= MOST_TOKENS:

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from osm.config import FieldError
 from osm.errors import OsmError
 from osm.models.bridges.direct import DirectPathConfig
-from osm.models.model_config import ModelConfig, check_dropout, check_heads, check_layers, check_sizes
+from osm.models.model_config import (
+    ModelConfig,
+    check_area_weights,
+    check_dropout,
+    check_heads,
+    check_layers,
+    check_sizes,
+)
 
 LayerKV = tuple[Tensor, Tensor]
 
@@ -77,15 +84,12 @@ class FlamingoConfig(DirectPathConfig):
             raise FieldError(f"gate_gain {self.gate_gain} must be greater than 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
-        if model.mask_to_grid != "area":
-            raise OsmError(
-                f"model.mask_to_grid {model.mask_to_grid!r}: the flamingo bridge requires 'area', because it weights "
-                "grid cells by their covered area"
-            )
+        check_area_weights(self, model)
 
     def least_parameters(self) -> int:
         resampler = self.layers * self.width * (4 * self.width + 2 * self.mlp_width)
-        return resampler + 2 * self.width * self.gated_width + self.queries * self.width
+        own = resampler + 2 * self.width * self.gated_width + self.queries * self.width
+        return own + super().least_parameters()
 
     def layer_count(self) -> int:
         return self.layers

@@ -1,10 +1,11 @@
 """Known names: a classifier in the direct path, whose most likely names the LLM reads as embeddings.
 
 The classes are a list of names (`direct_names`) and the class *other* for everything else. Each name has D embeddings,
-which start as those of its tokens, so that the LLM only has to repeat what it reads. Without a classifier, the LLM
-overfits few photos more. A mask's embeddings are the mean of those of all classes. Their weights are the sharpened
-probabilities: first of *other* against all known names together, then of each known name among the known names. The
-class *other* has no embeddings of its own: it stands for the output of the direct path, which can express any name.
+which start as those of its tokens, so that the LLM only has to repeat what it reads. If a model is trained on a few
+photos without a classifier, it overfits more. A mask's embeddings are a weighted mean of those of all classes. The
+weights are sharpened probabilities: first that of *other* against all known names together, then that of each known
+name among the known names. The class *other* has no embeddings of its own: it stands for the output of the direct path,
+which can express any name.
 
 Shapes: R rows (masks), K known names, X inputs, H hidden units, D direct embeddings, W width, O = D * W.
 """

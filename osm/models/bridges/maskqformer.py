@@ -104,7 +104,8 @@ class QFormerConfig(DirectPathConfig):
     def least_parameters(self) -> int:
         crossed = -(-self.layers // self.cross_attention_frequency)
         queries = self.mask_queries + self.context_queries
-        return self.width * (self.layers * 4 * (self.width + self.mlp_width) + crossed * 2 * self.width + queries)
+        own = self.width * (self.layers * 4 * (self.width + self.mlp_width) + crossed * 2 * self.width + queries)
+        return own + super().least_parameters()
 
     def layer_count(self) -> int:
         return self.layers

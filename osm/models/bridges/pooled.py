@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from osm.config import FieldError
-from osm.errors import OsmError, shown
+from osm.errors import shown
 from osm.models.bridges.bridge import (
     Bridge,
     Condition,
@@ -30,7 +30,7 @@ from osm.models.bridges.bridge import (
 )
 from osm.models.bridges.direct import DirectPath, DirectPathConfig
 from osm.models.bridges.pooling import RegionFeatures, region_features
-from osm.models.model_config import ModelConfig, check_dropout
+from osm.models.model_config import ModelConfig, check_area_weights, check_dropout
 from osm.models.towers.tower import Tower
 
 
@@ -46,23 +46,15 @@ class PooledConfig(DirectPathConfig):
     kind: str = field(default="pooled", kw_only=True)
     direct_tokens: int = field(default=2, kw_only=True)
     dropout: float = 0.1
-    direct_first = True
-    """The embeddings do not depend on the mode, so that they are computed once for all modes (`QFormerConfig`)."""
 
     def __post_init__(self) -> None:
         check_dropout(self)
         self.check_direct()
         if not self.direct_tokens:
-            raise FieldError(f"direct_tokens {shown(self.direct_tokens)}: the bridge pooled needs 1 or more")
-
-    def least_parameters(self) -> int:
-        return (self.direct_width + len(self.direct_names)) * self.direct_tokens
+            raise FieldError(f"direct_tokens {shown(self.direct_tokens)}: the pooled bridge needs 1 or more")
 
     def check_model(self, model: ModelConfig) -> None:
-        if model.mask_to_grid != "area":
-            raise OsmError(
-                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge pooled weights tokens by area; set it to 'area'"
-            )
+        check_area_weights(self, model)
 
 
 class PooledBridge(Bridge):
