@@ -24,9 +24,9 @@ from osm.training.run_config import parse
 KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
-# The experiments with two embeddings of the direct path.
-LIGHT = ("shipped", "slower_mosaics_light", "all_sets_light", "without_imagenet", "less_imagenet")
-LIGHT += ("known_names", "known_or_other")
+# The experiments with another number of embeddings of the direct path than 4.
+TOKENS = {"shipped": 3, "slower_mosaics_light": 2, "all_sets_light": 2, "without_imagenet": 2, "less_imagenet": 2}
+TOKENS |= {"known_names": 2, "known_or_other": 2}
 
 
 def script(name: str) -> ModuleType:
@@ -104,9 +104,9 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     assert words[1] == "train/train.py"
     parsed = parse(words[2:])
     config, model = parsed.training, parsed.model
-    assert config.views == 2 and set(config.used_sets) >= set(experiments.SOURCES)
+    assert config.views == (4 if name == "shipped" else 2) and set(config.used_sets) >= set(experiments.SOURCES)
     assert ("imagenet" in config.used_sets) == bool(wanted.get("imagenet"))
-    assert name == "baseline" or model.bridge.direct_tokens == (2 if name in LIGHT else 4)
+    assert name == "baseline" or model.bridge.direct_tokens == TOKENS.get(name, 4)
 
 
 def test_the_figures_are_those_of_the_prediction_files(tmp_path: Path) -> None:
