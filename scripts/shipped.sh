@@ -7,7 +7,7 @@
 # imagenet_samples/ with one photo of each class of ImageNet-1k (scripts/imagenet_regions.py). WordNet's files are needed
 # for the names of these photos (apt-get install wordnet-base). Mosaics of the photos whose classes have a name in COCO are
 # added to COCO's photos (scripts/imagenet_mosaics.py). If it is interrupted, the same command resumes.
-# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [4], the
+# Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
 # crops of a photo, and FOLD_STEPS [500] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
 # the folder of the tower's tokens, which runs can share. The loss of ImageNet is the largest. It has a fifth of the
 # weight of the others, so that it does not dominate the gradient.
@@ -48,7 +48,7 @@ YAML
 echo "== training"
 images=$((2 * steps))  # a step takes `batch_size` images of a set in each of two processes
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" --config osm_small \
-  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-6}" --views "${VIEWS:-4}" --known_names \
+  --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-6}" --views "${VIEWS:-2}" --known_names \
   --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 3 --train_num_samples_coco $((3 * images)) \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \

@@ -104,7 +104,7 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
     assert words[1] == "train/train.py"
     parsed = parse(words[2:])
     config, model = parsed.training, parsed.model
-    assert config.views == (4 if name == "shipped" else 2) and set(config.used_sets) >= set(experiments.SOURCES)
+    assert config.views == 2 and set(config.used_sets) >= set(experiments.SOURCES)
     assert ("imagenet" in config.used_sets) == bool(wanted.get("imagenet"))
     assert name == "baseline" or model.bridge.direct_tokens == TOKENS.get(name, 4)
 
