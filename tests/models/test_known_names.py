@@ -50,6 +50,16 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_names_that_are_not_listed_count_as_other() -> None:
+    known, logits = known_names(), torch.randn(5, len(NAMES) + 1)
+    for listed in ((True, False, True), (False, False, True), (True, True, True), (False, False, False)):
+        found = known.within(logits, torch.tensor(listed)).softmax(1)
+        for row, probs in zip(found, logits.softmax(1).tolist(), strict=True):
+            kept = [prob if is_listed else 0.0 for prob, is_listed in zip(probs[:-1], listed, strict=True)]
+            torch.testing.assert_close(row, torch.tensor([*kept, 1 - sum(kept)]), atol=1e-6, rtol=1e-5)
+        assert bool(known.mixed(known.within(logits, torch.tensor(listed)), torch.randn(5, 6)).isfinite().all())
+
+
 def test_the_llm_does_not_train_the_classifier() -> None:
     known = known_names()
     inputs = torch.randn(7, 5, requires_grad=True)
@@ -107,6 +117,35 @@ def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path
     alone = [recognizer.name(boxes=[box])[0][0] for box in boxes]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["constrained", "scored"])
+def test_a_vocabulary_restricts_the_classifier(
+    model: OmniScientModel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge: Any = model.bridge
+    with torch.no_grad():
+        for parameter in bridge.parameters():  # so that the gated layers of flamingo have an effect
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        bridge.direct.known.linear.bias.copy_(torch.tensor([2.0, 0.0, 1.5, -3.0]))
+    recognizer = Recognizer(model, build(model.config)[1])
+    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
+    own = KnownNames.within
+
+    def probs(*names: str) -> list[float]:
+        answers = recognizer.name(boxes=[[2, 2, 30, 30]], vocabulary=names, method=method, top_k=2)
+        return [one.prob for one in answers[0][0].top]
+
+    lists = (("Cup", "traffic  light"), ("cup", "dog"), ("dog", "tree"))
+    found = {listed: probs(*listed) for listed in lists}
+    for listed, known in zip(lists, ((False, True, True), (False, False, True), (False,) * 3), strict=True):
+        chosen = torch.tensor(known)
+        monkeypatch.setattr(KnownNames, "within", lambda self, logits, _, chosen=chosen: own(self, logits, chosen))
+        assert probs(*listed) == found[listed]
+        monkeypatch.setattr(KnownNames, "within", lambda self, logits, _: logits)
+        assert probs(*listed) != pytest.approx(found[listed], rel=1e-6, abs=0)  # "cat" is not in the lists
+    monkeypatch.setattr(KnownNames, "within", lambda self, logits, _: pytest.fail("any name is allowed"))
+    recognizer.name(boxes=[[2, 2, 30, 30]])
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])
