@@ -326,11 +326,11 @@ class Recognizer:
     def _of_views(self, views: EncodedViews, mode: str, combine: str, request: _Request) -> Recognition:
         prompt = self.processor.naming_prompt()
         jobs = [_Job(number, (0, 0), mask, mode) for number, mask in enumerate(views.masks)]
-        first = self._inputs(views.images, jobs[:1], prompt, request)
+        first = self._inputs(views.images, jobs[:1], prompt)
         if combination(combine, first) == "tokens":
-            others = [self._inputs(views.images, [job], prompt, request) for job in jobs[1:]]
+            others = [self._inputs(views.images, [job], prompt) for job in jobs[1:]]
             return self._answers(averaged([first, *others]), [mode], prompt, request)[0]
-        inputs = self._inputs(views.images, jobs, prompt, request)
+        inputs = self._inputs(views.images, jobs, prompt)
         if request.vocabulary is not None:
             return self._listed(inputs, [mode], request, prompt, together=True)[0]
         return self._said(mode, [self.decoder.agreed(inputs)], request)
@@ -407,8 +407,7 @@ class Recognizer:
     def _batch(
         self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request
     ) -> list[Recognition]:
-        inputs = self._inputs(images, jobs, prompt, request)
-        return self._answers(inputs, [job.mode for job in jobs], prompt, request)
+        return self._answers(self._inputs(images, jobs, prompt), [job.mode for job in jobs], prompt, request)
 
     def _answers(self, inputs: LlmInputs, modes: list[str], prompt: str, request: _Request) -> list[Recognition]:
         """Return the answer of each row of the LLM's input."""
@@ -422,14 +421,12 @@ class Recognizer:
             said = self.decoder.best(inputs, request.top_k)
         return [self._said(mode, names, request) for mode, names in zip(modes, said, strict=True)]
 
-    def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request) -> LlmInputs:
+    def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
         model, used = self.model, sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
-            text.qformer_ids.expand(rows, -1).to(model.device),
-            text.qformer_mask.expand(rows, -1).to(model.device),
-            self._known_in_list(request, prompt),
+            text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
         )
         image_index_R = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
         features, modes = stack_masks([job.mask for job in jobs]), [job.mode for job in jobs]
@@ -438,13 +435,6 @@ class Recognizer:
         )
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         return model.llm_inputs(condition, ids_RT, mask_RT)
-
-    def _known_in_list(self, request: _Request, prompt: str) -> Tensor | None:
-        """Return which of the model's known names are in the vocabulary, or None if any name may be generated."""
-        known = getattr(self.model.config.bridge, "direct_names", ())
-        if not known or request.vocabulary is None or request.method == "mapped":
-            return None
-        return self._vocabulary(request, prompt).lists(known).to(self.model.device)
 
     def _listed(
         self, inputs: LlmInputs, modes: list[str], request: _Request, prompt: str, together: bool = False
@@ -467,7 +457,7 @@ class Recognizer:
             others_R1 = likelihoods_RK.new_full((len(inputs), 1), -math.inf)
         prior_RK = None
         if ranking.prior_weight:
-            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once, request) for mode in modes])
+            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once) for mode in modes])
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
         if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
@@ -494,13 +484,13 @@ class Recognizer:
             found.append(answer)
         return found
 
-    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int, request: _Request) -> Tensor:
+    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int) -> Tensor:
         """Return the log-likelihood (K,) of each name of a vocabulary for a gray image that is inside the mask."""
         if mode not in vocabulary.priors:
             size = self.processor.input_size
             [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
             [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]), image)
-            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt, request)
+            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt)
             vocabulary.priors[mode] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
         return vocabulary.priors[mode]
 

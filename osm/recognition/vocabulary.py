@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from osm.data.processor import Processor
@@ -163,11 +162,6 @@ class Vocabulary:
     def index_of(self, ids: Sequence[int]) -> int:
         """Return the index of the name with the given token ids, without the end token."""
         return self._index_of_ids[tuple(ids)]
-
-    def lists(self, names: Sequence[str]) -> Tensor:
-        """Return, as bool (K,), which of the given names are in the vocabulary."""
-        listed = set(self.names)
-        return torch.tensor([_plain(name) in listed for name in names])
 
     @cached_property
     def class_of_ids(self) -> dict[tuple[int, ...], int] | None:

@@ -50,16 +50,6 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_names_that_are_not_listed_count_as_other() -> None:
-    known, logits = known_names(), torch.randn(5, len(NAMES) + 1)
-    for listed in ((True, False, True), (False, False, True), (True, True, True), (False, False, False)):
-        found = known.within(logits, torch.tensor(listed)).softmax(1)
-        for row, probs in zip(found, logits.softmax(1).tolist(), strict=True):
-            kept = [prob if is_listed else 0.0 for prob, is_listed in zip(probs[:-1], listed, strict=True)]
-            torch.testing.assert_close(row, torch.tensor([*kept, 1 - sum(kept)]), atol=1e-6, rtol=1e-5)
-        assert bool(known.mixed(known.within(logits, torch.tensor(listed)), torch.randn(5, 6)).isfinite().all())
-
-
 def test_the_llm_does_not_train_the_classifier() -> None:
     known = known_names()
     inputs = torch.randn(7, 5, requires_grad=True)
@@ -117,37 +107,6 @@ def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path
     alone = [recognizer.name(boxes=[box])[0][0] for box in boxes]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
-
-
-@pytest.mark.parametrize("method", ["constrained", "scored"])
-def test_a_vocabulary_restricts_the_classifier(
-    model: OmniScientModel, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bridge: Any = model.bridge
-    with torch.no_grad():
-        bridge.direct.known.linear.bias.copy_(torch.tensor([2.0, 0.0, 1.5, -3.0]))
-    recognizer = Recognizer(model, build(model.config)[1])
-    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
-    own, given = KnownNames.within, []
-
-    def within(self: KnownNames, logits: torch.Tensor, listed: torch.Tensor) -> torch.Tensor:
-        given.append(listed.tolist())
-        return own(self, logits, listed)
-
-    def probs(names: list[str]) -> list[float]:
-        answers = recognizer.name(boxes=[[2, 2, 30, 30]], vocabulary=names, method=method, top_k=2)
-        return [one.prob for one in answers[0][0].top]
-
-    lists = {(False, True, True): ["Cup", "traffic  light"], (False, False, True): ["dog", "cup"], (False,) * 3: ["a"]}
-    for known, names in lists.items():
-        monkeypatch.setattr(KnownNames, "within", within)
-        restricted = probs(names)
-        assert given.pop() == list(known) and not given
-        monkeypatch.setattr(KnownNames, "within", lambda self, logits, _: logits)
-        if model.bridge.has_prefix and len(names) > 1:  # the LLM of the tiny flamingo hardly depends on the mask
-            assert probs(names) != pytest.approx(restricted, rel=1e-6, abs=0)  # "cat" is not in the lists
-    monkeypatch.setattr(KnownNames, "within", lambda self, logits, _: pytest.fail("any name is allowed"))
-    recognizer.name(boxes=[[2, 2, 30, 30]])
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])

@@ -27,18 +27,15 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is asked about each row. Only the `maskqformer` bridge uses text instructions.
+    """Each row's tokenized text instruction. Only the `maskqformer` bridge uses text instructions.
 
     Attributes:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
-        listed_K: true for the known names (`osm.models.bridges.known_names`) that are in the list of allowed names;
-            None if any name is allowed.
     """
 
     ids_RT: Tensor
     mask_RT: Tensor
-    listed_K: Tensor | None = None
 
 
 class Condition(NamedTuple):

@@ -25,9 +25,6 @@ SHARPNESS = 4.0
 With an exponent of 1, the LLM would read a mean of many names where the classifier is unsure.
 """
 
-_EXCLUDED = -1e4
-"""The logit of an excluded name. With -inf, the weights would be NaN if no name is listed."""
-
 
 @dataclass(frozen=True)
 class NamesLoss:
@@ -92,14 +89,6 @@ class KnownNames(nn.Module):
     def logits(self, inputs_RX: Tensor, hidden_RH: Tensor) -> Tensor:
         """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*."""
         return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
-
-    def within(self, logits_RK: Tensor, listed_K: Tensor) -> Tensor:
-        """Return the logits (R, K + 1) if only the names that are true in `listed_K` (K,) are known.
-
-        The probabilities of all names that are not listed are added to that of the class *other*.
-        """
-        rest_R1 = logits_RK.masked_fill(F.pad(listed_K, (0, 1)), _EXCLUDED).logsumexp(1, keepdim=True)
-        return torch.cat([logits_RK[:, :-1].masked_fill(~listed_K, _EXCLUDED), rest_R1], 1)
 
     def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
         """Return the embeddings (R, O), of which `other_RO` are those of the class *other*.
