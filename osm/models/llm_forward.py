@@ -45,12 +45,14 @@ class LlmInputs:
         mask_RT: 1 at the row's own embeddings, 0 at padding.
         gated_kv: keys and values for the gated layers in the LLM, or None if the LLM has no gated layers.
         constant: the number of positions at the beginning of each row that need no gradient, such as those of a prompt.
+        certainty_R: how certain the bridge is of the name that the LLM reads; None without known names.
     """
 
     embeds_RTW: Tensor
     mask_RT: Tensor
     gated_kv: GatedKeyValues | None = None
     constant: int = 0
+    certainty_R: Tensor | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager that makes the LLM's gated layers attend to `gated_kv`."""
@@ -59,8 +61,10 @@ class LlmInputs:
     def select(self, rows_K: Tensor) -> LlmInputs:
         """Return the inputs of the rows with the given indices, in that order. Indices may repeat."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows_K)
+        certainty_K = None if self.certainty_R is None else self.certainty_R[rows_K.to(self.certainty_R.device)]
         embeds_KTW = self.embeds_RTW[rows_K.to(self.embeds_RTW.device)]
-        return LlmInputs(embeds_KTW, self.mask_RT[rows_K.to(self.mask_RT.device)], gated_kv, self.constant)
+        mask_KT = self.mask_RT[rows_K.to(self.mask_RT.device)]
+        return LlmInputs(embeds_KTW, mask_KT, gated_kv, self.constant, certainty_K)
 
     def __len__(self) -> int:
         return len(self.embeds_RTW)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -333,7 +334,7 @@ class Recognizer:
         inputs = self._inputs(views.images, jobs, prompt)
         if request.vocabulary is not None:
             return self._listed(inputs, [mode], request, prompt, together=True)[0]
-        return self._said(mode, [self.decoder.agreed(inputs)], request)
+        return self._said(mode, [self.decoder.agreed(inputs)], request, fmean(_certain(inputs)))
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -412,14 +413,16 @@ class Recognizer:
     def _answers(self, inputs: LlmInputs, modes: list[str], prompt: str, request: _Request) -> list[Recognition]:
         """Return the answer of each row of the LLM's input."""
         if request.vocabulary is not None and request.method == "mapped":
-            return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(request, prompt), request.top_k)
+            said_once = self.decoder.greedy(inputs)
+            return self._mapped(said_once, modes, self._vocabulary(request, prompt), request.top_k, _certain(inputs))
         if request.vocabulary is not None:
             return self._listed(inputs, modes, request, prompt)
         if request.top_k == 1:
             said = [[name] for name in self.decoder.greedy(inputs)]
         else:
             said = self.decoder.best(inputs, request.top_k)
-        return [self._said(mode, names, request) for mode, names in zip(modes, said, strict=True)]
+        rows = zip(modes, said, _certain(inputs), strict=True)
+        return [self._said(mode, names, request, certainty) for mode, names, certainty in rows]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
@@ -494,15 +497,16 @@ class Recognizer:
             vocabulary.priors[mode] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
         return vocabulary.priors[mode]
 
-    def _mapped(self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
+    def _mapped(
+        self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int, certain: list[float]
+    ) -> list[Recognition]:
         said = [self.processor.name(name.ids) for name in names]
         if self._sentences is None:
             self._sentences = SentenceEncoder(self.model.device)
         found = []
         spellings = len(vocabulary.names) - len(vocabulary.classes) + top_k  # enough for `top_k` classes
-        for mode, text, name, near in zip(
-            modes, said, names, self._sentences.nearest(said, vocabulary.names, spellings), strict=True
-        ):
+        nearby = self._sentences.nearest(said, vocabulary.names, spellings)
+        for mode, text, name, near, certainty in zip(modes, said, names, nearby, certain, strict=True):
             nearest: dict[int, float] = {}  # of a class's spellings, the nearest counts
             for i, cosine in near:
                 nearest.setdefault(vocabulary.class_of[i], cosine)
@@ -511,23 +515,31 @@ class Recognizer:
             )[:top_k]
             one = vocabulary.classes[next(iter(nearest))]
             more = top if top_k > 1 else ()
-            answer = Recognition(mode, one.names[0], name.prob, name.token_probs, more, said=text, class_id=one.id)
+            prob = certainty * name.prob
+            answer = Recognition(mode, one.names[0], prob, name.token_probs, more, said=text, class_id=one.id)
             found.append(answer)
         return found
 
-    def _said(self, mode: str, names: Sequence[Decoded], request: _Request) -> Recognition:
+    def _said(self, mode: str, names: Sequence[Decoded], request: _Request, certainty: float) -> Recognition:
+        """Return the answer for a free name and its alternatives, whose probabilities are multiplied by `certainty`."""
         name = names[0]
+        prob = certainty * name.prob
         text = self.processor.name(name.ids)
         likeliest: dict[str, float] = {}
         for found in names if request.top_k > 1 else ():  # of several token sequences for a text, the likeliest counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
-        top = tuple(Alternative(text, prob) for text, prob in likeliest.items())
-        answer = Recognition(mode, text, name.prob, name.token_probs, top)
+        top = tuple(Alternative(other, certainty * each) for other, each in likeliest.items())
+        answer = Recognition(mode, text, prob, name.token_probs, top)
         calibration = self.model.calibration
         if calibration is None:
             return answer
-        calibrated = calibration(name.prob)
+        calibrated = calibration(prob)
         return replace(answer, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
+
+
+def _certain(inputs: LlmInputs) -> list[float]:
+    """Return how certain the bridge is of each row's name: 1 in a model without known names."""
+    return [1.0] * len(inputs) if inputs.certainty_R is None else inputs.certainty_R.tolist()
 
 
 def load_recognizer(

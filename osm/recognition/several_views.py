@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from osm.errors import OsmError, not_one_of, shown
 from osm.models.llm_forward import LlmInputs
 from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, MaskEncoder, opened_image
@@ -84,7 +86,7 @@ def combination(asked: str, inputs: LlmInputs) -> str:
 
 
 def averaged(parts: Sequence[LlmInputs]) -> LlmInputs:
-    """Average the embeddings of the views' rows. The embeddings of the text are the same in all views.
+    """Average the embeddings and certainties of the views' rows. The embeddings of the text are the same in all views.
 
     Args:
         parts: the LLM's input of each view, with the same number of rows and positions and without padding.
@@ -92,4 +94,6 @@ def averaged(parts: Sequence[LlmInputs]) -> LlmInputs:
     total_RTW = parts[0].embeds_RTW.clone()
     for part in parts[1:]:
         total_RTW += part.embeds_RTW
-    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT)
+    found = [part.certainty_R for part in parts if part.certainty_R is not None]
+    certainty_R = torch.stack(found).mean(0) if found else None
+    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT, certainty_R=certainty_R)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny import tiny_config
 from osm.config import as_dict
 from osm.errors import OsmError
 from osm.models.bridges.gated import FlamingoConfig
-from osm.models.bridges.known_names import SHARPNESS, KnownNames, NamesLoss
+from osm.models.bridges.known_names import SHARPNESS, KnownNames, NamesLoss, certainties
 from osm.models.bridges.maskqformer import QFormerConfig
 from osm.models.bridges.pooled import PooledConfig
 from osm.models.factory import build, load_folder
@@ -48,6 +49,11 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
         for power, embedding in zip(powers, known.embeddings, strict=True):
             expected = expected + (1 - weight) * power / sum(powers) * embedding
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_certainty_is_the_probability_of_the_class_with_the_largest_weight() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.1, 0.6], [0.2, 0.2, 0.15, 0.45]]).log()
+    torch.testing.assert_close(certainties(logits), torch.tensor([0.5, 0.6, 0.2]))
 
 
 def test_the_llm_does_not_train_the_classifier() -> None:
@@ -107,6 +113,34 @@ def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path
     alone = [recognizer.name(boxes=[box])[0][0] for box in boxes]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
+
+
+def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
+    model: OmniScientModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certain = torch.tensor([0.5, 0.25, 0.75, 0.1])
+    monkeypatch.setattr("osm.models.osm.certainties", lambda logits: certain[: len(logits)])
+    recognizer = Recognizer(model, build(model.config)[1])
+    image = np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8)
+    recognizer.set_image(image)
+    boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
+    rows = [answer for region in recognizer.name(boxes=boxes, modes=["any", "coco"]) for answer in region]
+    for factor, answer in zip(certain.tolist(), rows, strict=True):
+        tokens = answer.token_probs[:-1] or answer.token_probs  # the last one is the end token, if there is one
+        whole = (answer.token_probs, tokens)
+        assert answer.prob in [pytest.approx(factor * math.prod(probs), rel=1e-5) for probs in whole]
+    best = recognizer.name(boxes=boxes[:1], top_k=3)[0][0]
+    assert best.top[0].prob == pytest.approx(0.5 * math.prod(best.token_probs), rel=1e-5)
+    listed = recognizer.name(boxes=boxes[:1], vocabulary=["cup", "dog"], method="scored", top_k=2)[0][0]
+    assert sum(one.prob or 0.0 for one in listed.top) == pytest.approx(1.0)
+    views = [(image, image[..., 0] > 100), (image[::-1].copy(), image[..., 1] > 100)]
+    for combine, factor in (("tokens", 0.5), ("probs", 0.375)):
+        if combine == "tokens" and not model.bridge.has_prefix:
+            continue
+        [answer] = recognizer.name_views(views, modes=["any"], combine=combine)
+        tokens = answer.token_probs[:-1] or answer.token_probs
+        whole = (answer.token_probs, tokens)
+        assert answer.prob in [pytest.approx(factor * math.prod(probs), rel=1e-5) for probs in whole]
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])
