@@ -138,7 +138,7 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
 def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the bridge fields to omit from checkpoints.
 
-    Earlier code versions have no direct path, or one without zoom windows, known names and the setting `direct_first`.
+    In earlier code versions, the bridges have no direct path, or a direct path without some of these settings.
     """
     left_out = ["kind"]
     if not sizes["direct_tokens"]:

@@ -22,7 +22,7 @@ from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
 from osm.models.bridges.direct import DirectPathConfig
-from osm.models.bridges.known_names import NamesLoss, certainties
+from osm.models.bridges.known_names import NamesLoss
 from osm.models.bridges.pooling import RegionFeatures
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
@@ -214,9 +214,7 @@ class OmniScientModel(nn.Module):
         if prefix_RPW.shape[1]:
             embeds_RTW = _inserted(embeds_RTW, prefix_RPW.to(embeds_RTW), first)
             attention_mask = _inserted(attention_mask, attention_mask.new_ones(prefix_RPW.shape[:2]), first)
-        logits_RK = condition.name_logits_RK
-        certainty_R = None if logits_RK is None else certainties(logits_RK)
-        return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv, first, certainty_R)
+        return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv, first)
 
     def row_losses(
         self,

@@ -22,6 +22,7 @@ from osm.data.processor import Processor
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.models.bridges.bridge import Instruction
+from osm.models.bridges.known_names import certainties
 from osm.models.factory import load_model, pick_device
 from osm.models.fast_inference import speed_up
 from osm.models.llm import stop_ids
@@ -437,7 +438,10 @@ class Recognizer:
             stack_images([images[number] for number in used]), image_index_R, features, instruction, modes
         )
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
-        return model.llm_inputs(condition, ids_RT, mask_RT)
+        inputs = model.llm_inputs(condition, ids_RT, mask_RT)
+        if condition.name_logits_RK is not None:
+            inputs = replace(inputs, certainty_R=certainties(condition.name_logits_RK))
+        return inputs
 
     def _listed(
         self, inputs: LlmInputs, modes: list[str], request: _Request, prompt: str, together: bool = False
@@ -480,10 +484,12 @@ class Recognizer:
     ) -> list[Recognition]:
         """Replace answers whose probability is less than `none_below` times that of the free name."""
         found = []
-        for answer, prob, free in zip(answers, probs, self.decoder.greedy(inputs), strict=True):
+        rows = zip(answers, probs, self.decoder.greedy(inputs), _certain(inputs), strict=True)
+        for answer, prob, free, certainty in rows:
             if prob < none_below * free.sequence_prob:
                 said = self.processor.name(free.ids)
-                answer = Recognition(answer.mode, NONE_OF_THESE, free.sequence_prob, top=answer.top, said=said)
+                free_prob = certainty * free.sequence_prob
+                answer = Recognition(answer.mode, NONE_OF_THESE, free_prob, top=answer.top, said=said)
             found.append(answer)
         return found
 
@@ -521,7 +527,7 @@ class Recognizer:
         return found
 
     def _said(self, mode: str, names: Sequence[Decoded], request: _Request, certainty: float) -> Recognition:
-        """Return the answer for a free name and its alternatives, whose probabilities are multiplied by `certainty`."""
+        """Return the answer for a free name. All its probabilities, except those of tokens, include `certainty`."""
         name = names[0]
         prob = certainty * name.prob
         text = self.processor.name(name.ids)

@@ -21,7 +21,9 @@ from osm.models.bridges.maskqformer import QFormerConfig
 from osm.models.bridges.pooled import PooledConfig
 from osm.models.factory import build, load_folder
 from osm.models.osm import OmniScientModel
+from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
+from osm.recognition.vocabulary import NONE_OF_THESE
 
 NAMES = ("cat", "traffic light", "cup")
 KINDS = ("maskqformer", "flamingo", "pooled")
@@ -115,32 +117,43 @@ def test_a_model_with_known_names_and_its_files(model: OmniScientModel, tmp_path
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
 
 
+def probabilities(answer: Recognition, factor: float) -> list[Any]:
+    """Return `factor` times the product of the token probabilities, with and without the last one.
+
+    The last one belongs to the end token, unless the maximum number of tokens was reached.
+    """
+    tokens = answer.token_probs
+    return [pytest.approx(factor * math.prod(probs), rel=1e-5) for probs in (tokens, tokens[:-1] or tokens)]
+
+
 def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
     model: OmniScientModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certain = torch.tensor([0.5, 0.25, 0.75, 0.1])
-    monkeypatch.setattr("osm.models.osm.certainties", lambda logits: certain[: len(logits)])
+    monkeypatch.setattr("osm.recognition.recognizer.certainties", lambda logits: certain[: len(logits)])
     recognizer = Recognizer(model, build(model.config)[1])
     image = np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8)
     recognizer.set_image(image)
     boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
     rows = [answer for region in recognizer.name(boxes=boxes, modes=["any", "coco"]) for answer in region]
     for factor, answer in zip(certain.tolist(), rows, strict=True):
-        tokens = answer.token_probs[:-1] or answer.token_probs  # the last one is the end token, if there is one
-        whole = (answer.token_probs, tokens)
-        assert answer.prob in [pytest.approx(factor * math.prod(probs), rel=1e-5) for probs in whole]
+        assert answer.prob in probabilities(answer, factor)
     best = recognizer.name(boxes=boxes[:1], top_k=3)[0][0]
     assert best.top[0].prob == pytest.approx(0.5 * math.prod(best.token_probs), rel=1e-5)
     listed = recognizer.name(boxes=boxes[:1], vocabulary=["cup", "dog"], method="scored", top_k=2)[0][0]
     assert sum(one.prob or 0.0 for one in listed.top) == pytest.approx(1.0)
+    poor = {"vocabulary": ["zebra crossing sign"], "none_below": 1.0}
+    [[none]] = recognizer.name(boxes=boxes[:1], **poor)
+    certain[0] = 1.0
+    [[whole]] = recognizer.name(boxes=boxes[:1], **poor)
+    assert none.text == whole.text == NONE_OF_THESE and none.prob == pytest.approx(0.5 * whole.prob, rel=1e-5)
+    certain[0] = 0.5
     views = [(image, image[..., 0] > 100), (image[::-1].copy(), image[..., 1] > 100)]
     for combine, factor in (("tokens", 0.5), ("probs", 0.375)):
         if combine == "tokens" and not model.bridge.has_prefix:
             continue
         [answer] = recognizer.name_views(views, modes=["any"], combine=combine)
-        tokens = answer.token_probs[:-1] or answer.token_probs
-        whole = (answer.token_probs, tokens)
-        assert answer.prob in [pytest.approx(factor * math.prod(probs), rel=1e-5) for probs in whole]
+        assert answer.prob in probabilities(answer, factor)
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])

@@ -51,12 +51,12 @@ class NamesLoss:
 
 
 def certainties(logits_RK: Tensor) -> Tensor:
-    """Return the probability (R,) of the class with the largest weight in each row's embeddings, without a gradient.
+    """Return the probability (R,) of the class with the largest weight in each row's embeddings.
 
     The LLM reads sharpened embeddings. It therefore repeats a name with a high probability even where the classifier is
     unsure.
     """
-    probs_RK = logits_RK.detach().float().softmax(1)
+    probs_RK = logits_RK.float().softmax(1)
     other_R = probs_RK[:, -1]
     return torch.where(other_R > 0.5, other_R, probs_RK[:, :-1].amax(1))
 
