@@ -3,7 +3,8 @@
 
 `free` generates any name. The others choose among the dataset's own names: `constrained` searches for the most likely
 name, `scored` computes the likelihood of every name, and `mapped` generates a free name and then chooses the nearest
-name. Acc is the published accuracy. The last line of the output is a JSON document.
+name. Acc is the published accuracy. The expected calibration error is that of the probabilities as reported, in 10 bins
+with equal numbers of masks. The last line of the output is a JSON document.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """
@@ -15,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch  # noqa: E402
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.evaluation.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
+from osm.evaluation.metrics.calibration import calibrate_by_mass  # noqa: E402
 from osm.forms import split_of  # noqa: E402
 from osm.recognition.recognizer import METHODS, Recognizer, load_recognizer  # noqa: E402
 
@@ -39,7 +41,9 @@ def measure(
     modes = [row.name if mode == "own" else mode for mode in wanted]
     names = sorted({name for label in row.label_set.classes.values() for name in label.names})
     options = {} if method == "free" else {"vocabulary": names, "method": method}
-    right, outside, masks, seconds = dict.fromkeys(modes, 0), dict.fromkeys(modes, 0), 0, 0.0
+    right: dict[str, list[bool]] = {mode: [] for mode in modes}
+    probs: dict[str, list[float]] = {mode: [] for mode in modes}
+    outside, masks, seconds = dict.fromkeys(modes, 0), 0, 0.0
     for index in range(min(len(split), limit or len(split))):
         item = split.load(index)
         found = [(label, item.mask(k)) for k, label in enumerate(item.annotations) if item.mask(k).any()]
@@ -54,14 +58,19 @@ def measure(
             masks += not regions[0].skipped
             for answer in regions:
                 if not answer.skipped:
-                    right[answer.mode] += normalize(answer.text) in accepted
+                    right[answer.mode].append(normalize(answer.text) in accepted)
+                    probs[answer.mode].append(answer.prob)
                     outside[answer.mode] += not in_vocabulary(answer.text, row.label_set)
+    errors = {mode: calibrate_by_mass(np.array(probs[mode]), np.array(right[mode])).ece or 0.0 for mode in modes}
+
+    def rounded(values: Mapping[str, float]) -> dict[str, float]:
+        return {("own" if mode == row.name else mode): round(value, 6) for mode, value in values.items()}
+
     return {
         "masks": masks,
-        "accuracy": {("own" if mode == row.name else mode): round(count / masks, 6) for mode, count in right.items()},
-        "not_in_vocabulary": {
-            ("own" if mode == row.name else mode): round(count / masks, 6) for mode, count in outside.items()
-        },
+        "accuracy": rounded({mode: sum(found) / masks for mode, found in right.items()}),
+        "expected_calibration_error": rounded(errors),
+        "not_in_vocabulary": rounded({mode: count / masks for mode, count in outside.items()}),
         "seconds": round(seconds, 1),
         "names_per_second": round(len(modes) * masks / seconds, 2),
         "list": len(names),

@@ -54,6 +54,11 @@ class LlmInputs:
     constant: int = 0
     certainty_R: Tensor | None = None
 
+    @property
+    def certain(self) -> list[float]:
+        """How certain the bridge is of each row's name: 1 in a model without known names."""
+        return [1.0] * len(self) if self.certainty_R is None else self.certainty_R.tolist()
+
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager that makes the LLM's gated layers attend to `gated_kv`."""
         return self.gated_kv or contextlib.nullcontext()

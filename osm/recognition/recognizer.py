@@ -335,7 +335,7 @@ class Recognizer:
         inputs = self._inputs(views.images, jobs, prompt)
         if request.vocabulary is not None:
             return self._listed(inputs, [mode], request, prompt, together=True)[0]
-        return self._said(mode, [self.decoder.agreed(inputs)], request, fmean(_certain(inputs)))
+        return self._said(mode, [self.decoder.agreed(inputs)], request, fmean(inputs.certain))
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -415,14 +415,14 @@ class Recognizer:
         """Return the answer of each row of the LLM's input."""
         if request.vocabulary is not None and request.method == "mapped":
             said_once = self.decoder.greedy(inputs)
-            return self._mapped(said_once, modes, self._vocabulary(request, prompt), request.top_k, _certain(inputs))
+            return self._mapped(said_once, modes, self._vocabulary(request, prompt), request.top_k, inputs.certain)
         if request.vocabulary is not None:
             return self._listed(inputs, modes, request, prompt)
         if request.top_k == 1:
             said = [[name] for name in self.decoder.greedy(inputs)]
         else:
             said = self.decoder.best(inputs, request.top_k)
-        rows = zip(modes, said, _certain(inputs), strict=True)
+        rows = zip(modes, said, inputs.certain, strict=True)
         return [self._said(mode, names, request, certainty) for mode, names, certainty in rows]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
@@ -468,7 +468,8 @@ class Recognizer:
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
         if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
-        shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)]
+        certain = [fmean(inputs.certain)] if together else inputs.certain
+        shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)] * torch.tensor(certain).to(scores_RK)[:, None]
         found = [
             best_classes(mode, shares_K, vocabulary, request.top_k)
             for mode, shares_K in zip(modes, shares_RK, strict=True)
@@ -484,7 +485,7 @@ class Recognizer:
     ) -> list[Recognition]:
         """Replace answers whose probability is less than `none_below` times that of the free name."""
         found = []
-        rows = zip(answers, probs, self.decoder.greedy(inputs), _certain(inputs), strict=True)
+        rows = zip(answers, probs, self.decoder.greedy(inputs), inputs.certain, strict=True)
         for answer, prob, free, certainty in rows:
             if prob < none_below * free.sequence_prob:
                 said = self.processor.name(free.ids)
@@ -541,11 +542,6 @@ class Recognizer:
             return answer
         calibrated = calibration(prob)
         return replace(answer, calibrated_prob=calibrated, unsure=calibrated < calibration.unsure)
-
-
-def _certain(inputs: LlmInputs) -> list[float]:
-    """Return how certain the bridge is of each row's name: 1 in a model without known names."""
-    return [1.0] * len(inputs) if inputs.certainty_R is None else inputs.certainty_R.tolist()
 
 
 def load_recognizer(

@@ -141,7 +141,9 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
     best = recognizer.name(boxes=boxes[:1], top_k=3)[0][0]
     assert best.top[0].prob == pytest.approx(0.5 * math.prod(best.token_probs), rel=1e-5)
     listed = recognizer.name(boxes=boxes[:1], vocabulary=["cup", "dog"], method="scored", top_k=2)[0][0]
-    assert sum(one.prob or 0.0 for one in listed.top) == pytest.approx(1.0)
+    assert sum(one.prob or 0.0 for one in listed.top) == pytest.approx(0.5)
+    [[found]] = recognizer.name(boxes=boxes[:1], vocabulary=["cup", "dog"], top_k=2)
+    assert [one.prob for one in found.top] == pytest.approx([one.prob for one in listed.top], rel=1e-4)
     poor = {"vocabulary": ["zebra crossing sign"], "none_below": 1.0}
     [[none]] = recognizer.name(boxes=boxes[:1], **poor)
     certain[0] = 1.0
@@ -154,6 +156,8 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
             continue
         [answer] = recognizer.name_views(views, modes=["any"], combine=combine)
         assert answer.prob in probabilities(answer, factor)
+        [only] = recognizer.name_views(views, modes=["any"], combine=combine, vocabulary=["cup"])
+        assert only.text == "cup" and only.prob == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])
