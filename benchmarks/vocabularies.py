@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compares the accuracy and the time of four ways to name the same masks, one free and three with a list of names.
 
-`free` generates any name. The others choose among the dataset's own names: `constrained` searches for the most likely
-name, `scored` computes the likelihood of every name, and `mapped` generates a free name and then chooses the nearest
-name. Acc is the published accuracy. The expected calibration error is that of the probabilities as reported, in 10 bins
-with equal numbers of masks. The last line of the output is a JSON document.
+`free` generates any name. The others choose among the dataset's own classes and their spellings: `constrained` searches
+for the most likely name, `scored` computes the likelihood of every name, and `mapped` generates a free name and then
+chooses the nearest name. Acc is the published accuracy. The expected calibration error is that of the probabilities as
+reported, in 10 bins with equal numbers of masks. The last line of the output is a JSON document.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """
@@ -39,8 +39,8 @@ def measure(
     """Return the counts of one dataset, named in one way and in the given modes."""
     split = split_of(row)
     modes = [row.name if mode == "own" else mode for mode in wanted]
-    names = sorted({name for label in row.label_set.classes.values() for name in label.names})
-    options = {} if method == "free" else {"vocabulary": names, "method": method}
+    classes = list(row.label_set.classes.values())
+    options = {} if method == "free" else {"vocabulary": classes, "method": method}
     right: dict[str, list[bool]] = {mode: [] for mode in modes}
     probs: dict[str, list[float]] = {mode: [] for mode in modes}
     outside, masks, seconds = dict.fromkeys(modes, 0), 0, 0.0
@@ -73,7 +73,7 @@ def measure(
         "not_in_vocabulary": rounded({mode: count / masks for mode, count in outside.items()}),
         "seconds": round(seconds, 1),
         "names_per_second": round(len(modes) * masks / seconds, 2),
-        "list": len(names),
+        "list": len({name for one in classes for name in one.names}),
     }
 
 

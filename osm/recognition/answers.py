@@ -34,10 +34,10 @@ class Recognition:
     Attributes:
         text: the name.
         prob: the probability as defined in the published code: the product over the name's tokens without the end
-            token. In a model with known names, the product of a free name is multiplied by the probability of the
-            classifier. With the method `scored`, the probabilities of all names of the vocabulary sum to 1. With the
-            method `constrained`, `prob` is a lower bound of that probability; with a `Ranking`, it is the share among
-            the names that were compared.
+            token. With the method `scored`, the probabilities of all names of the vocabulary sum to 1. With the method
+            `constrained`, `prob` is a lower bound of that probability; with a `Ranking`, it is the share among the names
+            that were compared. In a model with known names, all of these are multiplied by the probability of the
+            classifier.
         token_probs: the probabilities of the name's tokens and of the end token.
         top: with top_k > 1, the most likely names, starting with `text`. With the method `mapped`, the vocabulary
             names most similar to the free name, with their cosines.

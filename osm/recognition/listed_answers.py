@@ -38,6 +38,25 @@ def with_token_probs(answer: Recognition, searched: LikeliestNames, vocabulary: 
     return answer
 
 
+def nearest_class(mode: str, near: Sequence[tuple[int, float]], vocabulary: Vocabulary, top_k: int) -> Recognition:
+    """Return the class whose name is the most similar to a free name. The answer has no probability yet.
+
+    Args:
+        mode: the mode of the answer.
+        near: the indices of names and their cosines, in descending order. Of a class's spellings, the first counts.
+        vocabulary: the vocabulary with these names.
+        top_k: the number of classes in the answer.
+    """
+    nearest: dict[int, float] = {}
+    for place, cosine in near:
+        nearest.setdefault(vocabulary.class_of[place], cosine)
+    top = tuple(Alternative(vocabulary.classes[number].names[0], cosine=cosine) for number, cosine in nearest.items())[
+        :top_k
+    ]
+    one = vocabulary.classes[next(iter(nearest))]
+    return Recognition(mode, one.names[0], top=top if top_k > 1 else (), class_id=one.id)
+
+
 def best_classes(mode: str, shares_K: Tensor, vocabulary: Vocabulary, top_k: int) -> Recognition:
     """Return the class with the largest share of the names' scores. A class has the shares of all its spellings."""
     classes: dict[int, float] = {}

@@ -43,7 +43,7 @@ from osm.recognition.encode import (
 )
 from osm.recognition.flags import METHODS
 from osm.recognition.list_search import LikeliestNames, ListDecoder
-from osm.recognition.listed_answers import best_classes, likelihoods_of, with_token_probs
+from osm.recognition.listed_answers import best_classes, likelihoods_of, nearest_class, with_token_probs
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.several_views import EncodedViews, averaged, check_combination, combination, encode_views
@@ -75,6 +75,7 @@ class _Request:
     method: str = "constrained"
     ranking: Ranking = field(default_factory=Ranking)
     none_below: float = 0.0
+    allowed_K: Tensor | None = None  # see `Instruction`
 
     @property
     def names(self) -> int:
@@ -328,11 +329,11 @@ class Recognizer:
     def _of_views(self, views: EncodedViews, mode: str, combine: str, request: _Request) -> Recognition:
         prompt = self.processor.naming_prompt()
         jobs = [_Job(number, (0, 0), mask, mode) for number, mask in enumerate(views.masks)]
-        first = self._inputs(views.images, jobs[:1], prompt)
+        first = self._inputs(views.images, jobs[:1], prompt, request.allowed_K)
         if combination(combine, first) == "tokens":
-            others = [self._inputs(views.images, [job], prompt) for job in jobs[1:]]
+            others = [self._inputs(views.images, [job], prompt, request.allowed_K) for job in jobs[1:]]
             return self._answers(averaged([first, *others]), [mode], prompt, request)[0]
-        inputs = self._inputs(views.images, jobs, prompt)
+        inputs = self._inputs(views.images, jobs, prompt, request.allowed_K)
         if request.vocabulary is not None:
             return self._listed(inputs, [mode], request, prompt, together=True)[0]
         return self._said(mode, [self.decoder.agreed(inputs)], request, fmean(inputs.certain))
@@ -367,7 +368,9 @@ class Recognizer:
             vocabulary = list(vocabulary)  # the list is read several times, but a generator only once
         request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
-            self._vocabulary(request, self.processor.naming_prompt())
+            listed = self._vocabulary(request, self.processor.naming_prompt())
+            if method != "mapped" and not none_below:  # for the free name that these need, any known name is allowed
+                request.allowed_K = listed.allowed(getattr(self.model.config.bridge, "direct_names", ()))
         return request
 
     def _vocabulary(self, request: _Request, prompt: str) -> Vocabulary:
@@ -409,7 +412,8 @@ class Recognizer:
     def _batch(
         self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request
     ) -> list[Recognition]:
-        return self._answers(self._inputs(images, jobs, prompt), [job.mode for job in jobs], prompt, request)
+        inputs = self._inputs(images, jobs, prompt, request.allowed_K)
+        return self._answers(inputs, [job.mode for job in jobs], prompt, request)
 
     def _answers(self, inputs: LlmInputs, modes: list[str], prompt: str, request: _Request) -> list[Recognition]:
         """Return the answer of each row of the LLM's input."""
@@ -425,12 +429,16 @@ class Recognizer:
         rows = zip(modes, said, inputs.certain, strict=True)
         return [self._said(mode, names, request, certainty) for mode, names, certainty in rows]
 
-    def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
+    def _inputs(
+        self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, allowed_K: Tensor | None = None
+    ) -> LlmInputs:
         """Return the LLM inputs for a batch of regions."""
         model, used = self.model, sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
-            text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
+            text.qformer_ids.expand(rows, -1).to(model.device),
+            text.qformer_mask.expand(rows, -1).to(model.device),
+            None if allowed_K is None else allowed_K.to(model.device),
         )
         image_index_R = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
         features, modes = stack_masks([job.mask for job in jobs]), [job.mode for job in jobs]
@@ -514,17 +522,8 @@ class Recognizer:
         spellings = len(vocabulary.names) - len(vocabulary.classes) + top_k  # enough for `top_k` classes
         nearby = self._sentences.nearest(said, vocabulary.names, spellings)
         for mode, text, name, near, certainty in zip(modes, said, names, nearby, certain, strict=True):
-            nearest: dict[int, float] = {}  # of a class's spellings, the nearest counts
-            for i, cosine in near:
-                nearest.setdefault(vocabulary.class_of[i], cosine)
-            top = tuple(
-                Alternative(vocabulary.classes[number].names[0], cosine=cosine) for number, cosine in nearest.items()
-            )[:top_k]
-            one = vocabulary.classes[next(iter(nearest))]
-            more = top if top_k > 1 else ()
-            prob = certainty * name.prob
-            answer = Recognition(mode, one.names[0], prob, name.token_probs, more, said=text, class_id=one.id)
-            found.append(answer)
+            answer = nearest_class(mode, near, vocabulary, top_k)
+            found.append(replace(answer, prob=certainty * name.prob, token_probs=name.token_probs, said=text))
         return found
 
     def _said(self, mode: str, names: Sequence[Decoded], request: _Request, certainty: float) -> Recognition:

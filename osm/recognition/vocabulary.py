@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from osm.data.processor import Processor
@@ -162,6 +163,18 @@ class Vocabulary:
     def index_of(self, ids: Sequence[int]) -> int:
         """Return the index of the name with the given token ids, without the end token."""
         return self._index_of_ids[tuple(ids)]
+
+    def allowed(self, known: Sequence[str]) -> Tensor | None:
+        """Return which known names of a model are in the vocabulary, as bool (K + 1,), where the last value is False.
+
+        Known names are those of `osm.models.bridges.known_names`, where the last value stands for all other names.
+        Returns None if the model does not know all classes of the vocabulary.
+        """
+        number_of = dict(zip(self.names, self.class_of, strict=True))
+        numbers = [number_of.get(_plain(name)) for name in known]
+        if len(set(numbers) - {None}) < len(self.classes):
+            return None
+        return torch.tensor([number is not None for number in numbers] + [False])
 
     @cached_property
     def class_of_ids(self) -> dict[tuple[int, ...], int] | None:

@@ -13,7 +13,7 @@ from osm.evaluation.predict.generate_cli import generate_main
 
 
 class Choosing(FakeNamer):
-    """Says the list's last name, where there is one."""
+    """Says the list's last name, or the first name of its last class, where there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,8 @@ class Choosing(FakeNamer):
         found = super().name_image(image, masks, modes)
         if vocabulary is None:
             return found
-        return [names and {mode: FakeName(vocabulary[-1], 0.5) for mode in names} for names in found]
+        last = getattr(vocabulary[-1], "target", vocabulary[-1])
+        return [names and {mode: FakeName(last, 0.5) for mode in names} for names in found]
 
 
 def run(yaml: Path, out: Path, *flags: str) -> tuple[int, Choosing]:
@@ -43,8 +44,9 @@ def classes(out: Path) -> set[str]:
 
 def test_names_of_the_set_or_of_a_file(pets_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, namer = run(pets_yaml, tmp_path / "set", "--vocabulary", "set", "--way", "scored")
-    assert code == 0 and namer.asked[0] == (["cat", "dog", "hound", "kitty"], "scored")
-    assert classes(tmp_path / "set") == {"kitty"}
+    [[*listed], way] = namer.asked[0]
+    assert code == 0 and way == "scored" and [one.names for one in listed] == [("cat", "kitty"), ("dog", "hound")]
+    assert classes(tmp_path / "set") == {"dog"}
     names = tmp_path / "names.txt"
     names.write_text("# two\nTeapot\nmug\n")
     code, namer = run(pets_yaml, tmp_path / "file", "--vocabulary", str(names))

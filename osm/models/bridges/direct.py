@@ -150,7 +150,12 @@ class DirectPath(nn.Module):
         self.known.start_from_tokens([embeddings(torch.tensor(list(each), device=device)) for each in ids])
 
     def forward(
-        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+        self,
+        tokens_NLC: Tensor,
+        mean_NC: Tensor,
+        image_index_R: Tensor,
+        features: RegionFeatures,
+        allowed_K: Tensor | None = None,
     ) -> DirectOutput:
         """Return the embeddings (R, D, W) and, with known names, their logits.
 
@@ -159,6 +164,7 @@ class DirectPath(nn.Module):
             mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
             features: the coverage and the boxes of the masks, and with zoom windows, their tokens.
+            allowed_K: see `Instruction`.
         """
         pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
         if features.zoom_RC is not None:
@@ -168,12 +174,17 @@ class DirectPath(nn.Module):
         found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
         logits_RK = None
         if self.known is not None:
-            logits_RK = self.known.logits(inputs_RX, hidden_RX)
+            logits_RK = self.known.logits(inputs_RX, hidden_RX, allowed_K)
             found_RO = self.known.mixed(logits_RK, found_RO)
         return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)
 
     def once_per_mask(
-        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+        self,
+        tokens_NLC: Tensor,
+        mean_NC: Tensor,
+        image_index_R: Tensor,
+        features: RegionFeatures,
+        allowed_K: Tensor | None = None,
     ) -> DirectOutput:
         """Return what `forward` returns, up to rounding.
 
@@ -182,10 +193,10 @@ class DirectPath(nn.Module):
         """
         shared = features.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
         if not shared or len(features) < 2:
-            return self(tokens_NLC, mean_NC, image_index_R, features)
+            return self(tokens_NLC, mean_NC, image_index_R, features, allowed_K)
         new_R = features.changes() | F.pad(image_index_R.diff() != 0, (1, 0))
         first_K = new_R.nonzero().flatten()
-        found = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K))
+        found = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K), allowed_K)
         row_R = new_R.cumsum(0) - 1
         logits_RK = None if found.name_logits_RK is None else found.name_logits_RK[row_R]
         return DirectOutput(found.embeddings_RDW[row_R], logits_RK)

@@ -158,7 +158,7 @@ class FlamingoBridge(Bridge):
             queries_RQD = layer(queries_RQD, tokens_RTD, pooled.present_RT)
         logits_RK = None
         if self.config.direct_tokens:
-            direct_RDD, logits_RK = self.direct(tokens_NLC, mean_NC, image_index_R, features)
+            direct_RDD, logits_RK = self.direct(tokens_NLC, mean_NC, image_index_R, features, instruction.allowed_K)
             queries_RQD = torch.cat([queries_RQD, direct_RDD], 1)
         no_prefix_R00 = queries_RQD.new_zeros(len(queries_RQD), 0, 0)
         return Condition(no_prefix_R00, self.gated.project(self.norm(queries_RQD)), logits_RK)

@@ -25,6 +25,9 @@ SHARPNESS = 4.0
 With an exponent of 1, the LLM would read a mean of many names where the classifier is unsure.
 """
 
+_EXCLUDED = -1e4
+"""The logit of an excluded class. With -inf, `KnownNames.mixed` would return NaN if all known names are excluded."""
+
 
 @dataclass(frozen=True)
 class NamesLoss:
@@ -97,9 +100,13 @@ class KnownNames(nn.Module):
                 row_DW[place] = tokens_TW[min(place, len(tokens_TW) - 1)]
             row_DW[last] = tokens_TW[min(last, len(tokens_TW) - 1) :].mean(0)
 
-    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor) -> Tensor:
-        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*."""
-        return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
+    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor, allowed_K: Tensor | None = None) -> Tensor:
+        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*.
+
+        If `allowed_K` (K + 1,) is given, the probability of every class for which it is false is 0.
+        """
+        logits_RK = self.linear(inputs_RX) + self.mlp_out(hidden_RH)
+        return logits_RK if allowed_K is None else logits_RK.masked_fill(~allowed_K, _EXCLUDED)
 
     def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
         """Return the embeddings (R, O), of which `other_RO` are those of the class *other*.

@@ -540,7 +540,9 @@ class MaskQFormerBridge(Bridge):
         if config.direct_tokens:
             assert state[-1] is not None and isinstance(features, DirectKeys)
             tokens_NLC, mean_NC = state[-1]
-            direct_RDW, logits_RK = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features)
+            direct_RDW, logits_RK = self.direct.once_per_mask(
+                tokens_NLC, mean_NC, image_index_R, features, instruction.allowed_K
+            )
             prefix.insert(0 if config.direct_first else 1, direct_RDW)
         return Condition(torch.cat(prefix, 1), name_logits_RK=logits_RK)
 
