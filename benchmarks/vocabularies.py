@@ -4,7 +4,8 @@
 `free` generates any name. The others choose among the dataset's own classes and their spellings: `constrained` searches
 for the most likely name, `scored` computes the likelihood of every name, and `mapped` generates a free name and then
 chooses the nearest name. Acc is the published accuracy. The expected calibration error is that of the probabilities as
-reported, in 10 bins with equal numbers of masks. The last line of the output is a JSON document.
+reported, before and after the calibration, in 10 bins with equal numbers of masks. The last line of the output is a
+JSON document.
 
     python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
 """
@@ -40,9 +41,10 @@ def measure(
     split = split_of(row)
     modes = [row.name if mode == "own" else mode for mode in wanted]
     classes = list(row.label_set.classes.values())
-    options = {} if method == "free" else {"vocabulary": classes, "method": method}
+    options: dict[str, Any] = {} if method == "free" else {"vocabulary": classes, "method": method}
     right: dict[str, list[bool]] = {mode: [] for mode in modes}
     probs: dict[str, list[float]] = {mode: [] for mode in modes}
+    calibrated: dict[str, list[float | None]] = {mode: [] for mode in modes}
     outside, masks, seconds = dict.fromkeys(modes, 0), 0, 0.0
     for index in range(min(len(split), limit or len(split))):
         item = split.load(index)
@@ -60,8 +62,11 @@ def measure(
                 if not answer.skipped:
                     right[answer.mode].append(normalize(answer.text) in accepted)
                     probs[answer.mode].append(answer.prob)
+                    calibrated[answer.mode].append(answer.calibrated_prob)
                     outside[answer.mode] += not in_vocabulary(answer.text, row.label_set)
-    errors = {mode: calibrate_by_mass(np.array(probs[mode]), np.array(right[mode])).ece or 0.0 for mode in modes}
+
+    def errors(of: Mapping[str, list[Any]]) -> dict[str, float]:
+        return {mode: calibrate_by_mass(np.array(of[mode]), np.array(right[mode])).ece or 0.0 for mode in modes}
 
     def rounded(values: Mapping[str, float]) -> dict[str, float]:
         return {("own" if mode == row.name else mode): round(value, 6) for mode, value in values.items()}
@@ -69,7 +74,8 @@ def measure(
     return {
         "masks": masks,
         "accuracy": rounded({mode: sum(found) / masks for mode, found in right.items()}),
-        "expected_calibration_error": rounded(errors),
+        "expected_calibration_error": rounded(errors(probs)),
+        **({"after_calibration": rounded(errors(calibrated))} if recognizer.model.calibration else {}),
         "not_in_vocabulary": rounded({mode: count / masks for mode, count in outside.items()}),
         "seconds": round(seconds, 1),
         "names_per_second": round(len(modes) * masks / seconds, 2),

@@ -35,16 +35,17 @@ class Recognition:
         text: the name.
         prob: the probability as defined in the published code: the product over the name's tokens without the end
             token. With the method `scored`, the probabilities of all names of the vocabulary sum to 1. With the method
-            `constrained`, `prob` is a lower bound of that probability; with a `Ranking`, it is the share among the names
-            that were compared. In a model with known names, all of these are multiplied by the probability of the
-            classifier.
+            `constrained`, `prob` is a lower bound of that probability; with a `Ranking`, it is the share among the
+            names that were compared. In a model with known names, all of these are multiplied by the probability of
+            the classifier.
         token_probs: the probabilities of the name's tokens and of the end token.
         top: with top_k > 1, the most likely names, starting with `text`. With the method `mapped`, the vocabulary
             names most similar to the free name, with their cosines.
         said: with the method `mapped`, the free name that was mapped to `text`.
         skipped: the reason why the region has no name; empty if the region has a name.
-        calibrated_prob: the estimated probability that a free name is correct. None if the model is not calibrated (see
-            `osm.models.probability_calibration`), or if the name comes from a vocabulary.
+        calibrated_prob: the estimated probability that the name is correct. None if the model is not calibrated (see
+            `osm.models.probability_calibration`), or if no name of the vocabulary fits. For a name from a vocabulary,
+            the estimate is that of a free name with the same probability, before it is normalized over the vocabulary.
         unsure: whether `calibrated_prob` is below the model's threshold.
         class_id: the id of the class in the vocabulary, if the vocabulary has ids. `text` is then the first spelling of
             the class.

@@ -30,12 +30,37 @@ def likelihoods_of(searched: Sequence[LikeliestNames], vocabulary: Vocabulary) -
     return likelihoods_RK, torch.tensor([[result.log_others] for result in searched], dtype=torch.float64)
 
 
-def with_token_probs(answer: Recognition, searched: LikeliestNames, vocabulary: Vocabulary) -> Recognition:
+def listed_answers(
+    modes: Sequence[str],
+    shares_RK: Tensor,
+    searched: Sequence[LikeliestNames],
+    vocabulary: Vocabulary,
+    top_k: int,
+) -> list[Recognition]:
+    """Return the answer of each row: the class with the largest share.
+
+    Args:
+        modes: the mode of each row.
+        shares_RK: the shares of the names' scores.
+        searched: the result of each row's search, whose token probabilities are added; empty if all names were scored.
+        vocabulary: the vocabulary with these names.
+        top_k: the number of classes in an answer.
+    """
+    found = [_best_classes(mode, shares_K, vocabulary, top_k) for mode, shares_K in zip(modes, shares_RK, strict=True)]
+    return [_with_token_probs(*pair, vocabulary) for pair in zip(found, searched, strict=True)] if searched else found
+
+
+def _with_token_probs(answer: Recognition, searched: LikeliestNames, vocabulary: Vocabulary) -> Recognition:
     """Add the token probabilities of the most likely spelling of the answered class."""
     for name in searched.names:
         if vocabulary.classes[vocabulary.class_of[vocabulary.index_of(name.ids)]].names[0] == answer.text:
             return replace(answer, token_probs=name.token_probs)
     return answer
+
+
+def probability_of(answer: Recognition, likelihoods_K: Tensor, vocabulary: Vocabulary) -> float:
+    """Return the LLM's probability of the answered class: the sum over its spellings, each with its end token."""
+    return float(likelihoods_K[vocabulary.spellings[answer.text]].exp().sum())
 
 
 def nearest_class(mode: str, near: Sequence[tuple[int, float]], vocabulary: Vocabulary, top_k: int) -> Recognition:
@@ -57,7 +82,7 @@ def nearest_class(mode: str, near: Sequence[tuple[int, float]], vocabulary: Voca
     return Recognition(mode, one.names[0], top=top if top_k > 1 else (), class_id=one.id)
 
 
-def best_classes(mode: str, shares_K: Tensor, vocabulary: Vocabulary, top_k: int) -> Recognition:
+def _best_classes(mode: str, shares_K: Tensor, vocabulary: Vocabulary, top_k: int) -> Recognition:
     """Return the class with the largest share of the names' scores. A class has the shares of all its spellings."""
     classes: dict[int, float] = {}
     places = shares_K.nonzero().flatten()

@@ -43,7 +43,7 @@ from osm.recognition.encode import (
 )
 from osm.recognition.flags import METHODS
 from osm.recognition.list_search import LikeliestNames, ListDecoder
-from osm.recognition.listed_answers import best_classes, likelihoods_of, nearest_class, with_token_probs
+from osm.recognition.listed_answers import likelihoods_of, listed_answers, nearest_class, probability_of
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.several_views import EncodedViews, averaged, check_combination, combination, encode_views
@@ -478,12 +478,9 @@ class Recognizer:
             scores_RK = torch.cat([scores_RK, others_R1], 1)
         certain = [fmean(inputs.certain)] if together else inputs.certain
         shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)] * torch.tensor(certain).to(scores_RK)[:, None]
-        found = [
-            best_classes(mode, shares_K, vocabulary, request.top_k)
-            for mode, shares_K in zip(modes, shares_RK, strict=True)
-        ]
-        if searched:
-            found = [with_token_probs(*pair, vocabulary) for pair in zip(found, searched, strict=True)]
+        found = listed_answers(modes, shares_RK, searched, vocabulary, request.top_k)
+        probs = (probability_of(*pair, vocabulary) for pair in zip(found, likelihoods_RK, strict=True))
+        found = [self._calibrated(answer, c * prob) for answer, c, prob in zip(found, certain, probs, strict=True)]
         if request.none_below:
             found = self._without_poor(found, likelihoods_RK.amax(-1).exp().tolist(), inputs, request.none_below)
         return found
@@ -523,7 +520,8 @@ class Recognizer:
         nearby = self._sentences.nearest(said, vocabulary.names, spellings)
         for mode, text, name, near, certainty in zip(modes, said, names, nearby, certain, strict=True):
             answer = nearest_class(mode, near, vocabulary, top_k)
-            found.append(replace(answer, prob=certainty * name.prob, token_probs=name.token_probs, said=text))
+            answer = replace(answer, prob=certainty * name.prob, token_probs=name.token_probs, said=text)
+            found.append(self._calibrated(answer, answer.prob))
         return found
 
     def _said(self, mode: str, names: Sequence[Decoded], request: _Request, certainty: float) -> Recognition:
@@ -535,7 +533,10 @@ class Recognizer:
         for found in names if request.top_k > 1 else ():  # of several token sequences for a text, the likeliest counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = tuple(Alternative(other, certainty * each) for other, each in likeliest.items())
-        answer = Recognition(mode, text, prob, name.token_probs, top)
+        return self._calibrated(Recognition(mode, text, prob, name.token_probs, top), prob)
+
+    def _calibrated(self, answer: Recognition, prob: float) -> Recognition:
+        """Add the calibrated probability of an answer whose name the LLM generates with probability `prob`."""
         calibration = self.model.calibration
         if calibration is None:
             return answer

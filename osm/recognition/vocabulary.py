@@ -164,6 +164,14 @@ class Vocabulary:
         """Return the index of the name with the given token ids, without the end token."""
         return self._index_of_ids[tuple(ids)]
 
+    @cached_property
+    def spellings(self) -> dict[str, list[int]]:
+        """The indices of the names of each class, by the first name of the class."""
+        found: dict[str, list[int]] = {}
+        for place, number in enumerate(self.class_of):
+            found.setdefault(self.classes[number].names[0], []).append(place)
+        return found
+
     def allowed(self, known: Sequence[str]) -> Tensor | None:
         """Return which known names of a model are in the vocabulary, as bool (K + 1,), where the last value is False.
 
