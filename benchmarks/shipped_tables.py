@@ -103,7 +103,7 @@ def calibration_row(title: str, document: dict[str, Any], after: str) -> tuple[s
 
 
 def results(figures: Path) -> dict[str, str]:
-    """The table of docs/results.md: free names, and three ways of choosing from a list."""
+    """The tables of docs/results.md: the accuracy of free names and of three ways of choosing from a list, and ECEs."""
     cases = {(one["way"], one["set"]): one for one in read(figures / "vocabularies" / "osm_small.json")["cases"]}
     titles = [
         f"{title}, {cases['constrained', name]['list']} names ({cases['constrained', name]['masks']} masks)"
@@ -113,7 +113,16 @@ def results(figures: Path) -> dict[str, str]:
     for way in WAYS:
         values = [cases[way, name]["accuracy"]["own"] for name in LISTS]
         rows.append((way, *map(percent, values), percent(sum(values) / len(values))))
-    return {"shipped_ways": table(("way", *titles, "mean"), rows)}
+    errors = []
+    for way in WAYS:
+        kinds = ("expected_calibration_error", "after_calibration")
+        shares = (percent(cases[way, name][kind]["own"]) for name in LISTS for kind in kinds)
+        errors.append((way, *shares))
+    heads = [f"{title}, {when}" for title in LISTS.values() for when in ("before", "after")]
+    return {
+        "shipped_ways": table(("way", *titles, "mean"), rows),
+        "shipped_ways_ece": table(("way", *heads), errors),
+    }
 
 
 PAGES: dict[str, Callable[[Path], dict[str, str]]] = {

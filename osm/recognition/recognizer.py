@@ -22,7 +22,7 @@ from osm.data.processor import Processor
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError, did_you_mean, not_one_of
 from osm.models.bridges.bridge import Instruction
-from osm.models.bridges.known_names import certainties
+from osm.models.bridges.known_names import allowed_share, certainties, restricted
 from osm.models.factory import load_model, pick_device
 from osm.models.fast_inference import speed_up
 from osm.models.llm import stop_ids
@@ -447,8 +447,9 @@ class Recognizer:
         )
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         inputs = model.llm_inputs(condition, ids_RT, mask_RT)
-        if condition.name_logits_RK is not None:
-            inputs = replace(inputs, certainty_R=certainties(condition.name_logits_RK))
+        if (logits_RK := condition.name_logits_RK) is not None:
+            certainty_R = certainties(restricted(logits_RK, instruction.allowed_K))
+            inputs = replace(inputs, certainty_R=certainty_R, allowed_R=allowed_share(logits_RK, instruction.allowed_K))
         return inputs
 
     def _listed(
@@ -476,11 +477,12 @@ class Recognizer:
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
         if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
-        certain = [fmean(inputs.certain)] if together else inputs.certain
+        certain, allowed = ([fmean(each)] if together else each for each in (inputs.certain, inputs.allowed))
         shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)] * torch.tensor(certain).to(scores_RK)[:, None]
         found = listed_answers(modes, shares_RK, searched, vocabulary, request.top_k)
         probs = (probability_of(*pair, vocabulary) for pair in zip(found, likelihoods_RK, strict=True))
-        found = [self._calibrated(answer, c * prob) for answer, c, prob in zip(found, certain, probs, strict=True)]
+        factors = zip(certain, allowed, probs, strict=True)  # their product is the probability of the same free name
+        found = [self._calibrated(answer, math.prod(each)) for answer, each in zip(found, factors, strict=True)]
         if request.none_below:
             found = self._without_poor(found, likelihoods_RK.amax(-1).exp().tolist(), inputs, request.none_below)
         return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from osm.errors import OsmError, not_one_of, shown
 from osm.models.llm_forward import LlmInputs
@@ -94,6 +95,11 @@ def averaged(parts: Sequence[LlmInputs]) -> LlmInputs:
     total_RTW = parts[0].embeds_RTW.clone()
     for part in parts[1:]:
         total_RTW += part.embeds_RTW
-    found = [part.certainty_R for part in parts if part.certainty_R is not None]
-    certainty_R = torch.stack(found).mean(0) if found else None
-    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT, certainty_R=certainty_R)
+    certainty_R = _mean([part.certainty_R for part in parts])
+    allowed_R = _mean([part.allowed_R for part in parts])
+    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT, certainty_R=certainty_R, allowed_R=allowed_R)
+
+
+def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
+    found = [each for each in values if each is not None]
+    return torch.stack(found).mean(0) if found else None

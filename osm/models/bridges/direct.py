@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import shown
-from osm.models.bridges.known_names import KnownNames
+from osm.models.bridges.known_names import KnownNames, restricted
 from osm.models.bridges.pooling import SINGLES, RegionFeatures, pool_regions
 from osm.models.masks import VisibleKeys
 from osm.models.model_config import LARGEST, BridgeConfig
@@ -164,7 +164,7 @@ class DirectPath(nn.Module):
             mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
             features: the coverage and the boxes of the masks, and with zoom windows, their tokens.
-            allowed_K: see `Instruction`.
+            allowed_K: see `Instruction`. The returned logits do not depend on it.
         """
         pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
         if features.zoom_RC is not None:
@@ -174,8 +174,8 @@ class DirectPath(nn.Module):
         found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
         logits_RK = None
         if self.known is not None:
-            logits_RK = self.known.logits(inputs_RX, hidden_RX, allowed_K)
-            found_RO = self.known.mixed(logits_RK, found_RO)
+            logits_RK = self.known.logits(inputs_RX, hidden_RX)
+            found_RO = self.known.mixed(restricted(logits_RK, allowed_K), found_RO)
         return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)
 
     def once_per_mask(

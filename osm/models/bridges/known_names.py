@@ -53,6 +53,16 @@ class NamesLoss:
         return losses_R + self.weight * counts_R * own_R
 
 
+def restricted(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor:
+    """Return the logits with a probability of 0 for every class that is not true in `allowed_K`; None allows all."""
+    return logits_RK if allowed_K is None else logits_RK.masked_fill(~allowed_K, _EXCLUDED)
+
+
+def allowed_share(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor | None:
+    """Return the probability (R,) of all classes together that are true in `allowed_K`; None if all are allowed."""
+    return None if allowed_K is None else logits_RK.float().softmax(1)[:, allowed_K].sum(1)
+
+
 def certainties(logits_RK: Tensor) -> Tensor:
     """Return the probability (R,) of the class with the largest weight in each row's embeddings.
 
@@ -100,13 +110,9 @@ class KnownNames(nn.Module):
                 row_DW[place] = tokens_TW[min(place, len(tokens_TW) - 1)]
             row_DW[last] = tokens_TW[min(last, len(tokens_TW) - 1) :].mean(0)
 
-    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor, allowed_K: Tensor | None = None) -> Tensor:
-        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*.
-
-        If `allowed_K` (K + 1,) is given, the probability of every class for which it is false is 0.
-        """
-        logits_RK = self.linear(inputs_RX) + self.mlp_out(hidden_RH)
-        return logits_RK if allowed_K is None else logits_RK.masked_fill(~allowed_K, _EXCLUDED)
+    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor) -> Tensor:
+        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*."""
+        return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
 
     def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
         """Return the embeddings (R, O), of which `other_RO` are those of the class *other*.
