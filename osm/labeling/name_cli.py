@@ -224,12 +224,12 @@ def _line(title: str, answer: Recognition) -> str:
         return f"{title} [{answer.mode}]: no name, {answer.skipped}"
     class_id = "" if answer.class_id is None else f" (id {answer.class_id})"
     name = f"{answer.text or '(nothing)'}{class_id} {answer.prob:.1%}"
-    if answer.calibrated_prob is not None:
-        maybe = "unsure: maybe " if answer.unsure else ""
-        name = f"{maybe}{answer.text or '(nothing)'} ({answer.calibrated_prob:.0%} likely correct)"
     if answer.said:
         relation = "instead of" if answer.text == NONE_OF_THESE else "nearest to"
         name = f"{answer.text}{class_id} ({relation} {answer.said!r} {answer.prob:.1%})"
+    if answer.calibrated_prob is not None:
+        maybe, said = "unsure: maybe " if answer.unsure else "", f"nearest to {answer.said!r}, " if answer.said else ""
+        name = f"{maybe}{answer.text or '(nothing)'}{class_id} ({said}{answer.calibrated_prob:.0%} likely correct)"
     return f"{title} [{answer.mode}]: " + ", ".join([name, *map(_candidate, answer.top[1:])])
 
 

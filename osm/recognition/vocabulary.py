@@ -278,7 +278,7 @@ def read_vocabulary(path: str | Path) -> list[str | LabelClass]:
     text = read_text(localize(path, "--vocabulary"), "--vocabulary")
     if text.lstrip()[:1] in ("[", "{"):
         kind, found = _of_json(text, where)
-    elif arrows := _of_arrows(text):
+    elif arrows := _of_arrows(text, where):
         kind, found = "a list of spellings and ids", arrows
     else:
         listed = read_name_list(text, where)
@@ -315,13 +315,24 @@ _Found = list[tuple[str, int | None, Any]]
 _ARROW = re.compile(r"(.+?)\s*(?:->|→)\s*(-?\d{1,18})")
 
 
-def _of_arrows(text: str) -> _Found:
-    """Return the entries of a file whose lines all have the form `cup, mug -> 47`, or [] for any other file."""
+def _of_arrows(text: str, where: str) -> _Found:
+    """Return the entries of a file whose lines have the form `cup, mug -> 47`, or [] if no line has it.
+
+    Raises:
+        OsmError: only some of the lines have this form.
+    """
     numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
     pairs = [(number, _ARROW.fullmatch(line)) for number, line in lines]
-    if not all(pair for _, pair in pairs):
+    if not any(pair for _, pair in pairs):
         return []
+    for (number, line), (_, pair) in zip(lines, pairs, strict=True):
+        if not pair:
+            example = shown(f"{line} -> 7")
+            raise OsmError(
+                f"{where}: line {number}: {shown(line)} has no id, but other lines have one; write {example} with the "
+                "id of this class, or remove all ids"
+            )
     return [
         (f"line {number}", int(pair[2]), name.strip()) for number, pair in pairs if pair for name in pair[1].split(",")
     ]

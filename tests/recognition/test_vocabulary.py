@@ -137,8 +137,10 @@ def test_a_name_with_several_ids_is_told(tmp_path: Path, capsys: pytest.CaptureF
     )
 
 
-def test_a_list_without_arrows_in_every_line_is_a_list_of_names(tmp_path: Path) -> None:
-    assert read_vocabulary(written(tmp_path, "cup -> 47\nplate\n")) == ["cup -> 47", "plate"]
+def test_a_list_with_ids_in_some_lines_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OsmError, match=r"line 3: 'plate' has no id, but other lines have one; write 'plate -> 7' with"):
+        read_vocabulary(written(tmp_path, "# of a kitchen\ncup -> 47\nplate\n"))
+    assert read_vocabulary(written(tmp_path, "cup\nplate\n")) == ["cup", "plate"]
 
 
 def test_names_with_the_same_tokens_are_one_name(console: None, capsys: pytest.CaptureFixture[str]) -> None:
