@@ -102,14 +102,12 @@ def test_the_probability_of_a_listed_class_is_calibrated_before_it_is_normalized
     asked: dict[str, Any] = {"boxes": [[10, 10, 40, 30], [40, 5, 30, 50]], "vocabulary": classes}
     scored = [one for [one] in recognizer.name(**asked, method="scored")]
     [likelihoods_RK] = likelihoods
-    for answer, row in zip(scored, likelihoods_RK.exp().tolist(), strict=True):
-        prob = {7: row[0] + row[1], 8: row[2], 9: row[3] + row[4]}[answer.class_id or 0]
-        assert answer.calibrated_prob == pytest.approx(expected(prob)) != pytest.approx(expected(answer.prob))
-        assert answer.unsure == (expected(prob) < 0.4)
-    ranked = recognizer.name(**asked, method="scored", ranking=Ranking(length_power=1.0))
-    for [answer], row in zip(ranked, likelihoods_RK.exp().tolist(), strict=True):
-        prob = {7: row[0] + row[1], 8: row[2], 9: row[3] + row[4]}[answer.class_id or 0]
-        assert answer.calibrated_prob == pytest.approx(expected(prob))
+    ranked = [one for [one] in recognizer.name(**asked, method="scored", ranking=Ranking(length_power=1.0))]
+    for answers in (scored, ranked):
+        for answer, row in zip(answers, likelihoods_RK.exp().tolist(), strict=True):
+            prob = {7: row[0] + row[1], 8: row[2], 9: row[3] + row[4]}[answer.class_id or 0]
+            assert answer.calibrated_prob == pytest.approx(expected(prob)) != pytest.approx(expected(answer.prob))
+            assert answer.unsure == (expected(prob) < 0.4)
     searched = recognizer.name(**asked, top_k=3)
     assert [one.calibrated_prob for [one] in searched] == pytest.approx(
         [one.calibrated_prob for one in scored], rel=1e-4
