@@ -47,7 +47,7 @@ class LlmInputs:
         constant: the number of positions at the beginning of each row that need no gradient, such as those of a prompt.
         certainty_R: how certain the bridge is of the name that the LLM reads, among the allowed names; None without
             known names.
-        allowed_R: the bridge's probability of all allowed names together; None if all names are allowed.
+        overall_R: how certain the bridge is of the same name among all names; None without known names.
     """
 
     embeds_RTW: Tensor
@@ -55,7 +55,7 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
     constant: int = 0
     certainty_R: Tensor | None = None
-    allowed_R: Tensor | None = None
+    overall_R: Tensor | None = None
 
     @property
     def certain(self) -> list[float]:
@@ -63,9 +63,9 @@ class LlmInputs:
         return [1.0] * len(self) if self.certainty_R is None else self.certainty_R.tolist()
 
     @property
-    def allowed(self) -> list[float]:
-        """The bridge's probability of all allowed names together, for each row."""
-        return [1.0] * len(self) if self.allowed_R is None else self.allowed_R.tolist()
+    def overall(self) -> list[float]:
+        """How certain the bridge is of each row's name, among all names: 1 in a model without known names."""
+        return [1.0] * len(self) if self.overall_R is None else self.overall_R.tolist()
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager that makes the LLM's gated layers attend to `gated_kv`."""
@@ -74,12 +74,12 @@ class LlmInputs:
     def select(self, rows_K: Tensor) -> LlmInputs:
         """Return the inputs of the rows with the given indices, in that order. Indices may repeat."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows_K)
-        certainty_K, allowed_K = (
-            None if each is None else each[rows_K.to(each.device)] for each in (self.certainty_R, self.allowed_R)
+        certainty_K, overall_K = (
+            None if each is None else each[rows_K.to(each.device)] for each in (self.certainty_R, self.overall_R)
         )
         embeds_KTW = self.embeds_RTW[rows_K.to(self.embeds_RTW.device)]
         mask_KT = self.mask_RT[rows_K.to(self.mask_RT.device)]
-        return LlmInputs(embeds_KTW, mask_KT, gated_kv, self.constant, certainty_K, allowed_K)
+        return LlmInputs(embeds_KTW, mask_KT, gated_kv, self.constant, certainty_K, overall_K)
 
     def __len__(self) -> int:
         return len(self.embeds_RTW)

@@ -46,6 +46,7 @@ class Recognition:
         calibrated_prob: the estimated probability that the name is correct. None if the model is not calibrated (see
             `osm.models.probability_calibration`), or if no name of the vocabulary fits. For a name from a vocabulary,
             the estimate is that of a free name with the same probability, before it is normalized over the vocabulary.
+            With the method `mapped`, it is that of the free name.
         unsure: whether `calibrated_prob` is below the model's threshold.
         class_id: the id of the class in the vocabulary, if the vocabulary has ids. `text` is then the first spelling of
             the class.

@@ -41,8 +41,9 @@ def listed_answers(
 
     Args:
         modes: the mode of each row.
-        shares_RK: the shares of the names' scores.
-        searched: the result of each row's search, whose token probabilities are added; empty if all names were scored.
+        shares_RK: the softmax of the names' scores, multiplied by the probability of the classifier.
+        searched: the result of each row's search, from which the token probabilities are taken; empty if all names were
+            scored.
         vocabulary: the vocabulary with these names.
         top_k: the number of classes in an answer.
     """
@@ -68,7 +69,7 @@ def nearest_class(mode: str, near: Sequence[tuple[int, float]], vocabulary: Voca
 
     Args:
         mode: the mode of the answer.
-        near: the indices of names and their cosines, in descending order. Of a class's spellings, the first counts.
+        near: the indices of names and their cosines, the nearest first. A class counts with its nearest spelling.
         vocabulary: the vocabulary with these names.
         top_k: the number of classes in the answer.
     """

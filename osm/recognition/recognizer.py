@@ -369,7 +369,7 @@ class Recognizer:
         request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
             listed = self._vocabulary(request, self.processor.naming_prompt())
-            if method != "mapped" and not none_below:  # for the free name that these need, any known name is allowed
+            if method != "mapped" and not none_below:  # these need the free name, for which all known names are allowed
                 request.allowed_K = listed.allowed(getattr(self.model.config.bridge, "direct_names", ()))
         return request
 
@@ -449,7 +449,8 @@ class Recognizer:
         inputs = model.llm_inputs(condition, ids_RT, mask_RT)
         if (logits_RK := condition.name_logits_RK) is not None:
             certainty_R = certainties(restricted(logits_RK, instruction.allowed_K))
-            inputs = replace(inputs, certainty_R=certainty_R, allowed_R=allowed_share(logits_RK, instruction.allowed_K))
+            overall_R = certainty_R * allowed_share(logits_RK, instruction.allowed_K)
+            inputs = replace(inputs, certainty_R=certainty_R, overall_R=overall_R)
         return inputs
 
     def _listed(
@@ -473,16 +474,16 @@ class Recognizer:
             others_R1 = likelihoods_RK.new_full((len(inputs), 1), -math.inf)
         prior_RK = None
         if ranking.prior_weight:
-            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once) for mode in modes])
+            allowed_K = request.allowed_K
+            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once, allowed_K) for mode in modes])
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
         if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
-        certain, allowed = ([fmean(each)] if together else each for each in (inputs.certain, inputs.allowed))
+        certain, overall = ([fmean(each)] if together else each for each in (inputs.certain, inputs.overall))
         shares_RK = scores_RK.softmax(-1)[:, : len(tokens_K)] * torch.tensor(certain).to(scores_RK)[:, None]
         found = listed_answers(modes, shares_RK, searched, vocabulary, request.top_k)
         probs = (probability_of(*pair, vocabulary) for pair in zip(found, likelihoods_RK, strict=True))
-        factors = zip(certain, allowed, probs, strict=True)  # their product is the probability of the same free name
-        found = [self._calibrated(answer, math.prod(each)) for answer, each in zip(found, factors, strict=True)]
+        found = [self._calibrated(answer, c * prob) for answer, c, prob in zip(found, overall, probs, strict=True)]
         if request.none_below:
             found = self._without_poor(found, likelihoods_RK.amax(-1).exp().tolist(), inputs, request.none_below)
         return found
@@ -501,15 +502,16 @@ class Recognizer:
             found.append(answer)
         return found
 
-    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int) -> Tensor:
+    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int, allowed_K: Tensor | None) -> Tensor:
         """Return the log-likelihood (K,) of each name of a vocabulary for a gray image that is inside the mask."""
-        if mode not in vocabulary.priors:
+        key = (mode, allowed_K is None)
+        if key not in vocabulary.priors:
             size = self.processor.input_size
             [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
             [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]), image)
-            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt)
-            vocabulary.priors[mode] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
-        return vocabulary.priors[mode]
+            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt, allowed_K)
+            vocabulary.priors[key] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
+        return vocabulary.priors[key]
 
     def _mapped(
         self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int, certain: list[float]
@@ -538,7 +540,7 @@ class Recognizer:
         return self._calibrated(Recognition(mode, text, prob, name.token_probs, top), prob)
 
     def _calibrated(self, answer: Recognition, prob: float) -> Recognition:
-        """Add the calibrated probability of an answer whose name the LLM generates with probability `prob`."""
+        """Add the calibrated probability of an answer, for its probability among all names."""
         calibration = self.model.calibration
         if calibration is None:
             return answer

@@ -96,8 +96,8 @@ def averaged(parts: Sequence[LlmInputs]) -> LlmInputs:
     for part in parts[1:]:
         total_RTW += part.embeds_RTW
     certainty_R = _mean([part.certainty_R for part in parts])
-    allowed_R = _mean([part.allowed_R for part in parts])
-    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT, certainty_R=certainty_R, allowed_R=allowed_R)
+    overall_R = _mean([part.overall_R for part in parts])
+    return LlmInputs(total_RTW / len(parts), parts[0].mask_RT, certainty_R=certainty_R, overall_R=overall_R)
 
 
 def _mean(values: Sequence[Tensor | None]) -> Tensor | None:

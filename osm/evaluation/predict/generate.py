@@ -204,7 +204,7 @@ def generate_predictions(
         "limit": limit,
         "alter": alter,
         "seed": seed,
-        "vocabulary": None if vocabulary is None else [method, len(vocabulary), _digest(vocabulary)],
+        "vocabulary": None if vocabulary is None else [method, _names_in(vocabulary), _digest(vocabulary)],
         **({"top_k": top_k} if top_k > 1 else {}),
     }
     name = prediction_path(Path(), row.name, part, parts, run.split.kind).name
@@ -281,6 +281,10 @@ def _start(
     )
     count = min(len(split), limit or len(split))
     return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)
+
+
+def _names_in(vocabulary: Sequence[str | LabelClass]) -> int:
+    return sum(1 if isinstance(one, str) else len(one.names) for one in vocabulary)
 
 
 def _digest(vocabulary: Sequence[str | LabelClass]) -> str:

@@ -32,8 +32,8 @@ class Instruction:
     Attributes:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
-        allowed_K: bool (K + 1,), which known names may be chosen (`osm.models.bridges.known_names`) and, at the end,
-            whether any other name may be; None if all may be.
+        allowed_K: bool (K + 1,), true for each known name that may be chosen (`osm.models.bridges.known_names`). The
+            last value is for the class *other*. None allows all.
     """
 
     ids_RT: Tensor
@@ -47,7 +47,7 @@ class Condition(NamedTuple):
     Attributes:
         prefix_RPW: embeddings that are placed before BOS or, with `model.prompt_first`, after the prompt.
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
-        name_logits_RK: the logits of all known names (`osm.models.bridges.known_names`), also of those that are not
+        name_logits_RK: the logits of all known names (`osm.models.bridges.known_names`), including those that are not
             allowed; None without known names.
     """
 

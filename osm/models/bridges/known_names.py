@@ -58,9 +58,11 @@ def restricted(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor:
     return logits_RK if allowed_K is None else logits_RK.masked_fill(~allowed_K, _EXCLUDED)
 
 
-def allowed_share(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor | None:
-    """Return the probability (R,) of all classes together that are true in `allowed_K`; None if all are allowed."""
-    return None if allowed_K is None else logits_RK.float().softmax(1)[:, allowed_K].sum(1)
+def allowed_share(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor:
+    """Return the total probability (R,) of the classes that are true in `allowed_K`; None allows all."""
+    if allowed_K is None:
+        return torch.ones(len(logits_RK), device=logits_RK.device)
+    return logits_RK.float().softmax(1)[:, allowed_K].sum(1)
 
 
 def certainties(logits_RK: Tensor) -> Tensor:
