@@ -109,16 +109,13 @@ def results(figures: Path) -> dict[str, str]:
         f"{title}, {cases['constrained', name]['list']} names ({cases['constrained', name]['masks']} masks)"
         for name, title in LISTS.items()
     ]
-    rows = []
+    kinds = {"before": "expected_calibration_error", "after": "after_calibration"}
+    rows, errors = [], []
     for way in WAYS:
         values = [cases[way, name]["accuracy"]["own"] for name in LISTS]
         rows.append((way, *map(percent, values), percent(sum(values) / len(values))))
-    errors = []
-    for way in WAYS:
-        kinds = ("expected_calibration_error", "after_calibration")
-        shares = (percent(cases[way, name][kind]["own"]) for name in LISTS for kind in kinds)
-        errors.append((way, *shares))
-    heads = [f"{title}, {when}" for title in LISTS.values() for when in ("before", "after")]
+        errors.append((way, *(percent(cases[way, name][kind]["own"]) for name in LISTS for kind in kinds.values())))
+    heads = [f"{title}, {when}" for title in LISTS.values() for when in kinds]
     return {
         "shipped_ways": table(("way", *titles, "mean"), rows),
         "shipped_ways_ece": table(("way", *heads), errors),

@@ -223,13 +223,16 @@ def _line(title: str, answer: Recognition) -> str:
     if answer.skipped:
         return f"{title} [{answer.mode}]: no name, {answer.skipped}"
     class_id = "" if answer.class_id is None else f" (id {answer.class_id})"
-    name = f"{answer.text or '(nothing)'}{class_id} {answer.prob:.1%}"
-    if answer.said:
-        relation = "instead of" if answer.text == NONE_OF_THESE else "nearest to"
-        name = f"{answer.text}{class_id} ({relation} {answer.said!r} {answer.prob:.1%})"
+    name = f"{answer.text or '(nothing)'}{class_id}"
+    relation = "instead of" if answer.text == NONE_OF_THESE else "nearest to"
+    said = f"{relation} {answer.said!r}" if answer.said else ""
     if answer.calibrated_prob is not None:
-        maybe, said = "unsure: maybe " if answer.unsure else "", f"nearest to {answer.said!r}, " if answer.said else ""
-        name = f"{maybe}{answer.text or '(nothing)'}{class_id} ({said}{answer.calibrated_prob:.0%} likely correct)"
+        facts = filter(None, (said, f"{answer.calibrated_prob:.0%} likely correct"))
+        name = f"{'unsure: maybe ' if answer.unsure else ''}{name} ({', '.join(facts)})"
+    elif said:
+        name += f" ({said} {answer.prob:.1%})"
+    else:
+        name += f" {answer.prob:.1%}"
     return f"{title} [{answer.mode}]: " + ", ".join([name, *map(_candidate, answer.top[1:])])
 
 

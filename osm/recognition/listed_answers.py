@@ -54,7 +54,7 @@ def listed_answers(
 def _with_token_probs(answer: Recognition, searched: LikeliestNames, vocabulary: Vocabulary) -> Recognition:
     """Add the token probabilities of the most likely spelling of the answered class."""
     for name in searched.names:
-        if vocabulary.classes[vocabulary.class_of[vocabulary.index_of(name.ids)]].names[0] == answer.text:
+        if vocabulary.index_of(name.ids) in vocabulary.spellings[answer.text]:
             return replace(answer, token_probs=name.token_probs)
     return answer
 

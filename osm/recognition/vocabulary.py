@@ -324,21 +324,20 @@ def _of_arrows(text: str, where: str) -> _Found:
     """
     numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
-    pairs = [(number, _ARROW.fullmatch(line)) for number, line in lines]
-    if not any(pair for _, pair in pairs):
+    pairs = [(number, pair) for number, line in lines if (pair := _ARROW.fullmatch(line))]
+    if not pairs:
         return []
-    for (number, line), (_, pair) in zip(lines, pairs, strict=True):
-        if not pair:
-            if "->" in line or "→" in line:
-                raise OsmError(f"{where}: line {number}: {shown(line)}: the id after the arrow must be a whole number")
-            example = shown(f"{line} -> 7")
-            raise OsmError(
-                f"{where}: line {number}: {shown(line)} has no id, but other lines have one; write {example} with the "
-                "id of this class, or remove all ids"
-            )
-    return [
-        (f"line {number}", int(pair[2]), name.strip()) for number, pair in pairs if pair for name in pair[1].split(",")
-    ]
+    for number, line in lines:
+        if _ARROW.fullmatch(line):
+            continue
+        if "->" in line or "→" in line:
+            raise OsmError(f"{where}: line {number}: {shown(line)}: the id after the arrow must be a whole number")
+        example = shown(f"{line} -> 7")
+        raise OsmError(
+            f"{where}: line {number}: {shown(line)} has no id, but other lines have one; write {example} with the id "
+            "of this class, or remove all ids"
+        )
+    return [(f"line {number}", int(pair[2]), name.strip()) for number, pair in pairs for name in pair[1].split(",")]
 
 
 def _of_json(text: str, where: str) -> tuple[str, _Found]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,8 +197,9 @@ def test_a_free_name_is_as_probable_as_the_classifier_is_certain(
         assert overall[1] == pytest.approx(overall[0] * expected / factor)
 
 
-def logits_of(recognizer: Recognizer, boxes: list[list[float]]) -> list[Tensor]:
-    """Return the logits (1, K + 1) of the classifier for each box of the current image."""
+@contextlib.contextmanager
+def noted_logits() -> Iterator[list[Tensor]]:
+    """Yield a list to which each call of the classifier appends the logits (R, K + 1) that weight the embeddings."""
     found: list[Tensor] = []
     mixed = KnownNames.mixed
 
@@ -206,9 +209,7 @@ def logits_of(recognizer: Recognizer, boxes: list[list[float]]) -> list[Tensor]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KnownNames, "mixed", noted)
-        for box in boxes:
-            recognizer.name(boxes=[box])
-    return found
+        yield found
 
 
 def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel) -> None:
@@ -219,27 +220,19 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
     recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
     boxes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]]
     classes = [LabelClass(1, ("Cat",)), LabelClass(2, ("mug", "cup"))]  # in lower case, the model knows a name of each
-    seen: list[list[float]] = []
-    mixed = KnownNames.mixed
-
-    def noted(self: KnownNames, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
-        seen.append(logits_RK.softmax(1).amin(0).tolist())
-        return mixed(self, logits_RK, other_RO)
 
     def ask(vocabulary: list[Any], method: str = "constrained", none_below: float = 0.0) -> list[bool]:
         """Return which classes of the classifier have a probability above 0."""
-        seen.clear()
         asked = {"vocabulary": vocabulary, "method": method, "none_below": none_below}
-        answers = [answer for [answer] in recognizer.name(boxes=boxes, **asked)]
+        with noted_logits() as seen:
+            answers = [answer for [answer] in recognizer.name(boxes=boxes, **asked)]
         assert all(answer.class_id in (1, 2, None) and answer.text for answer in answers)
-        return [least > 0 for least in seen[-1]]
+        return [least > 0 for least in seen[-1].softmax(1).amin(0).tolist()]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KnownNames, "mixed", noted)
-        for method in ("constrained", "scored"):
-            assert ask(classes, method) == [True, False, True, False]
-            assert ask([*classes, "unicycle"], method) == [True] * 4  # the model does not know all of these
-            assert ask(classes, method, none_below=0.01) == [True] * 4
+    for method in ("constrained", "scored"):
+        assert ask(classes, method) == [True, False, True, False]
+        assert ask([*classes, "unicycle"], method) == [True] * 4  # the model does not know all of these
+        assert ask(classes, method, none_below=0.01) == [True] * 4
     model.calibration = ProbabilityCalibration(1.0, 0.0)  # leaves the probabilities as they are
     alone = [recognizer.name(boxes=[box], vocabulary=classes)[0][0] for box in boxes]
     together = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
@@ -247,7 +240,10 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
     assert [one.prob for one in together] == pytest.approx([one.prob for one in alone], rel=1e-3)
     # The calibrated probability is not conditional on the list: no class of the classifier is excluded.
     allowed_K = torch.tensor([True, False, True, False])
-    kept = [float(logits.softmax(1)[0, allowed_K].sum()) for logits in logits_of(recognizer, boxes)]
+    with noted_logits() as seen:
+        for box in boxes:
+            recognizer.name(boxes=[box])
+    kept = [float(logits.softmax(1)[0, allowed_K].sum()) for logits in seen]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("osm.recognition.recognizer.allowed_share", lambda logits, _: torch.ones(len(logits)))
         conditional = [answer for [answer] in recognizer.name(boxes=boxes, vocabulary=classes)]
@@ -255,13 +251,11 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
         assert 0 < share < 1 and other.calibrated_prob is not None
         assert one.prob == other.prob and one.calibrated_prob == pytest.approx(share * other.calibrated_prob)
     # The names for a gray image are restricted in the same way. With `none_below`, neither is.
-    with pytest.MonkeyPatch.context() as patch:
-        seen.clear()
-        patch.setattr(KnownNames, "mixed", noted)
+    with noted_logits() as seen:
         for none_below in (0.0, 0.5, 0.0):
             ranked = {"ranking": Ranking(prior_weight=0.5), "none_below": none_below}
             recognizer.name(boxes=boxes[:1], vocabulary=classes, **ranked)
-    excluded = [min(least) == 0 for least in seen]
+    excluded = [float(logits.softmax(1).min()) == 0 for logits in seen]
     assert excluded == [True, True, False, False, True]
 
 
