@@ -97,8 +97,12 @@ class _Change:
 
 @torch.no_grad()
 def _test_tokens(tower: Tower, side: int) -> Tensor:
-    """Return the tower's tokens for a test window of random values."""
-    return tower(torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)))[1]
+    """Return the tower's tokens, and the logits of its classes if it has any, for a test window of random values."""
+    window_13ww = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    if not tower.classes:
+        return tower(window_13ww)[1].flatten()
+    cells = (side // tower.patch) ** 2
+    return torch.cat([one.flatten() for one in tower.tokens_and_classes(window_13ww, torch.ones(1, cells) / cells)])
 
 
 def _changed(tower: Tower, side: int, before: Tensor | None, changes: Sequence[_Change], failed: str) -> int:

@@ -132,7 +132,10 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
     """Return a tower's config values in the layout used in checkpoints."""
     if values["kind"] not in TOWER_KINDS:
         return values
-    return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
+    stored = {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
+    if values.get("classes"):  # earlier versions do not know this key
+        stored["classes"] = values["classes"]
+    return stored
 
 
 def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,11 +148,7 @@ def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
         left_out += ["direct_tokens", "direct_width"]
     if not sizes["direct_zoom"]:
         left_out += ["direct_zoom", "direct_zoom_enlarge"]
-    if not sizes.get("direct_names"):
-        left_out.append("direct_names")
-    if not sizes.get("direct_first"):
-        left_out.append("direct_first")
-    return tuple(left_out)
+    return (*left_out, *(name for name in ("direct_names", "direct_classes", "direct_first") if not sizes.get(name)))
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:

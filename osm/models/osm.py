@@ -81,6 +81,12 @@ class OmniScientModel(nn.Module):
         if not self.zoom:
             return
         tower = self.tower
+        classes = len(getattr(self.bridge.config, "direct_classes", ()))
+        if classes and classes != tower.classes:
+            raise OsmError(
+                f"model.bridge.direct_classes has {classes} entries, but model.tower.classes of the tower {named!r} is "
+                f"{tower.classes}; they have to be equal"
+            )
         if self.zoom % tower.patch:
             raise OsmError(
                 f"model.bridge.direct_zoom {self.zoom} is not a multiple of the tower's patch ({tower.patch})"
@@ -190,8 +196,8 @@ class OmniScientModel(nn.Module):
         assert isinstance(features, RegionFeatures) and isinstance(self.bridge.config, DirectPathConfig)
         index_R = _image_index(image_index, len(pixel_values), features)
         enlarge = self.bridge.config.direct_zoom_enlarge
-        tokens_RC = zoom_tokens(self.tower, pixel_values, index_R, segmentation_mask, self.zoom, enlarge)
-        return replace(features, zoom_RC=tokens_RC)
+        found = zoom_tokens(self.tower, pixel_values, index_R, segmentation_mask, self.zoom, enlarge)
+        return replace(features, zoom_RC=found.tokens_RC, class_logits_RA=found.class_logits_RA)
 
     # -- text --------------------------------------------------------------------------------------------------------
 

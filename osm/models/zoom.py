@@ -4,8 +4,8 @@ In the windows of the whole image, a small mask covers few cells of the tower's 
 window, it covers many. The published model has no zoom windows.
 
 Shapes: N images, R masks, M some of the masks, S input size, z side of a zoom window, p patch, G = (z / p)^2 grid
-cells, C token width, D channels, b bins, P sampled points per bin, T pixels that a bin reads along an axis, Y and X the
-pixels that a square reads, V values per pixel.
+cells, C token width, A classes of the tower, D channels, b bins, P sampled points per bin, T pixels that a bin reads
+along an axis, Y and X the pixels that a square reads, V values per pixel.
 """
 
 from __future__ import annotations
@@ -46,13 +46,25 @@ def zoom_boxes(mask_R1SS: Tensor, enlarge: float) -> Tensor:
     return torch.cat([start_R2, start_R2 + side_R1], 1)
 
 
+class ZoomOutput(NamedTuple):
+    """What the tower computes from the zoom windows.
+
+    Attributes:
+        tokens_RC: the mean of the tokens over each mask in its zoom window.
+        class_logits_RA: the logits of the tower's own classifier for each mask; None if the tower has none.
+    """
+
+    tokens_RC: Tensor
+    class_logits_RA: Tensor | None
+
+
 @torch.no_grad()
 def zoom_tokens(
     tower: Tower, pixels_N3SS: Tensor, image_index_R: Tensor, mask_R1SS: Tensor, side: int, enlarge: float
-) -> Tensor:
-    """Return the mean of the tower's tokens over each mask in its zoom window, with shape (R, C).
+) -> ZoomOutput:
+    """Run the tower on the zoom window of each mask.
 
-    Each token is weighted by the share of its cell that is inside the mask.
+    In all means, each cell is weighted by its share that is inside the mask.
 
     Args:
         pixels_N3SS: the normalized, padded images.
@@ -74,8 +86,12 @@ def zoom_tokens(
     cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
     weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
     # One pass for all windows: with FSDP, every rank has to run the tower equally often.
-    _, patches_RGC = tower(windows_R3zz.to(dtype))
-    return torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC)
+    class_logits_RA = None
+    if tower.classes:
+        patches_RGC, class_logits_RA = tower.tokens_and_classes(windows_R3zz.to(dtype), weights_RG)
+    else:
+        _, patches_RGC = tower(windows_R3zz.to(dtype))
+    return ZoomOutput(torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC), class_logits_RA)
 
 
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:

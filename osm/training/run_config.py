@@ -15,7 +15,8 @@ from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
 from osm.data.stream import user_pipeline
 from osm.datasets.table import Dataset, DatasetTable
-from osm.errors import OsmError, did_you_mean
+from osm.errors import OsmError, did_you_mean, shown
+from osm.files import read_json
 from osm.forms import form_class
 from osm.models import checkpoint
 from osm.models.factory import base_config
@@ -23,9 +24,12 @@ from osm.models.model_config import ModelConfig
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
+from osm.terminal import message_logger
 from osm.training.checkpoints import local_checkpoint
 from osm.training.train_config import TrainConfig
 from osm.training.train_flags import MODEL_FLAGS, WIDTH_FLAGS, read_flags, scalar_fields, set_flags
+
+logger = message_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,13 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     if training.known_names or (own is model and known):
         model = _with_known_names(model, [table[name] for name in training.used_sets])
+    if training.known_classes:
+        if own is model:
+            raise OsmError(
+                f"--known_classes: the model of --start_from {public(training.start_from)} cannot be changed; remove "
+                "the flag"
+            )
+        model = _with_known_classes(model, training.known_classes)
     model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
 
@@ -163,6 +174,32 @@ def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfi
         return replace(model, bridge=replace(bridge, direct_names=names))
     except FieldError as error:
         raise OsmError(f"--known_names: model.bridge.{error}") from None
+
+
+def _with_known_classes(model: ModelConfig, file: str) -> ModelConfig:
+    """Return the model config with the classifier of the tower, whose classes have the names in a file.
+
+    Raises:
+        OsmError: the file is not a list of names, no class has a known name, or the tower has no classifier.
+    """
+    document, _ = read_json(localize(file, "--known_classes"), "--known_classes")
+    if not isinstance(document, list) or not all(isinstance(name, str) for name in document):
+        raise OsmError(f"--known_classes {file}: expected a list with the name of each class, found {shown(document)}")
+    tower, bridge = model.tower, model.bridge
+    if not hasattr(tower, "classes"):
+        raise OsmError(
+            f"--known_classes needs a tower with a classifier of its own; model.tower.kind {tower.kind!r} has none"
+        )
+    known = set(getattr(bridge, "direct_names", ()))
+    classes = tuple(name if name in known else "" for name in document)
+    if not any(classes):
+        raise OsmError(f"--known_classes {file}: none of its {len(classes)} names is a class name of the datasets")
+    logger.info("--known_classes: %d of %d classes have a known name", sum(map(bool, classes)), len(classes))
+    try:
+        tower = replace(tower, classes=len(classes))  # type: ignore[call-arg]
+        return replace(model, tower=tower, bridge=replace(bridge, direct_classes=classes))  # type: ignore[call-arg]
+    except FieldError as error:
+        raise OsmError(f"--known_classes: {error}") from None
 
 
 def _of_model(settings: Sequence[str]) -> list[str]:

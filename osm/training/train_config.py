@@ -55,6 +55,8 @@ class TrainConfig:
         label_smoothing: the share of each target token that is distributed evenly over all tokens of the LLM.
         known_names: make the class names of the training datasets known names of the bridge's direct path
             (`model.bridge.direct_names`).
+        known_classes: a JSON file with the name of each class of the tower's own classifier, or an empty string. The
+            classes whose names are known names become evidence for them (`model.bridge.direct_classes`).
         names_loss: the weight of the known names' cross entropy, relative to that of the LLM's tokens.
         names_smoothing: the share of the known names' target that is distributed evenly over all known names.
         precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
@@ -115,6 +117,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     label_smoothing: float = 0.0
     known_names: bool = False
+    known_classes: str = ""
     names_loss: float = 1.0
     names_smoothing: float = 0.1
     precision: str = choice("fp32", PRECISIONS)
@@ -195,6 +198,8 @@ class TrainConfig:
             raise OsmError(f"--names_smoothing {self.names_smoothing} must be at least 0 and less than 1")
         if not 0 < self.names_loss < 1e6:
             raise OsmError(f"--names_loss {self.names_loss} must be greater than 0 and less than 1e6")
+        if self.known_classes and not self.known_names:
+            raise OsmError(f"--known_classes {self.known_classes} requires --known_names")
         if self.eval_every_steps and not self.held_out_share:
             raise OsmError(
                 f"--eval_every_steps {self.eval_every_steps} requires held-out samples; set --held_out_share"

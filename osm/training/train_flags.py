@@ -41,8 +41,8 @@ _PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
 FLAG_GROUPS = {
     "run": "run_name start_from resume_from_checkpoint save_initial checkpoint_every_steps keep_checkpoints "
     "delete_previous_checkpoint seed num_epochs",
-    "optimization": "learning_rate lr_scheduler warmup_steps weight_decay label_smoothing known_names names_loss "
-    "names_smoothing gradient_accumulation_steps precision tf32 gradient_checkpointing",
+    "optimization": "learning_rate lr_scheduler warmup_steps weight_decay label_smoothing known_names known_classes "
+    "names_loss names_smoothing gradient_accumulation_steps precision tf32 gradient_checkpointing",
     "samples": "masks_per_image resize random_scale_min random_scale_max supervise mask2box_prob synonym_prob "
     "part_in_use_whole_prob part_in_prepend_object_class_prob",
     "reading": "workers dataset_resampled shuffle_buffer shard_cache shard_cache_gb pipeline feature_cache views",

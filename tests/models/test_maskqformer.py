@@ -100,10 +100,11 @@ def test_the_prefix_starts_with_the_scale_of_scaled_embeddings() -> None:
 
 
 @needs_frozen
-def test_no_mode_of_a_new_model_causes_massive_activations() -> None:
+@pytest.mark.parametrize("config", ["osm_small", "osm_small_one_query"])
+def test_no_mode_of_a_new_model_causes_massive_activations(config: str) -> None:
     """With a standard deviation of 0.02, some hidden states of SmolLM2 become over a hundred times as large."""
     torch.manual_seed(0)
-    model, processor = build(load_model_config("osm_small"))
+    model, processor = build(load_model_config(config))
     words = model.llm.get_input_embeddings().weight
     modes = torch.cat(list(model.bridge.mode_query.values()))  # (M, 1, W)
     prompt = words[processor.prompts([processor.naming_prompt()]).input_ids[0]]

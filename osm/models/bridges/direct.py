@@ -47,6 +47,8 @@ class DirectPathConfig(BridgeConfig):
         direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
         direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
             of the datasets.
+        direct_classes: the known name of each class of the tower's own classifier, or an empty string. Empty = that
+            classifier is not used. `--known_classes` of train.py sets them.
     """
 
     direct_tokens: int = field(default=0, kw_only=True)
@@ -54,6 +56,7 @@ class DirectPathConfig(BridgeConfig):
     direct_zoom: int = field(default=0, kw_only=True)
     direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
     direct_names: tuple[str, ...] = field(default=(), kw_only=True)
+    direct_classes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def least_parameters(self) -> int:
         return (self.direct_width + len(self.direct_names)) * self.direct_tokens
@@ -71,6 +74,13 @@ class DirectPathConfig(BridgeConfig):
         if not 0 <= self.direct_zoom_enlarge <= LARGEST_ENLARGE:
             raise FieldError(f"direct_zoom_enlarge {shown(self.direct_zoom_enlarge)} is not 0 to {LARGEST_ENLARGE}")
         self._check_names()
+        if len(self.direct_classes) > MOST_NAMES:
+            raise FieldError(f"direct_classes: {len(self.direct_classes)} names are more than {MOST_NAMES}")
+        if self.direct_classes and not self.direct_zoom:
+            raise FieldError("direct_classes needs direct_zoom, because the tower classifies zoom windows")
+        for name in self.direct_classes:
+            if name != "" and name not in self.direct_names:
+                raise FieldError(f"direct_classes: {shown(name)} is not one of direct_names")
 
     def _check_names(self) -> None:
         names = self.direct_names
@@ -123,7 +133,9 @@ class DirectPath(nn.Module):
         self.norm, self.linear = nn.LayerNorm(token_width), nn.Linear(inputs, outputs)
         self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
         names = len(config.direct_names)
-        self.known = KnownNames(names, inputs, config.direct_width, outputs) if names else None
+        rows = {name: row for row, name in enumerate(config.direct_names)}
+        classes = [rows.get(name, names) for name in config.direct_classes]
+        self.known = KnownNames(names, inputs, config.direct_width, outputs, classes) if names else None
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, spread: float) -> None:
@@ -174,7 +186,7 @@ class DirectPath(nn.Module):
         found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
         logits_RK = None
         if self.known is not None:
-            logits_RK = self.known.logits(inputs_RX, hidden_RX)
+            logits_RK = self.known.logits(inputs_RX, hidden_RX, features.class_logits_RA)
             found_RO = self.known.mixed(restricted(logits_RK, allowed_K), found_RO)
         return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)
 

@@ -2,12 +2,14 @@
 
 The classes are a list of names (`direct_names`) and the class *other* for everything else. Each name has D embeddings,
 which start as those of its tokens, so that the LLM only has to repeat what it reads. If a model is trained on a few
-photos without a classifier, it overfits more. A mask's embeddings are a weighted mean of those of all classes. The
-weights are sharpened probabilities: first that of *other* against all known names together, then that of each known
-name among the known names. The class *other* has no embeddings of its own: it stands for the output of the direct path,
-which can express any name.
+photos without a classifier, it overfits more. If the tower was pretrained as a classifier, the probabilities of its own
+classes are further evidence for the known names that these classes have (`direct_classes`). A mask's embeddings are a
+weighted mean of those of all classes. The weights are sharpened probabilities: first that of *other* against all known
+names together, then that of each known name among the known names. The class *other* has no embeddings of its own: it
+stands for the output of the direct path, which can express any name.
 
-Shapes: R rows (masks), K known names, X inputs, H hidden units, D direct embeddings, W width, O = D * W.
+Shapes: R rows (masks), K known names, A classes of the tower, X inputs, H hidden units, D direct embeddings, W width,
+O = D * W.
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ SHARPNESS = 4.0
 """The exponent of the probabilities that weight the embeddings.
 
 With an exponent of 1, the LLM would read a mean of many names where the classifier is unsure.
+"""
+
+_EVIDENCE, _LEAST_SHARE = 0.5, 0.03
+"""The weight of the tower's classes, and the probability below which they hardly count (`KnownNames.class_evidence`).
+
+With a larger weight, the tower's classes would outweigh what the classifier learns of frequent names.
 """
 
 _EXCLUDED = -1e4
@@ -84,10 +92,15 @@ class KnownNames(nn.Module):
         inputs: X, the width of the direct path's inputs.
         hidden: H, the width of its hidden layer.
         outputs: O, the width of its output.
+        class_names: for each class of the tower, the index of its name, or K if it has none. Empty = the tower's
+            classes are not used.
     """
 
-    def __init__(self, names: int, inputs: int, hidden: int, outputs: int) -> None:
+    name_of_class_A: Tensor
+
+    def __init__(self, names: int, inputs: int, hidden: int, outputs: int, class_names: Sequence[int] = ()) -> None:
         super().__init__()
+        self.register_buffer("name_of_class_A", torch.tensor(class_names, dtype=torch.long), persistent=False)
         self.linear, self.mlp_out = nn.Linear(inputs, names + 1), nn.Linear(hidden, names + 1, bias=False)
         self.embeddings = nn.Parameter(torch.empty(names, outputs))
 
@@ -112,9 +125,29 @@ class KnownNames(nn.Module):
                 row_DW[place] = tokens_TW[min(place, len(tokens_TW) - 1)]
             row_DW[last] = tokens_TW[min(last, len(tokens_TW) - 1) :].mean(0)
 
-    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor) -> Tensor:
-        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*."""
-        return self.linear(inputs_RX) + self.mlp_out(hidden_RH)
+    def logits(self, inputs_RX: Tensor, hidden_RH: Tensor, class_logits_RA: Tensor | None = None) -> Tensor:
+        """Return the logits (R, K + 1) of the known names and, at the end, of the class *other*.
+
+        Args:
+            class_logits_RA: the logits of the tower's classes, if their names are used.
+        """
+        logits_RK = self.linear(inputs_RX) + self.mlp_out(hidden_RH)
+        if class_logits_RA is None or not len(self.name_of_class_A):
+            return logits_RK
+        return logits_RK + self.class_evidence(class_logits_RA).to(logits_RK.dtype)
+
+    def class_evidence(self, class_logits_RA: Tensor) -> Tensor:
+        """Return what the tower's classifier adds to each logit (R, K + 1).
+
+        For a name, it is 0.5 log(1 + p / 0.03), where p is the total probability of the classes with this name. It is 0
+        for names that no class has.
+        """
+        probs_RA = class_logits_RA.float().softmax(1)
+        share_RK = probs_RA.new_zeros(len(probs_RA), len(self.embeddings) + 1)
+        share_RK.index_add_(1, self.name_of_class_A, probs_RA)
+        evidence_RK = _EVIDENCE * torch.log1p(share_RK / _LEAST_SHARE)
+        evidence_RK[:, -1] = 0  # classes without a name are no evidence for *other*: most of them are never named
+        return evidence_RK
 
     def mixed(self, logits_RK: Tensor, other_RO: Tensor) -> Tensor:
         """Return the embeddings (R, O), of which `other_RO` are those of the class *other*.

@@ -33,12 +33,14 @@ class RegionFeatures(MaskFeatures):
         box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
         context_R4: (top, left, bottom, right) of the context box, in cells, with exclusive ends.
         zoom_RC: the mean token of each mask in its zoom window (`osm.models.zoom`); None without zoom windows.
+        class_logits_RA: the logits of the tower's A classes in the zoom window; None if the tower has none.
     """
 
     coverage_RG: Tensor
     box_R4: Tensor
     context_R4: Tensor
     zoom_RC: Tensor | None = field(default=None, kw_only=True)
+    class_logits_RA: Tensor | None = field(default=None, kw_only=True)
 
 
 def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> RegionFeatures:

@@ -24,7 +24,15 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.model_config import LARGEST
 from osm.models.random_values import weights_follow
-from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
+from osm.models.towers.tower import (
+    PretrainedTowerConfig,
+    Tower,
+    check_classes,
+    check_complete,
+    check_options,
+    check_tokens,
+    one_line,
+)
 from osm.models.weights import Found, files_of, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 from osm.startup import without_unused
@@ -45,10 +53,13 @@ class TimmTowerConfig(PretrainedTowerConfig):
         options: additional arguments of `timm.create_model`, for a model with sizes that differ from timm's.
         strides: the strides of the feature maps of a CNN, finest first. Coarser maps are upsampled onto the grid of the
             finest map. Empty = a ViT, whose patch tokens are used.
+        classes: the number of classes of the model's own classifier, for `model.bridge.direct_classes`; 0 leaves the
+            classifier out. Needs `strides`.
     """
 
     kind: str = field(default="timm", kw_only=True)
     strides: tuple[int, ...] = ()
+    classes: int = 0
 
     refused = frozenset(_REFUSED.split())
 
@@ -57,6 +68,9 @@ class TimmTowerConfig(PretrainedTowerConfig):
         for place, stride in enumerate(self.strides):
             if not 1 <= stride <= LARGEST:
                 raise FieldError(f"strides.{place} {shown(stride)} is not 1 to {LARGEST}")
+        check_classes(self.classes)
+        if self.classes and not self.strides:
+            raise FieldError(f"classes {self.classes} needs strides; the classifier of a ViT is not used")
 
 
 class TimmTower(Tower):
@@ -72,14 +86,15 @@ class TimmTower(Tower):
             weights, config.source, lambda place: timm_state_dict(config.name, place), hub_id=hub_id
         )
         check_options(config.options, state, weights)
-        tower = timm_tower(config.name, config.strides, window, state, config.options, files_of(found))
+        shape = (config.name, config.strides, window)
+        tower = timm_tower(*shape, state, config.options, files_of(found), config.classes)
         tower.mean, tower.std = timm_normalisation(config.name, config.weights, found) or (tower.mean, tower.std)
         tower.source, tower.weight_files = found.source, files_of(found)
         return tower
 
     @classmethod
     def blank(cls, config: TimmTowerConfig, window: int) -> Tower:
-        return timm_tower(config.name, config.strides, window, None, config.options)
+        return timm_tower(config.name, config.strides, window, None, config.options, classes=config.classes)
 
 
 class TimmVitTower(TimmTower):
@@ -112,11 +127,17 @@ class TimmMapsTower(TimmTower):
     are concatenated along the channel dimension, finest first.
     """
 
-    def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        strides: Sequence[int],
+        channels: Sequence[int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
-        self.strides = tuple(strides)
-        self.channels = tuple(model.feature_info.channels())
+        self.strides, self.channels = tuple(strides), tuple(channels)
         self.patch, self.width = min(strides), sum(self.channels)
         self.coarsest = max(strides)
         self.class_tokens = 0
@@ -130,9 +151,13 @@ class TimmMapsTower(TimmTower):
             raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride ({self.coarsest})")
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
-        side = windows_W3ww.shape[-1]
+        patches_WGC = self._joined(self._maps(windows_W3ww), windows_W3ww.shape[-1])
+        return patches_WGC[:, :0], patches_WGC
+
+    def _joined(self, maps_WDhh: Sequence[Tensor], side: int) -> Tensor:
+        """Return the patch tokens (W, G, C) for the feature maps of windows with the given side."""
         maps = []
-        for map_WDhh, stride, channels in zip(self._maps(windows_W3ww), self.strides, self.channels, strict=True):
+        for map_WDhh, stride, channels in zip(maps_WDhh, self.strides, self.channels, strict=True):
             expected = (channels, side // stride, side // stride)
             if tuple(map_WDhh.shape[1:]) != expected:
                 raise OsmError(
@@ -145,13 +170,40 @@ class TimmMapsTower(TimmTower):
                 finest = (side // self.patch, side // self.patch)
                 map_WDhh = F.interpolate(map_WDhh, size=finest, mode="bilinear", align_corners=False)
             maps.append(map_WDhh)
-        patches_WGC = torch.cat(maps, 1).flatten(2).transpose(1, 2)
-        return patches_WGC[:, :0], patches_WGC
+        return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     def _maps(self, windows_W3ww: Tensor) -> list[Tensor]:
         """Return the model's feature maps (W, D, h, h), finest first."""
         maps = self.model(windows_W3ww.contiguous(memory_format=torch.channels_last))
         return [map_WDhh.permute(0, 3, 1, 2) for map_WDhh in maps] if self.channels_last_maps else maps
+
+
+class TimmClassifyingTower(TimmMapsTower):
+    """A timm model's feature maps, and the logits of the classifier that the model was trained with.
+
+    The model must average its last feature map before its classifier, as most CNNs do.
+
+    Args:
+        indices: timm's index of each stride's feature map.
+        model, strides, channels, mean, std: see `TimmMapsTower`.
+    """
+
+    def __init__(self, model: Any, indices: Sequence[int], *others: Any) -> None:
+        super().__init__(model, *others)
+        self.indices, self.classes = list(indices), model.num_classes
+
+    def _maps(self, windows_W3ww: Tensor) -> list[Tensor]:
+        windows_W3ww = windows_W3ww.contiguous(memory_format=torch.channels_last)
+        return self.model.forward_intermediates(windows_W3ww, indices=self.indices, intermediates_only=True)
+
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
+        windows_W3ww = windows_W3ww.contiguous(memory_format=torch.channels_last)
+        last_WDhh, maps = self.model.forward_intermediates(windows_W3ww, indices=self.indices)
+        grid = windows_W3ww.shape[-1] // self.patch
+        cover_W1hh = F.adaptive_avg_pool2d(weights_WG.unflatten(1, (1, grid, grid)), last_WDhh.shape[-2:])
+        # With weights whose mean is 1, the model's own mean over the map is the weighted mean.
+        weighted_WDhh = last_WDhh * (cover_W1hh / cover_W1hh.mean((2, 3), keepdim=True)).to(last_WDhh.dtype)
+        return self._joined(maps, windows_W3ww.shape[-1]), self.model.forward_head(weighted_WDhh)
 
 
 def import_timm() -> Any:
@@ -245,6 +297,7 @@ def timm_tower(
     state_dict: dict[str, Tensor] | None,
     options: Mapping[str, Any] | None = None,
     files: Sequence[Path] = (),
+    classes: int = 0,
 ) -> Tower:
     """Build a timm tower, load its weights, and test it on one window.
 
@@ -255,6 +308,7 @@ def timm_tower(
         state_dict: weights with timm's names; None keeps timm's random initial values.
         options: additional arguments of `timm.create_model`.
         files: the files of the weights. Towers of unchanged files are not tested again.
+        classes: the number of classes of the model's own classifier; 0 leaves the classifier out.
 
     Raises:
         OsmError: the model is unknown; the model does not support the strides, options or windows; or the weights do
@@ -265,8 +319,9 @@ def timm_tower(
     if state_dict is not None and not state_dict:  # if `state_dict` were empty, timm would download weights
         raise OsmError(f"weights for {name} contain no tensors")
     try:
-        build = _maps_tower if strides else _vit_tower
-        return build(name, strides, window, state_dict, options, files)
+        if strides:
+            return _maps_tower(name, strides, window, state_dict, options, files, classes)
+        return _vit_tower(name, strides, window, state_dict, options, files)
     except OsmError:
         raise
     except Exception as error:  # with unusual sizes, timm or torch may raise any exception
@@ -307,6 +362,7 @@ def _maps_tower(
     state_dict: dict[str, Tensor] | None,
     options: dict[str, Any],
     files: Sequence[Path],
+    classes: int,
 ) -> Tower:
     timm = import_timm()
     try:
@@ -328,8 +384,13 @@ def _maps_tower(
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
+    if classes:
+        tower = _filled_classifying(name, strides, indices, state_dict, options, classes)
+        tower.check_window(window)
+        check_tokens(tower, window, about, files, repr((name, list(strides), options, classes)))
+        return tower
     try:
-        tower: Tower = _filled_maps(name, strides, indices, state_dict, options)
+        tower = _filled_maps(name, strides, indices, state_dict, options)
         tower.check_window(window)
         check_tokens(tower, window, about, files, repr((name, list(strides), options)))
     except OsmError as error:
@@ -375,9 +436,48 @@ def _filled_maps(
     state_dict: dict[str, Tensor] | None,
     arguments: dict[str, Any],
 ) -> TimmMapsTower:
-    timm = import_timm()
+    model = _filled(name, state_dict, features_only=True, out_indices=list(indices), **arguments)
+    config: Any = import_timm().get_pretrained_cfg(name)
+    return TimmMapsTower(model, strides, model.feature_info.channels(), config.mean, config.std)
+
+
+def _filled_classifying(
+    name: str,
+    strides: Sequence[int],
+    indices: Sequence[int],
+    state_dict: dict[str, Tensor] | None,
+    options: dict[str, Any],
+    classes: int,
+) -> Tower:
+    """Build a tower with the model's own classifier.
+
+    Raises:
+        OsmError: the model has another number of classes, or does not average its last feature map.
+    """
+    model = _filled(name, state_dict, **options)
+    if model.num_classes != classes:
+        raise OsmError(
+            f"model.tower.classes is {classes}, but the classifier of {name} has {model.num_classes} classes"
+        )
+    pool = getattr(getattr(model, "global_pool", None), "pool_type", "")
+    if pool != "avg" or not hasattr(model, "forward_intermediates"):
+        raise OsmError(
+            f"model.tower.classes {classes}: {name} does not average its last feature map before its classifier; set "
+            "model.tower.classes to 0"
+        )
+    channels = [model.feature_info[index]["num_chs"] for index in indices]
+    config: Any = import_timm().get_pretrained_cfg(name)
+    return TimmClassifyingTower(model, indices, strides, channels, config.mean, config.std)
+
+
+def _filled(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
+    """Build a timm model for feature maps with the given weights.
+
+    Raises:
+        OsmError: the weights do not match the model.
+    """
     try:
-        model = _create(name, state_dict, features_only=True, out_indices=list(indices), **arguments)
+        model = _create(name, state_dict, **arguments)
     except (RuntimeError, KeyError) as error:
         if state_dict is None:
             raise
@@ -386,8 +486,7 @@ def _filled_maps(
         given = {_plain(key) for key in state_dict}
         lacking = [key for key in model.state_dict() if _plain(_whole(model, key)) not in given]
         check_complete(name, [_whole(model, key) for key in lacking])
-    config: Any = timm.get_pretrained_cfg(name)
-    return TimmMapsTower(model, strides, config.mean, config.std)
+    return model
 
 
 def _whole(model: nn.Module, key: str) -> str:

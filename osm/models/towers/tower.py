@@ -37,6 +37,7 @@ class Tower(nn.Module):
         mean: the mean that is subtracted from the RGB input in 0..1.
         std: the standard deviation by which the RGB input is divided after the mean is subtracted.
         window: the only supported window size, or None if every multiple of p is supported.
+        classes: the number of classes that the tower can tell apart (`tokens_and_classes`); 0 = none.
         source: where the weights were found (`osm.models.weights.Found.source`); empty for a tower without weights.
         weight_files: the files of the weights, if they are known; their hash is remembered until they change.
         tried: the window sizes for which `check_tokens` has already run the tower.
@@ -49,6 +50,7 @@ class Tower(nn.Module):
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     window: int | None = None
+    classes: int = 0
     source: str = ""
     weight_files: tuple[Path, ...] = ()
     tried: frozenset[int] = frozenset()
@@ -76,6 +78,16 @@ class Tower(nn.Module):
             config, window: see `of`.
         """
         return cls.of(config, window)
+
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patch tokens (W, G, C) and the logits (W, `classes`) of the classifier that the tower came with.
+
+        Only towers with `classes` have a classifier.
+
+        Args:
+            weights_WG: the weight of each cell in the mean that the classifier reads. The weights of a window sum to 1.
+        """
+        raise NotImplementedError
 
     def check_window(self, window: int) -> None:
         """Raise OsmError if the tower does not support windows of this size."""
@@ -118,6 +130,7 @@ class RandomTowerConfig(TowerConfig):
         width: the width of a token.
         class_token: whether each window has a class token, which is the mean of the window's patch tokens.
         seed: the seed of the random weights.
+        classes: the number of classes of a random linear classifier; 0 = no classifier.
     """
 
     kind: str = field(default="random", kw_only=True)
@@ -125,15 +138,17 @@ class RandomTowerConfig(TowerConfig):
     width: int = 32
     class_token: bool = True
     seed: int = 0
+    classes: int = 0
 
     def __post_init__(self) -> None:
         check_sizes(self, "patch width")
+        check_classes(self.classes)
 
     def token_shape(self, input_size: int) -> tuple[int, int]:
         return (input_size // self.patch) ** 2, self.width
 
     def least_parameters(self) -> int:
-        return 3 * self.patch**2 * self.width
+        return (3 * self.patch**2 + self.classes) * self.width
 
 
 class RandomTower(Tower):
@@ -141,10 +156,11 @@ class RandomTower(Tower):
 
     Config = RandomTowerConfig
 
-    def __init__(self, patch: int, width: int, class_token: bool, seed: int | None) -> None:
+    def __init__(self, patch: int, width: int, class_token: bool, seed: int | None, classes: int = 0) -> None:
         super().__init__()
-        self.patch, self.width, self.class_tokens = patch, width, int(class_token)
+        self.patch, self.width, self.class_tokens, self.classes = patch, width, int(class_token), classes
         self.embedding = nn.Conv2d(3, width, patch, patch)
+        self.classifier = nn.Linear(width, classes) if classes else None
         if seed is None:
             return
         generator = torch.Generator().manual_seed(seed)
@@ -154,16 +170,27 @@ class RandomTower(Tower):
 
     @classmethod
     def of(cls, config: RandomTowerConfig, window: int) -> RandomTower:
-        return cls(config.patch, config.width, config.class_token, config.seed)
+        return cls(config.patch, config.width, config.class_token, config.seed, config.classes)
 
     @classmethod
     def blank(cls, config: RandomTowerConfig, window: int) -> RandomTower:
-        return cls(config.patch, config.width, config.class_token, None)
+        return cls(config.patch, config.width, config.class_token, None, config.classes)
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         patches_WGC = self.embedding(windows_W3ww).flatten(2).transpose(1, 2)
         patches_WGC = F.layer_norm(patches_WGC, patches_WGC.shape[-1:])
         return patches_WGC.mean(1, keepdim=True)[:, : self.class_tokens], patches_WGC
+
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.classifier is not None
+        _, patches_WGC = self(windows_W3ww)
+        return patches_WGC, self.classifier(torch.einsum("wg,wgc->wc", weights_WG.to(patches_WGC.dtype), patches_WGC))
+
+
+def check_classes(classes: int) -> None:
+    """Raise FieldError if a number of classes is out of range."""
+    if not 0 <= classes <= LARGEST:
+        raise FieldError(f"classes {shown(classes)} is not 0 to {LARGEST}")
 
 
 # A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
