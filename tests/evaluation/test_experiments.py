@@ -16,6 +16,7 @@ from everyday_names import everyday_name
 from panoptic_pets import write_panoptic
 from PIL import Image
 
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.io.segmentation import encode_rle
@@ -39,6 +40,7 @@ def script(name: str) -> ModuleType:
 
 experiments, imagenet_regions = script("experiments"), script("imagenet_regions")
 imagenet_mosaics = script("imagenet_mosaics")
+imagenet_classes = script("imagenet_classes")
 merge_sets = script("merge_panoptic").merge_sets
 
 
@@ -251,3 +253,17 @@ def test_mosaics_show_each_photo_with_its_salient_region(tmp_path: Path, monkeyp
     (tmp_path / "names.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(OsmError, match="'another' is not the name of a category of COCO panoptic"):
         imagenet_mosaics.make(tmp_path / "regions", tmp_path / "coco", tmp_path / "again")
+
+
+def test_the_classes_of_imagenet_have_the_names_that_are_taught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file in the repository follows the order of timm's classes, and the classes below a synset share its name."""
+    names = json.loads((ROOT / "scripts" / "imagenet_classes.json").read_text())
+    taught = {label.target for label in load_labels("coco").classes.values()}
+    assert len(names) == 1000 and {*names} - {""} <= taught
+    assert [names[index] for index in (151, 281, 468, 0, 950)] == ["dog", "cat", "car", "", "orange fruit"]
+    monkeypatch.setattr(imagenet_classes, "find_wordnet", Above)
+    monkeypatch.setattr(
+        imagenet_classes, "read_yaml", lambda *_: {"tv": ["n02085620"], "sky-other-merged": ["n02110185"]}
+    )
+    found = imagenet_classes.class_names({"tv": 72, "sky-other-merged": 187})
+    assert {index: name for index, name in enumerate(found) if name} == {151: "tv", 250: "sky"}

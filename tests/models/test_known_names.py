@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,6 +110,57 @@ def test_the_loss_of_a_row_counts_as_often_as_its_tokens() -> None:
     share = torch.full((4, 3), 0.1 / 3) + 0.9 * F.one_hot(targets, 3)
     expected = losses - 0.5 * counts * (share * logits.log_softmax(1)).sum(1)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_classes_of_the_tower_are_evidence_for_their_names() -> None:
+    """Names of several classes and of none, and classes without a name."""
+    torch.manual_seed(0)
+    classes = [0, 3, 2, 2, 3]  # cat, none, cup, cup, none
+    known = KnownNames(len(NAMES), 5, 4, 6, classes)
+    for parameter in known.parameters():
+        torch.nn.init.normal_(parameter)
+    inputs, hidden, seen = torch.randn(4, 5), torch.randn(4, 4), 3 * torch.randn(4, 5)
+    added = known.logits(inputs, hidden, seen) - known.logits(inputs, hidden)
+    for row, probs in zip(added, seen.softmax(1).tolist(), strict=True):
+        shares = [probs[0], 0.0, probs[2] + probs[3], 0.0]
+        expected = [0.5 * math.log(1 + share / 0.03) for share in shares]
+        assert row.tolist() == pytest.approx(expected, abs=1e-5)
+    assert "name_of_class_A" not in known.state_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
+    """They change the answers, also of a model from its files, and do not change what other masks are called."""
+    torch.manual_seed(0)
+    settings = {"direct_tokens": 2, "direct_width": 16, "direct_zoom": 28, "direct_names": NAMES}
+    config = tiny_config(tmp_path, kind, **settings, direct_classes=("cup", "", "cat"))
+    with pytest.raises(OsmError, match="direct_classes has 3 entries, but model.tower.classes .* is 0"):
+        build(config)
+    config = replace(config, tower=replace(config.tower, classes=3))  # type: ignore[call-arg]
+    model, processor = build(config)
+    with torch.no_grad():
+        for parameter in [*model.bridge.parameters(), *model.tower.parameters()]:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    canvas, size = torch.randn(1, 3, 56, 56), config.input_size
+    masks = torch.zeros(2, 1, size, size, dtype=torch.bool)
+    masks[0, :, 3:40, 9:30] = masks[1, :, 20:50, 30:50] = True
+    index = torch.zeros(2, dtype=torch.long)
+    features: Any = model.mask_features(masks, masks, canvas, index)
+    assert features.class_logits_RA.shape == (2, 3) and bool(features.changes().all())
+    direct: Any = model.bridge
+    tokens = model.encode_image(canvas)
+    given = (tokens, tokens.mean(1), index, features)
+    shared: Any = [
+        value.to(direct.direct.norm.weight.dtype) if value.is_floating_point() else value for value in given[:3]
+    ]
+    logits = direct.direct(*shared, features).name_logits_RK
+    without = direct.direct(*shared, replace(features, class_logits_RA=None)).name_logits_RK
+    expected = direct.direct.known.class_evidence(features.class_logits_RA)
+    torch.testing.assert_close(logits - without, expected, atol=1e-4, rtol=1e-4)
+    assert bool((expected[:, [0, 2]] > 0).all()) and not bool(expected[:, [1, 3]].any())
+    model.save_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved/config.json").read_text())["model"]
+    assert stored["tower"]["classes"] == 3
 
 
 @pytest.fixture(params=KINDS)
@@ -278,6 +330,12 @@ def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, m
         ({"direct_tokens": 2, "direct_names": ("",)}, "direct_names: '' is not a line of 1 to 100 characters"),
         ({"direct_tokens": 2, "direct_names": ("a\nb",)}, "is not a line of 1 to 100 characters"),
         ({"direct_tokens": 2, "direct_names": tuple(map(str, range(20_001)))}, "20001 names are more than 20000"),
+        ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("cat",)}, "'cat' is not one of direct_names"),
+        ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("",) * 20_001}, "20001 names are more than 20000"),
+        (
+            {"direct_tokens": 2, "direct_names": ("cat",), "direct_classes": ("cat",)},
+            "direct_classes needs direct_zoom",
+        ),
     ],
 )
 def test_wrong_names(config: Any, settings: dict[str, Any], message: str) -> None:
@@ -299,4 +357,5 @@ def test_names_need_a_direct_path(tmp_path: Path) -> None:
 def test_a_config_without_known_names_is_stored_as_before(tmp_path: Path) -> None:
     for kind in ("maskqformer", "flamingo"):
         section = as_dict(tiny_config(tmp_path, kind, direct_tokens=2))
-        assert "direct_names" not in section["qformer"] and "direct_names" not in section["flamingo"]
+        assert not {"direct_names", "direct_classes"} & {*section["qformer"], *section["flamingo"]}
+        assert "classes" not in section["tower"]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models.factory import build, build_tower
+from osm.models.fast_inference import speed_up_tower
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.models.towers import timm_tower
-from osm.models.towers.timm_tower import TimmTowerConfig
+from osm.models.towers.timm_tower import TimmTower, TimmTowerConfig
 from osm.models.towers.tower import RandomTower, Tower
 
 Build = Callable[..., tuple[Tower, nn.Module]]
@@ -101,6 +102,46 @@ def test_models_of_one_size_are_built_for_other_windows(built: Build, name: str,
     grid(tower, 128)
     with pytest.raises(OsmError, match="--sliding_window_size 224: this tower only supports windows of 128 pixels"):
         tower.check_window(224)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("efficientnet_lite0", 1000), ("resnet18", 1000), ("convnext_atto", 1000)]
+)
+def test_a_classifying_tower_has_the_models_own_logits(built: Build, name: str, classes: int) -> None:
+    """Its tokens are those of the tower without a classifier, and cells without weight do not matter."""
+    plain, whole = built(name, (16, 32), 64)
+    config = TimmTowerConfig(name=name, strides=(16, 32), classes=classes, source="folder")
+    tower = build_tower(ModelConfig("", 64, 64, 64, tower=config))[0].eval()
+    assert (tower.classes, plain.classes, tower.patch, tower.width) == (classes, 0, 16, plain.width)
+    with torch.no_grad():
+        even = torch.full((2, 16), 1 / 16)
+        tokens, logits = tower.tokens_and_classes(windows(64), even)
+        assert torch.equal(tokens, plain(windows(64))[1]) and torch.equal(tokens, tower(windows(64))[1])
+        torch.testing.assert_close(logits, whole(windows(64)), atol=1e-4, rtol=1e-4)
+        corner = torch.zeros(2, 4, 4)
+        corner[:, :2, 2:] = torch.tensor([[0.4, 0.3], [0.2, 0.1]])  # the cells of the map's upper right quarter
+        found = tower.tokens_and_classes(windows(64), corner.flatten(1))[1]
+        last = whole.forward_features(windows(64))
+        expected = whole.forward_head(last[:, :, :1, 1:].expand(-1, -1, 2, 2))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        before = found
+        speed_up_tower(tower, 64)
+        found = tower.tokens_and_classes(windows(64), corner.flatten(1))[1]
+        torch.testing.assert_close(found, before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "classes", "message"),
+    [
+        ("efficientnet_lite0", (16, 32), 5, "model.tower.classes is 5, but .* has 1000 classes"),
+        ("vit_tiny_patch16_224", (16,), 1000, "does not average its last feature map before its classifier"),
+        ("vit_tiny_patch16_224", (), 1000, "classes 1000 needs strides"),
+        ("efficientnet_lite0", (16, 32), -1, "classes -1 is not 0 to"),
+    ],
+)
+def test_classifiers_that_cannot_be_used(name: str, strides: tuple[int, ...], classes: int, message: str) -> None:
+    with pytest.raises(OsmError, match=message):
+        TimmTower.blank(TimmTowerConfig(name=name, strides=strides, classes=classes), 224)
 
 
 VITS = [  # name, window, patch, class tokens, options

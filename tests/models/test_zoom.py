@@ -32,6 +32,7 @@ class Pixels(nn.Module):
     """A stand-in for a tower, whose tokens are the mean colors of the patches."""
 
     patch = PATCH
+    classes = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,12 +75,13 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
     masks = torch.stack([blob(10 + row, 8 + 2 * row, length, length) for row in range(10)])
     image_index = torch.tensor([1, 0] * 5)
     found = zoom_tokens(Pixels(), pixels, image_index, masks, side, 4 / length)  # type: ignore[arg-type]
+    assert found.class_logits_RA is None
     for row in range(10):
         square = (slice(8 + row, 8 + row + side * shrink), slice(6 + 2 * row, 6 + 2 * row + side * shrink))
         window, mask = pixels[image_index[row]][:, *square], masks[row][:, *square].float()
         window, mask = (nn.functional.avg_pool2d(x, shrink) for x in (window, mask))
         colors, cover = (nn.functional.avg_pool2d(x, PATCH).flatten(1) for x in (window, mask))
-        torch.testing.assert_close(found[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.tokens_RC[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
@@ -109,7 +111,7 @@ def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:
     mask = torch.zeros(1, 1, 1120, 1120, dtype=torch.bool)
     mask[0, 0, 0, 0] = mask[0, 0, -1, -1] = True
     found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, torch.ones(1, 3))
+    torch.testing.assert_close(found.tokens_RC, torch.ones(1, 3))
 
 
 def test_an_empty_mask_has_no_window() -> None:

@@ -57,6 +57,47 @@ def test_names_are_learned(workshop: Workshop, tmp_path: Path) -> None:
     assert config["model"]["bridge"]["direct_names"] == list(NAMES)
 
 
+def test_the_classes_of_the_tower_get_the_known_names(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps([NAMES[1], "something else", "", NAMES[0], NAMES[1]]))
+    flags = (*FLAGS, "--set", "model.bridge.direct_zoom=28", "--known_classes", str(classes))
+    trained = workshop.train(tmp_path / "run", *flags, variant="pooled")
+    assert trained and "--known_classes: 3 of 5 classes have a known name" in capsys.readouterr().err
+    model, _, _ = osm.load_model(tmp_path / "run/final")
+    bridge: Any = model.bridge
+    assert bridge.config.direct_classes == (NAMES[1], "", "", NAMES[0], NAMES[1]) and model.tower.classes == 5
+    assert bridge.direct.known.name_of_class_A.tolist() == [1, len(NAMES), len(NAMES), 0, 1]
+    start = ("--supervise", "answer", "--start_from", str(tmp_path / "run/final"))
+    again = workshop.arguments(tmp_path / "again", *start)
+    del again[:2]  # --config
+    assert parse(again).model.bridge == bridge.config
+    with pytest.raises(OsmError, match=r"--known_classes: the model of --start_from .* cannot be changed"):
+        parse([*again, "--known_names", "--known_classes", str(classes)])
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ({"a": 1}, (), "expected a list with the name of each class, found"),
+        (["zebra crossing sign", ""], (), "none of its 2 names is a class name of the datasets"),
+        ([NAMES[0]], (), "--known_classes: .*direct_classes needs direct_zoom"),
+        ([NAMES[0]], ("--set", "model.tower={kind: open_clip, name: ViT-B-32}"), "kind 'open_clip' has none"),
+    ],
+)
+def test_wrong_files_of_classes(
+    workshop: Workshop, tmp_path: Path, content: Any, flags: tuple[str, ...], message: str
+) -> None:
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps(content))
+    given = (*FLAGS, "--known_classes", str(file), *flags)
+    with pytest.raises(OsmError, match=message):
+        parse(workshop.arguments(tmp_path / "run", *given, variant="pooled"))
+    with pytest.raises(OsmError, match="--known_classes x.json requires --known_names"):
+        parse(workshop.arguments(tmp_path / "run", "--known_classes", "x.json", variant="pooled"))
+
+
 def test_a_new_dataset_adds_its_names_to_a_trained_model(workshop: Workshop, tmp_path: Path) -> None:
     """As it adds its mode: the trained rows stay, wherever they lie in the list."""
     first = ("--set", f"model.bridge.direct_names=[zebra, {NAMES[1]}]", "--supervise", "answer")

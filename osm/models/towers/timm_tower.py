@@ -459,8 +459,10 @@ def _filled_classifying(
         raise OsmError(
             f"model.tower.classes is {classes}, but the classifier of {name} has {model.num_classes} classes"
         )
-    pool = getattr(getattr(model, "global_pool", None), "pool_type", "")
-    if pool != "avg" or not hasattr(model, "forward_intermediates"):
+    pools = [getattr(part, "global_pool", None) for part in (model, getattr(model, "head", None))]
+    if not any(getattr(pool, "pool_type", "") == "avg" for pool in pools) or not hasattr(
+        model, "forward_intermediates"
+    ):
         raise OsmError(
             f"model.tower.classes {classes}: {name} does not average its last feature map before its classifier; set "
             "model.tower.classes to 0"
