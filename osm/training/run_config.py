@@ -116,20 +116,19 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     else:
         model = own
-    known = getattr(model.bridge, "direct_names", ())
-    if training.known_names and own is model and not known:
+    known, started = getattr(model.bridge, "direct_names", ()), own is model
+    if training.known_classes and started:
+        raise OsmError(
+            f"--known_classes: the model of --start_from {public(training.start_from)} cannot be changed; remove the flag"
+        )
+    if training.known_names and started and not known:
         raise OsmError(
             f"--known_names: the model of --start_from {public(training.start_from)} was trained without known names; "
             "remove the flag"
         )
-    if training.known_names or (own is model and known):
+    if training.known_names or (started and known):
         model = _with_known_names(model, [table[name] for name in training.used_sets])
     if training.known_classes:
-        if own is model:
-            raise OsmError(
-                f"--known_classes: the model of --start_from {public(training.start_from)} cannot be changed; remove "
-                "the flag"
-            )
         model = _with_known_classes(model, training.known_classes)
     model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
