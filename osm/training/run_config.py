@@ -119,7 +119,8 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     known, started = getattr(model.bridge, "direct_names", ()), own is model
     if training.known_classes and started:
         raise OsmError(
-            f"--known_classes: the model of --start_from {public(training.start_from)} cannot be changed; remove the flag"
+            f"--known_classes: the model of --start_from {public(training.start_from)} cannot be changed; remove the "
+            "flag"
         )
     if training.known_names and started and not known:
         raise OsmError(
