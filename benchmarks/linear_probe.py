@@ -127,7 +127,8 @@ def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> 
     means = cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)
     if model.zoom:
         images, enlarge = torch.zeros(len(masks), dtype=torch.long), model.bridge.config.direct_zoom_enlarge
-        means = torch.cat([means, zoom_tokens(model.tower, pixels, images, padded, model.zoom, enlarge)], 1)
+        zoomed = zoom_tokens(model.tower, pixels, images, padded, model.zoom, enlarge)
+        means = torch.cat([means, zoomed.tokens_RC], 1)
     return means.numpy()
 
 

@@ -49,6 +49,7 @@ from osm.models.bridges.maskqformer import (
     MaskQFormerBridge,  # noqa: E402
     QFormerConfig,  # noqa: E402
 )
+from osm.models.bridges.pooled import PooledBridge  # noqa: E402
 from osm.models.factory import base_config, pick_device  # noqa: E402
 from osm.models.fast_inference import speed_up  # noqa: E402
 from osm.models.llm import stop_ids  # noqa: E402
@@ -117,6 +118,12 @@ def lead(model: OmniScientModel) -> None:
                 layer.output.weight.mul_(5)
             for query in model.bridge.mode_query.values():
                 query.add_(torch.randn(query.shape, generator=generator).to(query))
+        return
+    if isinstance(model.bridge, PooledBridge):
+        with torch.no_grad():
+            model.bridge.direct.linear.weight.mul_(5)
+            for query in model.bridge.mode_query.values():
+                query.add_(3 * torch.randn(query.shape, generator=generator).to(query))
         return
     with torch.no_grad():
         for layer in model.bridge.qformer.encoder.layer:

@@ -413,5 +413,9 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
 def _zoom_flops(model: OmniScientModel, mode: DeviceMode) -> int:
     """Return the FLOPs of the tower for a zoom window."""
     with FlopCounterMode(display=False) as counter, mode:
-        model.tower(torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters())))
+        window = torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters()))
+        if model.tower.classes:
+            model.tower.tokens_and_classes(window, torch.ones(1, (model.zoom // model.tower.patch) ** 2))
+        else:
+            model.tower(window)
     return counter.get_total_flops()

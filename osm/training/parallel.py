@@ -76,7 +76,7 @@ def parallelize(
     buffers = [name for name, _ in task.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # DDP does not need to synchronize the model's buffers, because they belong to the frozen tower and never change.
+    # DDP does not need to synchronize the model's buffers, because they never change.
     # In newer versions of torch, the option `broadcast_buffers` is named `forward_sync_buffers`.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

@@ -197,9 +197,13 @@ def _with_known_classes(model: ModelConfig, file: str) -> ModelConfig:
     logger.info("--known_classes: %d of %d classes have a known name", sum(map(bool, classes)), len(classes))
     try:
         tower = replace(tower, classes=len(classes))  # type: ignore[call-arg]
-        return replace(model, tower=tower, bridge=replace(bridge, direct_classes=classes))  # type: ignore[call-arg]
     except FieldError as error:
-        raise OsmError(f"--known_classes: {error}") from None
+        raise OsmError(f"--known_classes: model.tower.{error}") from None
+    try:
+        bridge = replace(bridge, direct_classes=classes)  # type: ignore[call-arg]
+    except FieldError as error:
+        raise OsmError(f"--known_classes: model.bridge.{error}") from None
+    return replace(model, tower=tower, bridge=bridge)
 
 
 def _of_model(settings: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ def test_tokens_under_a_mask_and_in_its_zoom_window(tmp_path: Path) -> None:
     pixels, padded = processor.pixel_values(processor.canvas(image)[None]), processor.canvas_masks(masks)
     for row, mask in zip(found, padded, strict=True):
         alone = zoom_tokens(model.tower, pixels, torch.zeros(1, dtype=torch.long), mask[None], 56, 0.5)
-        assert np.allclose(row[width:], alone[0].numpy(), atol=1e-5)
+        assert np.allclose(row[width:], alone.tokens_RC[0].numpy(), atol=1e-5)
     assert not np.allclose(found[:, :width], found[:, width:])
 
 

@@ -130,7 +130,7 @@ def test_the_classes_of_the_tower_are_evidence_for_their_names() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
-    """They change the answers, also of a model from its files, and do not change what other masks are called."""
+    """The evidence is added to the logits of the classifier, and a model from its files computes the same."""
     torch.manual_seed(0)
     settings = {"direct_tokens": 2, "direct_width": 16, "direct_zoom": 28, "direct_names": NAMES}
     config = tiny_config(tmp_path, kind, **settings, direct_classes=("cup", "", "cat"))
@@ -139,7 +139,7 @@ def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
     config = replace(config, tower=replace(config.tower, classes=3))  # type: ignore[call-arg]
     model, processor = build(config)
     with torch.no_grad():
-        for parameter in [*model.bridge.parameters(), *model.tower.parameters()]:
+        for parameter in model.bridge.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     canvas, size = torch.randn(1, 3, 56, 56), config.input_size
     masks = torch.zeros(2, 1, size, size, dtype=torch.bool)
@@ -159,8 +159,14 @@ def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits - without, expected, atol=1e-4, rtol=1e-4)
     assert bool((expected[:, [0, 2]] > 0).all()) and not bool(expected[:, [1, 3]].any())
     model.save_pretrained(tmp_path / "saved")
-    stored = json.loads((tmp_path / "saved/config.json").read_text())["model"]
-    assert stored["tower"]["classes"] == 3
+    assert json.loads((tmp_path / "saved/config.json").read_text())["model"]["tower"]["classes"] == 3
+    assert not torch.allclose(*features.class_logits_RA, atol=1e-3)
+    again: Any = load_folder(tmp_path / "saved")[0]
+    assert torch.equal(again.mask_features(masks, masks, canvas, index).class_logits_RA, features.class_logits_RA)
+    assert torch.equal(again.bridge.direct(*shared, features).name_logits_RK, logits)
+    config = replace(config, tower=replace(config.tower, classes=0))  # type: ignore[call-arg]
+    with pytest.raises(OsmError, match="direct_classes has 3 entries"):
+        build(config)
 
 
 @pytest.fixture(params=KINDS)

@@ -78,8 +78,9 @@ class DirectPathConfig(BridgeConfig):
             raise FieldError(f"direct_classes: {len(self.direct_classes)} names are more than {MOST_NAMES}")
         if self.direct_classes and not self.direct_zoom:
             raise FieldError("direct_classes needs direct_zoom, because the tower classifies zoom windows")
+        known = {"", *self.direct_names}
         for name in self.direct_classes:
-            if name != "" and name not in self.direct_names:
+            if name not in known:
                 raise FieldError(f"direct_classes: {shown(name)} is not one of direct_names")
 
     def _check_names(self) -> None:
@@ -100,7 +101,8 @@ class DirectPathConfig(BridgeConfig):
 class DirectKeys(VisibleKeys, RegionFeatures):
     """The features of R masks: the visible keys, and what the direct path needs.
 
-    The direct path needs the coverage and boxes for pooling, and the tokens of the zoom windows if there are any.
+    The direct path needs the coverage and boxes for pooling and, with zoom windows, their tokens and the logits of the
+    tower's classes.
     """
 
 

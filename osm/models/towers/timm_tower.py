@@ -457,19 +457,40 @@ def _filled_classifying(
     model = _filled(name, state_dict, **options)
     if model.num_classes != classes:
         raise OsmError(
-            f"model.tower.classes is {classes}, but the classifier of {name} has {model.num_classes} classes"
+            f"model.tower.classes is {classes}, but the classifier of {name} has {model.num_classes} classes; the list "
+            "of --known_classes needs one entry for each"
         )
-    pools = [getattr(part, "global_pool", None) for part in (model, getattr(model, "head", None))]
-    if not any(getattr(pool, "pool_type", "") == "avg" for pool in pools) or not hasattr(
-        model, "forward_intermediates"
-    ):
+    if not _averages_last_map(model):
         raise OsmError(
-            f"model.tower.classes {classes}: {name} does not average its last feature map before its classifier; set "
-            "model.tower.classes to 0"
+            f"model.tower.classes {classes}: the classifier of {name} does not read the mean of its last feature map; "
+            "set model.tower.classes to 0"
         )
     channels = [model.feature_info[index]["num_chs"] for index in indices]
     config: Any = import_timm().get_pretrained_cfg(name)
     return TimmClassifyingTower(model, indices, strides, channels, config.mean, config.std)
+
+
+def _averages_last_map(model: Any) -> bool:
+    """Return whether a model's classifier depends only on the mean of the last feature map, with channels first."""
+    layout = getattr(model, "output_fmt", "")
+    if str(getattr(layout, "value", layout)) == "NHWC" or not hasattr(model, "forward_intermediates"):
+        return False
+    training, device = model.training, next(model.parameters()).device
+    if device.type == "meta":  # nothing can be compared; a model with weights is checked when it is built
+        return True
+    generator = torch.Generator().manual_seed(0)
+    map_1D44 = torch.randn(1, model.num_features, 4, 4, generator=generator).to(device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()
+            found_1A, of_mean_1A = (
+                model.forward_head(x) for x in (map_1D44, map_1D44.mean((2, 3), True).expand(1, -1, 4, 4))
+            )
+    except Exception:  # a ViT's head reads tokens, and other heads may expect other shapes
+        return False
+    finally:
+        model.train(training)
+    return torch.allclose(found_1A, of_mean_1A, atol=1e-3, rtol=1e-3)
 
 
 def _filled(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
