@@ -116,6 +116,8 @@ def test_only_plain_large_float32_layers_are_packed() -> None:
 class Net(nn.Module):
     """A tower of two convolutions, the second of which has something between itself and its batch norm or not."""
 
+    classes = 0
+
     def __init__(self, between: bool) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
@@ -149,6 +151,8 @@ def test_batch_norms_are_folded_if_the_tokens_stay() -> None:
 
 class CnnTower(nn.Module):
     """The first maps of a CNN from timm, frozen."""
+
+    classes = 0
 
     def __init__(self, name: str) -> None:
         super().__init__()
