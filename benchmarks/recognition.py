@@ -119,18 +119,18 @@ def lead(model: OmniScientModel) -> None:
             for query in model.bridge.mode_query.values():
                 query.add_(torch.randn(query.shape, generator=generator).to(query))
         return
-    if isinstance(model.bridge, PooledBridge):
-        with torch.no_grad():
-            model.bridge.direct.linear.weight.mul_(5)
-            for query in model.bridge.mode_query.values():
-                query.add_(3 * torch.randn(query.shape, generator=generator).to(query))
-        return
+    queries = list(model.bridge.mode_query.values())
     with torch.no_grad():
-        for layer in model.bridge.qformer.encoder.layer:
-            if layer.has_cross_attention:  # what is seen, and not the queries alone, decides what comes out
-                layer.crossattention.attention.value.weight.mul_(5)
-                layer.crossattention.output.dense.weight.mul_(5)
-        for parameter in (model.bridge.mask_query, model.bridge.context_query, *model.bridge.mode_query.values()):
+        # What is seen, and not the queries alone, decides what comes out.
+        if isinstance(model.bridge, PooledBridge):
+            model.bridge.direct.linear.weight.mul_(5)
+        else:
+            queries = [model.bridge.mask_query, model.bridge.context_query, *queries]
+            for layer in model.bridge.qformer.encoder.layer:
+                if layer.has_cross_attention:
+                    layer.crossattention.attention.value.weight.mul_(5)
+                    layer.crossattention.output.dense.weight.mul_(5)
+        for parameter in queries:
             parameter.add_(3 * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 

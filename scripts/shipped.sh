@@ -49,7 +49,8 @@ echo "== training"
 images=$((2 * steps))  # a step takes `batch_size` images of a set in each of two processes
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" --config osm_small \
   --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-6}" --views "${VIEWS:-2}" \
-  --known_names --known_classes "$root/scripts/imagenet_classes.json" --feature_cache "$cache" --delete_previous_checkpoint \
+  --known_names --known_classes "$root/scripts/imagenet_classes.json" \
+  --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco/000000000.tar" --batch_size_coco 3 --train_num_samples_coco $((3 * images)) \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$images" \
   --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 1 --train_num_samples_clothing "$images" \

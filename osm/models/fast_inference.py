@@ -99,10 +99,9 @@ class _Change:
 def _test_tokens(tower: Tower, side: int) -> Tensor:
     """Return the tower's tokens, and the logits of its classes if it has any, for a test window of random values."""
     window_13ww = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    if not tower.classes:
-        return tower(window_13ww)[1].flatten()
     cells = (side // tower.patch) ** 2
-    return torch.cat([one.flatten() for one in tower.tokens_and_classes(window_13ww, torch.ones(1, cells) / cells)])
+    found = tower.tokens_and_classes(window_13ww, torch.full((1, cells), 1 / cells))
+    return torch.cat([one.flatten() for one in found if one is not None])
 
 
 def _changed(tower: Tower, side: int, before: Tensor | None, changes: Sequence[_Change], failed: str) -> int:

@@ -86,11 +86,7 @@ def zoom_tokens(
     cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
     weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
     # One pass for all windows: with FSDP, every rank has to run the tower equally often.
-    class_logits_RA = None
-    if tower.classes:
-        patches_RGC, class_logits_RA = tower.tokens_and_classes(windows_R3zz.to(dtype), weights_RG)
-    else:
-        _, patches_RGC = tower(windows_R3zz.to(dtype))
+    patches_RGC, class_logits_RA = tower.tokens_and_classes(windows_R3zz.to(dtype), weights_RG)
     return ZoomOutput(torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC), class_logits_RA)
 
 

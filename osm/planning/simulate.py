@@ -414,8 +414,5 @@ def _zoom_flops(model: OmniScientModel, mode: DeviceMode) -> int:
     """Return the FLOPs of the tower for a zoom window."""
     with FlopCounterMode(display=False) as counter, mode:
         window = torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters()))
-        if model.tower.classes:
-            model.tower.tokens_and_classes(window, torch.ones(1, (model.zoom // model.tower.patch) ** 2))
-        else:
-            model.tower(window)
+        model.tower.tokens_and_classes(window, torch.ones(1, (model.zoom // model.tower.patch) ** 2))
     return counter.get_total_flops()

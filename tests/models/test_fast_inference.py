@@ -19,6 +19,7 @@ from osm.models import fast_inference
 from osm.models.fast_inference import fold_batch_norms, pack_convs
 from osm.models.packed_conv import PackedConv, can_be_packed, is_packing_possible
 from osm.models.packed_linear import PackedLinear, is_packing_right, pack_linears
+from osm.models.towers.tower import Tower
 from osm.recognition.recognizer import load_recognizer
 
 needs_packing = pytest.mark.skipif(not is_packing_right(), reason="this PyTorch has no packed product")
@@ -113,10 +114,10 @@ def test_only_plain_large_float32_layers_are_packed() -> None:
     assert model["head"].weight is words.weight  # shared, not copied
 
 
-class Net(nn.Module):
+class Net(Tower):
     """A tower of two convolutions, the second of which has something between itself and its batch norm or not."""
 
-    classes = 0
+    patch = 16
 
     def __init__(self, between: bool) -> None:
         super().__init__()
@@ -139,20 +140,20 @@ def test_batch_norms_are_folded_if_the_tokens_stay() -> None:
     with torch.no_grad():
         net = Net(between=False).eval()
         before = net(window)[1]
-        assert fold_batch_norms(net, 32) == 2  # type: ignore[arg-type]
+        assert fold_batch_norms(net, 32) == 2
         assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
         torch.testing.assert_close(net(window)[1], before, atol=1e-5, rtol=1e-5)
         net = Net(between=True).eval()
         before = net(window)[1]
-        assert fold_batch_norms(net, 32) == 0  # type: ignore[arg-type]
+        assert fold_batch_norms(net, 32) == 0
         assert torch.equal(net(window)[1], before)
-        assert fold_batch_norms(Net(between=False).train(), 32) == 0  # type: ignore[arg-type]
+        assert fold_batch_norms(Net(between=False).train(), 32) == 0
 
 
-class CnnTower(nn.Module):
+class CnnTower(Tower):
     """The first maps of a CNN from timm, frozen."""
 
-    classes = 0
+    patch = 16
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ def test_a_timm_tower_is_folded() -> None:
     tower, window = CnnTower("efficientnet_lite0"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = tower(window)[1]
-        assert fold_batch_norms(tower, 64) > 10  # type: ignore[arg-type]
+        assert fold_batch_norms(tower, 64) > 10
         torch.testing.assert_close(tower(window)[1], before, atol=1e-4 * float(before.abs().max()), rtol=0)
 
 
@@ -185,7 +186,7 @@ def test_a_tower_that_would_fail_is_left_as_it_is() -> None:
     tower, window = ReadsNorms("efficientnet_lite0"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = tower(window)[1]
-        assert fold_batch_norms(tower, 64) == 0  # type: ignore[arg-type]
+        assert fold_batch_norms(tower, 64) == 0
         assert torch.equal(tower(window)[1], before)
 
 

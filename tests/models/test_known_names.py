@@ -149,10 +149,7 @@ def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
     assert features.class_logits_RA.shape == (2, 3) and bool(features.changes().all())
     direct: Any = model.bridge
     tokens = model.encode_image(canvas)
-    given = (tokens, tokens.mean(1), index, features)
-    shared: Any = [
-        value.to(direct.direct.norm.weight.dtype) if value.is_floating_point() else value for value in given[:3]
-    ]
+    shared = (tokens, tokens.mean(1), index)
     logits = direct.direct(*shared, features).name_logits_RK
     without = direct.direct(*shared, replace(features, class_logits_RA=None)).name_logits_RK
     expected = direct.direct.known.class_evidence(features.class_logits_RA)

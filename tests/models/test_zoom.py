@@ -19,6 +19,7 @@ from osm.errors import OsmError, SampleError
 from osm.models.factory import build, load_folder
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
+from osm.models.towers.tower import Tower
 from osm.models.zoom import LEAST_SIDE, sampled_by_roi_align, sampled_squares, zoom_boxes, zoom_tokens
 from osm.planning.simulate import simulate_naming
 from osm.recognition import encode
@@ -28,11 +29,10 @@ from osm.recognition.recognizer import Recognizer
 SIZE, PATCH = 112, 14
 
 
-class Pixels(nn.Module):
+class Pixels(Tower):
     """A stand-in for a tower, whose tokens are the mean colors of the patches."""
 
     patch = PATCH
-    classes = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
     length = side * shrink - 4
     masks = torch.stack([blob(10 + row, 8 + 2 * row, length, length) for row in range(10)])
     image_index = torch.tensor([1, 0] * 5)
-    found = zoom_tokens(Pixels(), pixels, image_index, masks, side, 4 / length)  # type: ignore[arg-type]
+    found = zoom_tokens(Pixels(), pixels, image_index, masks, side, 4 / length)
     assert found.class_logits_RA is None
     for row in range(10):
         square = (slice(8 + row, 8 + row + side * shrink), slice(6 + 2 * row, 6 + 2 * row + side * shrink))
@@ -110,7 +110,7 @@ def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:
     """The mask is two pixels in opposite corners of a large image, and none of the sampled points is near them."""
     mask = torch.zeros(1, 1, 1120, 1120, dtype=torch.bool)
     mask[0, 0, 0, 0] = mask[0, 0, -1, -1] = True
-    found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)  # type: ignore[arg-type]
+    found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)
     torch.testing.assert_close(found.tokens_RC, torch.ones(1, 3))
 
 

@@ -179,9 +179,9 @@ class TimmMapsTower(TimmTower):
 
 
 class TimmClassifyingTower(TimmMapsTower):
-    """A timm model's feature maps, and the logits of the classifier that the model was trained with.
+    """Returns a timm model's feature maps, and the logits of the classifier that the model was trained with.
 
-    The model must average its last feature map before its classifier, as most CNNs do.
+    The classifier must read the mean of the last feature map, as in most CNNs.
 
     Args:
         indices: timm's index of each stride's feature map.
@@ -196,7 +196,7 @@ class TimmClassifyingTower(TimmMapsTower):
         windows_W3ww = windows_W3ww.contiguous(memory_format=torch.channels_last)
         return self.model.forward_intermediates(windows_W3ww, indices=self.indices, intermediates_only=True)
 
-    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor | None]:
         windows_W3ww = windows_W3ww.contiguous(memory_format=torch.channels_last)
         last_WDhh, maps = self.model.forward_intermediates(windows_W3ww, indices=self.indices)
         grid = windows_W3ww.shape[-1] // self.patch
@@ -384,17 +384,16 @@ def _maps_tower(
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
-    if classes:
-        tower = _filled_classifying(name, strides, indices, state_dict, options, classes)
+    tower: Tower
+    try:
+        if classes:
+            tower = _filled_classifying(name, strides, indices, state_dict, options, classes)
+        else:
+            tower = _filled_maps(name, strides, indices, state_dict, options)
         tower.check_window(window)
         check_tokens(tower, window, about, files, repr((name, list(strides), options, classes)))
-        return tower
-    try:
-        tower = _filled_maps(name, strides, indices, state_dict, options)
-        tower.check_window(window)
-        check_tokens(tower, window, about, files, repr((name, list(strides), options)))
     except OsmError as error:
-        if window % max(strides):
+        if classes or window % max(strides):
             raise
         tower = _resized_maps(name, strides, window, indices, state_dict, options, error)
     return tower
@@ -448,11 +447,11 @@ def _filled_classifying(
     state_dict: dict[str, Tensor] | None,
     options: dict[str, Any],
     classes: int,
-) -> Tower:
+) -> TimmMapsTower:
     """Build a tower with the model's own classifier.
 
     Raises:
-        OsmError: the model has another number of classes, or does not average its last feature map.
+        OsmError: the model has another number of classes, or its classifier does not read the mean of the last map.
     """
     model = _filled(name, state_dict, **options)
     if model.num_classes != classes:
@@ -471,7 +470,7 @@ def _filled_classifying(
 
 
 def _averages_last_map(model: Any) -> bool:
-    """Return whether a model's classifier depends only on the mean of the last feature map, with channels first."""
+    """Return whether a model's classifier reads only the mean of its last feature map, whose shape is (W, D, h, h)."""
     layout = getattr(model, "output_fmt", "")
     if str(getattr(layout, "value", layout)) == "NHWC" or not hasattr(model, "forward_intermediates"):
         return False
@@ -481,7 +480,7 @@ def _averages_last_map(model: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     map_1D44 = torch.randn(1, model.num_features, 4, 4, generator=generator).to(device)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             model.eval()
             found_1A, of_mean_1A = (
                 model.forward_head(x) for x in (map_1D44, map_1D44.mean((2, 3), True).expand(1, -1, 4, 4))

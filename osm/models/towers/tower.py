@@ -79,15 +79,15 @@ class Tower(nn.Module):
         """
         return cls.of(config, window)
 
-    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the patch tokens (W, G, C) and the logits (W, `classes`) of the classifier that the tower came with.
 
-        Only towers with `classes` have a classifier.
+        The logits are None if the tower has no classifier.
 
         Args:
             weights_WG: the weight of each cell in the mean that the classifier reads. The weights of a window sum to 1.
         """
-        raise NotImplementedError
+        return self(windows_W3ww)[1], None
 
     def check_window(self, window: int) -> None:
         """Raise OsmError if the tower does not support windows of this size."""
@@ -181,9 +181,10 @@ class RandomTower(Tower):
         patches_WGC = F.layer_norm(patches_WGC, patches_WGC.shape[-1:])
         return patches_WGC.mean(1, keepdim=True)[:, : self.class_tokens], patches_WGC
 
-    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.classifier is not None
+    def tokens_and_classes(self, windows_W3ww: Tensor, weights_WG: Tensor) -> tuple[Tensor, Tensor | None]:
         _, patches_WGC = self(windows_W3ww)
+        if self.classifier is None:
+            return patches_WGC, None
         return patches_WGC, self.classifier(torch.einsum("wg,wgc->wc", weights_WG.to(patches_WGC.dtype), patches_WGC))
 
 
