@@ -163,6 +163,11 @@ class OmniScientModel(nn.Module):
         """The side of the zoom windows in pixels (`osm.models.zoom`), or 0 if the model has no zoom windows."""
         return int(getattr(self.bridge.config, "direct_zoom", 0))
 
+    @property
+    def windows_per_mask(self) -> int:
+        """The number of zoom windows of each mask."""
+        return (1 + bool(getattr(self.bridge.config, "direct_zoom_cutout", False))) if self.zoom else 0
+
     def mask_features(
         self,
         segmentation_mask: Tensor,
@@ -195,8 +200,11 @@ class OmniScientModel(nn.Module):
             raise OsmError(f"pixel_values is missing: this model cuts a window of {self.zoom} pixels out for each mask")
         assert isinstance(features, RegionFeatures) and isinstance(self.bridge.config, DirectPathConfig)
         index_R = _image_index(image_index, len(pixel_values), features)
-        enlarge = self.bridge.config.direct_zoom_enlarge
-        found = zoom_tokens(self.tower, pixel_values, index_R, segmentation_mask, self.zoom, enlarge)
+        of = self.bridge.config
+        found = zoom_tokens(
+            *(self.tower, pixel_values, index_R, segmentation_mask),
+            *(of.direct_zoom, of.direct_zoom_enlarge, of.direct_zoom_cutout),
+        )
         return replace(features, zoom_RC=found.tokens_RC, class_logits_RA=found.class_logits_RA)
 
     # -- text --------------------------------------------------------------------------------------------------------

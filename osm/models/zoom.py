@@ -1,7 +1,8 @@
 """Zoom windows: a square window around each mask, cut out of the padded image and resized for the tower.
 
 In the windows of the whole image, a small mask covers few cells of the tower's grid, or only part of one. In its zoom
-window, it covers many. The published model has no zoom windows.
+window, it covers many. A second window can show the mask without what surrounds it. The published model has no zoom
+windows.
 
 Shapes: N images, R masks, M some of the masks, S input size, z side of a zoom window, p patch, G = (z / p)^2 grid
 cells, C token width, A classes of the tower, D channels, b bins, P sampled points per bin, T pixels that a bin reads
@@ -50,7 +51,7 @@ class ZoomOutput(NamedTuple):
     """What the tower computes from the zoom windows.
 
     Attributes:
-        tokens_RC: the mean of the tokens over each mask in its zoom window.
+        tokens_RC: the mean of the tokens over each mask in its zoom window, or in both of its windows.
         class_logits_RA: the logits of the tower's own classifier for each mask; None if the tower has none.
     """
 
@@ -60,11 +61,17 @@ class ZoomOutput(NamedTuple):
 
 @torch.no_grad()
 def zoom_tokens(
-    tower: Tower, pixels_N3SS: Tensor, image_index_R: Tensor, mask_R1SS: Tensor, side: int, enlarge: float
+    tower: Tower,
+    pixels_N3SS: Tensor,
+    image_index_R: Tensor,
+    mask_R1SS: Tensor,
+    side: int,
+    enlarge: float,
+    cutout: bool = False,
 ) -> ZoomOutput:
     """Run the tower on the zoom window of each mask.
 
-    In all means, each cell is weighted by its share that is inside the mask.
+    In all means over a mask, each cell is weighted by its share that is inside the mask.
 
     Args:
         pixels_N3SS: the normalized, padded images.
@@ -72,6 +79,8 @@ def zoom_tokens(
         mask_R1SS: nonzero inside the mask.
         side: z, a multiple of the tower's patch.
         enlarge: see `zoom_boxes`.
+        cutout: also run the tower on a cut-out of each mask: its window, with the mean color outside the mask. The
+            tokens and logits are then the means of those of both windows.
 
     Raises:
         SampleError: a mask is empty (`empty_mask`).
@@ -85,9 +94,17 @@ def zoom_tokens(
     # A few scattered pixels can lie between the sampled points. Then the whole window counts.
     cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
     weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
+    views = 1
+    if cutout:
+        inside_R1zz = sampled_squares(mask_R1SS, own_R, boxes_R4, side)
+        windows_R3zz = torch.cat([windows_R3zz, windows_R3zz * inside_R1zz])  # the mean color is 0
+        weights_RG, views = weights_RG.repeat(2, 1), 2
     # One pass for all windows: with FSDP, every rank has to run the tower equally often.
     patches_RGC, class_logits_RA = tower.tokens_and_classes(windows_R3zz.to(dtype), weights_RG)
-    return ZoomOutput(torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC), class_logits_RA)
+    tokens_RC = torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC)
+    if class_logits_RA is not None:
+        class_logits_RA = class_logits_RA.unflatten(0, (views, -1)).mean(0)
+    return ZoomOutput(tokens_RC.unflatten(0, (views, -1)).mean(0), class_logits_RA)
 
 
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:

@@ -136,7 +136,7 @@ def naming_lines(plan: NamingPlan) -> list[str]:
         ("weights", f"{cost.weights / _GIB:.1f} GiB"),
         ("peak", f"{cost.peak / _GIB:.1f} GiB of {gpu.usable / _GIB:.1f} usable: {fits}"),
         ("an image", f"{_flops(cost.tower_flops)} in the tower, once"),
-        *([("a mask", f"{_flops(cost.mask_flops)} in the tower, for its zoom window")] if cost.mask_flops else []),
+        *([("a mask", f"{_flops(cost.mask_flops)} in the tower, for its zoom windows")] if cost.mask_flops else []),
         ("a name", f"{_flops(cost.row_flops)} in the bridge and the LLM"),
         ("floor", f"{_seconds(plan.floor_seconds)} for a batch at the GPU's peak"),
         ("names", f"{plan.names_per_second:.1f} per second and GPU at {plan.mfu:.0%} MFU"),

@@ -353,7 +353,7 @@ class NamingCost:
         tower_flops: FLOPs of the tower, which runs once per image.
         row_flops: FLOPs of the bridge and the LLM for each row (a mask in a mode), with all tokens of its name.
         llm_bytes: bytes of the LLM's weights, all of which are read for every generated token.
-        mask_flops: FLOPs of the tower for the zoom window of each mask; 0 without zoom windows.
+        mask_flops: FLOPs of the tower for the zoom windows of each mask; 0 without zoom windows.
     """
 
     weights: int
@@ -411,8 +411,9 @@ def simulate_naming(config: ModelConfig, images: int, masks: int, modes: int, gp
 
 
 def _zoom_flops(model: OmniScientModel, mode: DeviceMode) -> int:
-    """Return the FLOPs of the tower for a zoom window."""
+    """Return the FLOPs of the tower for the zoom windows of a mask."""
+    count, side = model.windows_per_mask, model.zoom
     with FlopCounterMode(display=False) as counter, mode:
-        window = torch.zeros(1, 3, model.zoom, model.zoom).to(next(model.tower.parameters()))
-        model.tower.tokens_and_classes(window, torch.ones(1, (model.zoom // model.tower.patch) ** 2))
+        windows = torch.zeros(count, 3, side, side).to(next(model.tower.parameters()))
+        model.tower.tokens_and_classes(windows, torch.ones(count, (side // model.tower.patch) ** 2))
     return counter.get_total_flops()

@@ -235,7 +235,7 @@ class MaskEncoder:
         pixels_13SS = None if image.canvas_13SS is None else self.processor.pixel_values(image.canvas_13SS)
         at_once = _MASKS_AT_ONCE
         if self.model.zoom:
-            at_once = max(1, min(at_once, ZOOM_PIXELS // self.model.zoom**2))
+            at_once = max(1, min(at_once, ZOOM_PIXELS // (self.model.windows_per_mask * self.model.zoom**2)))
         for start in range(0, len(regions), at_once):
             yield from self._encode_some(regions[start : start + at_once], pixels_13SS)
 

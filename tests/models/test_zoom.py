@@ -13,7 +13,7 @@ from tiny import tiny_config
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from osm.config import as_dict
+from osm.config import FieldError, as_dict
 from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError, SampleError
 from osm.models.factory import build, load_folder
@@ -84,6 +84,21 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
         torch.testing.assert_close(found.tokens_RC[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
 
 
+def test_a_cutout_shows_the_mask_alone() -> None:
+    """The cut-out is a plain crop of the pixels times the mask, and both windows count equally."""
+    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    masks, index = torch.stack([blob(10 + row, 8 + 2 * row, 42, 42) for row in range(4)]), torch.tensor([1, 0, 1, 0])
+    alone = zoom_tokens(Pixels(), pixels, index, masks, 42, 0.0)
+    both = zoom_tokens(Pixels(), pixels, index, masks, 42, 0.0, cutout=True)
+    for row in range(4):
+        square = (slice(10 + row, 52 + row), slice(8 + 2 * row, 50 + 2 * row))
+        inside = masks[row][:, *square].float()
+        cutout = nn.functional.avg_pool2d(pixels[index[row]][:, *square] * inside, PATCH).flatten(1)
+        cover = nn.functional.avg_pool2d(inside, PATCH).flatten(1)
+        expected = (alone.tokens_RC[row] + (cutout * cover).sum(1) / cover.sum()) / 2
+        torch.testing.assert_close(both.tokens_RC[row], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
 @pytest.mark.parametrize(("bins", "points"), [(42, 0), (8, 14), (112, 0)])
 def test_the_samples_are_those_of_roi_align(dtype: torch.dtype, bins: int, points: int) -> None:
@@ -124,10 +139,11 @@ def test_an_empty_mask_has_no_window() -> None:
 ZOOM = {"direct_tokens": 3, "direct_width": 16, "direct_zoom": 42}
 
 
-@pytest.fixture(params=["maskqformer", "flamingo"])
+@pytest.fixture(params=[("maskqformer", False), ("flamingo", False), ("pooled", True)], ids=lambda param: param[0])
 def built(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[OmniScientModel, Processor]:
     torch.manual_seed(0)
-    model, processor = build(tiny_config(tmp_path, request.param, **ZOOM))
+    variant, cutout = request.param
+    model, processor = build(tiny_config(tmp_path, variant, **ZOOM, direct_zoom_cutout=cutout))
     with torch.no_grad():
         for parameter in model.bridge.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -231,22 +247,23 @@ def test_only_so_many_windows_are_encoded_at_once(
     recognizer.set_image(image())
     boxes = [[2.0 + 3 * k, 2.0 + k, 20.0 - k, 30.0 - 2 * k] for k in range(5)]
     together = recognizer.name(boxes=boxes)
-    assert passes == [5]
+    each = model.windows_per_mask
+    assert passes == [5 * each]
     monkeypatch.setattr(encode, "ZOOM_PIXELS", 2 * 42**2 + 1)
     recognizer.set_image(image())
     few = recognizer.name(boxes=boxes)
-    assert passes == [5, 2, 2, 1]
+    assert passes == ([5, 2, 2, 1] if each == 1 else [10, 2, 2, 2, 2, 2])
     for [one], [other] in zip(few, together, strict=True):
         assert (one.text, one.token_probs) == (other.text, pytest.approx(other.token_probs, rel=1e-3, abs=0))
 
 
-def test_the_plan_counts_the_window_of_each_mask_once(built: tuple[OmniScientModel, Processor]) -> None:
+def test_the_plan_counts_the_windows_of_each_mask_once(built: tuple[OmniScientModel, Processor]) -> None:
     config = built[0].config
-    plain = replace(config, bridge=replace(config.bridge, direct_zoom=0))
+    plain = replace(config, bridge=replace(config.bridge, direct_zoom=0, direct_zoom_cutout=False))
     one, two, without = (
         simulate_naming(each, 1, 3, modes, gpu=False) for each, modes in ((config, 1), (config, 2), (plain, 2))
     )
-    share = (42 / config.input_size) ** 2
+    share = built[0].windows_per_mask * (42 / config.input_size) ** 2
     assert one.mask_flops == two.mask_flops == pytest.approx(share * two.tower_flops, rel=0.01)
     assert without.mask_flops == 0 and without.row_flops == pytest.approx(two.row_flops, rel=0.1)
 
@@ -280,3 +297,8 @@ def test_a_config_without_zoom_windows_is_stored_as_before(tmp_path: Path) -> No
 def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OsmError, match=message):
         build(tiny_config(tmp_path, "maskqformer", **settings))
+
+
+def test_a_cutout_needs_zoom_windows(tmp_path: Path) -> None:
+    with pytest.raises(FieldError, match="direct_zoom_cutout needs direct_zoom"):
+        tiny_config(tmp_path, "pooled", **{**ZOOM, "direct_zoom": 0}, direct_zoom_cutout=True)

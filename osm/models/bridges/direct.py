@@ -45,6 +45,8 @@ class DirectPathConfig(BridgeConfig):
         direct_width: the width of the hidden layer.
         direct_zoom: the side of the zoom windows in pixels, which the tower has to support. 0 disables zoom windows.
         direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
+        direct_zoom_cutout: whether the tower also runs on a cut-out of each mask: its zoom window, with the mean color
+            outside the mask. The features of both windows are averaged.
         direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
             of the datasets.
         direct_classes: the known name of each class of the tower's own classifier, or an empty string. Empty = that
@@ -55,6 +57,7 @@ class DirectPathConfig(BridgeConfig):
     direct_width: int = field(default=512, kw_only=True)
     direct_zoom: int = field(default=0, kw_only=True)
     direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
+    direct_zoom_cutout: bool = field(default=False, kw_only=True)
     direct_names: tuple[str, ...] = field(default=(), kw_only=True)
     direct_classes: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -73,6 +76,8 @@ class DirectPathConfig(BridgeConfig):
             raise FieldError(f"direct_zoom {shown(self.direct_zoom)} needs direct_tokens of 1 or more")
         if not 0 <= self.direct_zoom_enlarge <= LARGEST_ENLARGE:
             raise FieldError(f"direct_zoom_enlarge {shown(self.direct_zoom_enlarge)} is not 0 to {LARGEST_ENLARGE}")
+        if self.direct_zoom_cutout and not self.direct_zoom:
+            raise FieldError("direct_zoom_cutout needs direct_zoom, because a cut-out is a zoom window")
         self._check_names()
         if len(self.direct_classes) > MOST_NAMES:
             raise FieldError(f"direct_classes: {len(self.direct_classes)} names are more than {MOST_NAMES}")
