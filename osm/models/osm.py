@@ -166,7 +166,7 @@ class OmniScientModel(nn.Module):
     @property
     def windows_per_mask(self) -> int:
         """The number of zoom windows of each mask."""
-        return (1 + bool(getattr(self.bridge.config, "direct_zoom_cutout", False))) if self.zoom else 0
+        return int(getattr(self.bridge.config, "windows_per_mask", 0))
 
     def mask_features(
         self,
@@ -205,7 +205,7 @@ class OmniScientModel(nn.Module):
             *(self.tower, pixel_values, index_R, segmentation_mask),
             *(of.direct_zoom, of.direct_zoom_enlarge, of.direct_zoom_cutout),
         )
-        return replace(features, zoom_RC=found.tokens_RC, class_logits_RA=found.class_logits_RA)
+        return replace(features, zoom_RUC=found.tokens_RUC, class_logits_RA=found.class_logits_RA)
 
     # -- text --------------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ In the windows of the whole image, a small mask covers few cells of the tower's 
 window, it covers many. A second window can show the mask without what surrounds it. The published model has no zoom
 windows.
 
-Shapes: N images, R masks, M some of the masks, S input size, z side of a zoom window, p patch, G = (z / p)^2 grid
-cells, C token width, A classes of the tower, D channels, b bins, P sampled points per bin, T pixels that a bin reads
-along an axis, Y and X the pixels that a square reads, V values per pixel.
+Shapes: N images, R masks, M some of the masks, U windows of a mask, S input size, z side of a zoom window, p patch, G =
+(z / p)^2 grid cells, C token width, A classes of the tower, D channels, b bins, P sampled points per bin, T pixels that
+a bin reads along an axis, Y and X the pixels that a square reads, V values per pixel.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class ZoomOutput(NamedTuple):
     """What the tower computes from the zoom windows.
 
     Attributes:
-        tokens_RC: the mean of the tokens over each mask in its zoom window, or in both of its windows.
-        class_logits_RA: the logits of the tower's own classifier for each mask; None if the tower has none.
+        tokens_RUC: the mean of the tokens over each mask in each of its U windows.
+        class_logits_RA: the logits of the tower's own classifier for each mask, averaged over its windows; None if the
+            tower has none.
     """
 
-    tokens_RC: Tensor
+    tokens_RUC: Tensor
     class_logits_RA: Tensor | None
 
 
@@ -79,8 +80,7 @@ def zoom_tokens(
         mask_R1SS: nonzero inside the mask.
         side: z, a multiple of the tower's patch.
         enlarge: see `zoom_boxes`.
-        cutout: also run the tower on a cut-out of each mask: its window, with the mean color outside the mask. The
-            tokens and logits are then the means of those of both windows.
+        cutout: also run the tower on a cut-out of each mask: its window, with the mean color outside the mask.
 
     Raises:
         SampleError: a mask is empty (`empty_mask`).
@@ -104,7 +104,7 @@ def zoom_tokens(
     tokens_RC = torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC)
     if class_logits_RA is not None:
         class_logits_RA = class_logits_RA.unflatten(0, (views, -1)).mean(0)
-    return ZoomOutput(tokens_RC.unflatten(0, (views, -1)).mean(0), class_logits_RA)
+    return ZoomOutput(tokens_RC.unflatten(0, (views, -1)).transpose(0, 1), class_logits_RA)
 
 
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from tiny import tiny_config
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from osm.config import FieldError, as_dict
+from osm.config import as_dict
 from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError, SampleError
 from osm.models.factory import build, load_folder
@@ -81,11 +81,12 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
         window, mask = pixels[image_index[row]][:, *square], masks[row][:, *square].float()
         window, mask = (nn.functional.avg_pool2d(x, shrink) for x in (window, mask))
         colors, cover = (nn.functional.avg_pool2d(x, PATCH).flatten(1) for x in (window, mask))
-        torch.testing.assert_close(found.tokens_RC[row], (colors * cover).sum(1) / cover.sum(), atol=1e-5, rtol=1e-4)
+        expected = (colors * cover).sum(1) / cover.sum()
+        torch.testing.assert_close(found.tokens_RUC[row, 0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_cutout_shows_the_mask_alone() -> None:
-    """The cut-out is a plain crop of the pixels times the mask, and both windows count equally."""
+    """The cut-out is a plain crop of the pixels times the mask."""
     pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     masks, index = torch.stack([blob(10 + row, 8 + 2 * row, 42, 42) for row in range(4)]), torch.tensor([1, 0, 1, 0])
     alone = zoom_tokens(Pixels(), pixels, index, masks, 42, 0.0)
@@ -95,8 +96,8 @@ def test_a_cutout_shows_the_mask_alone() -> None:
         inside = masks[row][:, *square].float()
         cutout = nn.functional.avg_pool2d(pixels[index[row]][:, *square] * inside, PATCH).flatten(1)
         cover = nn.functional.avg_pool2d(inside, PATCH).flatten(1)
-        expected = (alone.tokens_RC[row] + (cutout * cover).sum(1) / cover.sum()) / 2
-        torch.testing.assert_close(both.tokens_RC[row], expected, atol=1e-5, rtol=1e-4)
+        expected = torch.stack([alone.tokens_RUC[row, 0], (cutout * cover).sum(1) / cover.sum()])
+        torch.testing.assert_close(both.tokens_RUC[row], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
@@ -126,7 +127,7 @@ def test_a_mask_between_the_sampled_points_stands_for_its_window() -> None:
     mask = torch.zeros(1, 1, 1120, 1120, dtype=torch.bool)
     mask[0, 0, 0, 0] = mask[0, 0, -1, -1] = True
     found = zoom_tokens(Pixels(), torch.ones(1, 3, 1120, 1120), torch.zeros(1).long(), mask, 14, 0.0)
-    torch.testing.assert_close(found.tokens_RC, torch.ones(1, 3))
+    torch.testing.assert_close(found.tokens_RUC, torch.ones(1, 1, 3))
 
 
 def test_an_empty_mask_has_no_window() -> None:
@@ -300,5 +301,5 @@ def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], mess
 
 
 def test_a_cutout_needs_zoom_windows(tmp_path: Path) -> None:
-    with pytest.raises(FieldError, match="direct_zoom_cutout needs direct_zoom"):
+    with pytest.raises(OsmError, match="direct_zoom_cutout needs direct_zoom"):
         tiny_config(tmp_path, "pooled", **{**ZOOM, "direct_zoom": 0}, direct_zoom_cutout=True)

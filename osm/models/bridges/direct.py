@@ -2,12 +2,12 @@
 
 The bridges `maskqformer` and `flamingo` can use the direct path in addition to their queries, and `pooled` consists of
 it. The tower's tokens are pooled by area over the mask, over its context box and over the whole image. With zoom
-windows, a fourth token is pooled over the mask in a window of its own (`osm.models.zoom`). The pooled tokens pass
-through a linear layer and, in parallel, an MLP with one hidden layer. The two outputs are added and split into
-embeddings. With a list of names, a classifier chooses among them (`osm.models.bridges.known_names`). The published
-model has no direct path.
+windows, a fourth token is pooled over the mask in a window of its own, and a fifth token over its cut-out
+(`osm.models.zoom`). The pooled tokens pass through a linear layer and, in parallel, an MLP with one hidden layer. The
+two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
+(`osm.models.bridges.known_names`). The published model has no direct path.
 
-Shapes: R rows (masks), T = 3 or 4 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, K
+Shapes: R rows (masks), T = 3 to 5 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, K
 known names.
 """
 
@@ -46,7 +46,7 @@ class DirectPathConfig(BridgeConfig):
         direct_zoom: the side of the zoom windows in pixels, which the tower has to support. 0 disables zoom windows.
         direct_zoom_enlarge: by which share of its side a zoom window is larger than the bounding box of its mask.
         direct_zoom_cutout: whether the tower also runs on a cut-out of each mask: its zoom window, with the mean color
-            outside the mask. The features of both windows are averaged.
+            outside the mask.
         direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
             of the datasets.
         direct_classes: the known name of each class of the tower's own classifier, or an empty string. Empty = that
@@ -63,6 +63,11 @@ class DirectPathConfig(BridgeConfig):
 
     def least_parameters(self) -> int:
         return (self.direct_width + len(self.direct_names)) * self.direct_tokens
+
+    @property
+    def windows_per_mask(self) -> int:
+        """The number of zoom windows of each mask."""
+        return (1 + self.direct_zoom_cutout) if self.direct_zoom else 0
 
     def check_direct(self) -> None:
         """Raise FieldError if a setting of the direct path is out of range."""
@@ -136,7 +141,7 @@ class DirectPath(nn.Module):
     def __init__(self, config: DirectPathConfig, token_width: int, width: int, dropout: float) -> None:
         super().__init__()
         self.tokens = config.direct_tokens
-        inputs, outputs = (SINGLES + bool(config.direct_zoom)) * token_width, config.direct_tokens * width
+        inputs, outputs = (SINGLES + config.windows_per_mask) * token_width, config.direct_tokens * width
         self.norm, self.linear = nn.LayerNorm(token_width), nn.Linear(inputs, outputs)
         self.mlp_in, self.mlp_out = nn.Linear(inputs, config.direct_width), nn.Linear(config.direct_width, outputs)
         names = len(config.direct_names)
@@ -186,8 +191,8 @@ class DirectPath(nn.Module):
             allowed_K: see `Instruction`. The returned logits do not depend on it.
         """
         pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
-        if features.zoom_RC is not None:
-            pooled_RTC = torch.cat([pooled_RTC, features.zoom_RC[:, None].to(pooled_RTC.dtype)], 1)
+        if features.zoom_RUC is not None:
+            pooled_RTC = torch.cat([pooled_RTC, features.zoom_RUC.to(pooled_RTC.dtype)], 1)
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
         hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
         found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)

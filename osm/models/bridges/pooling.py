@@ -32,14 +32,14 @@ class RegionFeatures(MaskFeatures):
         coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
         box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
         context_R4: (top, left, bottom, right) of the context box, in cells, with exclusive ends.
-        zoom_RC: the mean token of each mask in its zoom window (`osm.models.zoom`); None without zoom windows.
-        class_logits_RA: the logits of the tower's A classes in the zoom window; None if the tower has none.
+        zoom_RUC: the mean token of each mask in each of its U zoom windows (`osm.models.zoom`); None without them.
+        class_logits_RA: the logits of the tower's A classes in the zoom windows; None if the tower has none.
     """
 
     coverage_RG: Tensor
     box_R4: Tensor
     context_R4: Tensor
-    zoom_RC: Tensor | None = field(default=None, kw_only=True)
+    zoom_RUC: Tensor | None = field(default=None, kw_only=True)
     class_logits_RA: Tensor | None = field(default=None, kw_only=True)
 
 
