@@ -210,7 +210,7 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
         if then and now != then:
             state |= _matched_names(published_state_dict(model), now, state, then)
     load_published_state_dict(model, state, f"--start_from {path}")
-    check_meaning(model, document, f"--start_from {path}", "dropout direct_names")
+    check_meaning(model, document, f"--start_from {path}", "dropout direct_names direct_mode_names")
     return new
 
 

@@ -148,7 +148,7 @@ def _left_out(sizes: Mapping[str, Any]) -> tuple[str, ...]:
         left_out += ["direct_tokens", "direct_width"]
     if not sizes["direct_zoom"]:
         left_out += ["direct_zoom", "direct_zoom_enlarge"]
-    optional = ("direct_zoom_cutout", "direct_names", "direct_classes", "direct_first")
+    optional = ("direct_zoom_cutout", "direct_names", "direct_mode_names", "direct_classes", "direct_first")
     return (*left_out, *(name for name in optional if not sizes.get(name)))
 
 

@@ -180,7 +180,7 @@ class _Examination:
     def _inputs(self) -> LlmInputs:
         with self._refused("does not accept the bridge's output for a mask"):
             text = LlmInputs(self.words(self.ids), torch.ones_like(self.ids))
-            prefix_RPW, gated_kv, _ = self._condition()
+            prefix_RPW, gated_kv, *_ = self._condition()
             if not prefix_RPW.shape[1]:
                 return LlmInputs(text.embeds_RTW, text.mask_RT, gated_kv)
             # These positions include an output of a query, because gradients have to reach the layers of the bridge.

@@ -369,7 +369,7 @@ class Recognizer:
         request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
             listed = self._vocabulary(request, self.processor.naming_prompt())
-            if method != "mapped" and not none_below:  # these need the free name, for which all known names are allowed
+            if method != "mapped" and not none_below:  # these need the free name
                 request.allowed_K = listed.allowed(getattr(self.model.config.bridge, "direct_names", ()))
         return request
 
@@ -448,9 +448,10 @@ class Recognizer:
         ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         inputs = model.llm_inputs(condition, ids_RT, mask_RT)
         if (logits_RK := condition.name_logits_RK) is not None:
-            certainty_R = certainties(restricted(logits_RK, instruction.allowed_K))
-            overall_R = certainty_R * allowed_share(logits_RK, instruction.allowed_K)
-            inputs = replace(inputs, certainty_R=certainty_R, overall_R=overall_R)
+            certainty_R = certainties(restricted(logits_RK, condition.allowed))
+            overall_R = certainty_R * allowed_share(logits_RK, condition.allowed)
+            # The names of a mode do not raise the probability of a name, because the mask may show something else.
+            inputs = replace(inputs, certainty_R=overall_R if allowed_K is None else certainty_R, overall_R=overall_R)
         return inputs
 
     def _listed(
@@ -474,8 +475,7 @@ class Recognizer:
             others_R1 = likelihoods_RK.new_full((len(inputs), 1), -math.inf)
         prior_RK = None
         if ranking.prior_weight:
-            allowed_K = request.allowed_K
-            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once, allowed_K) for mode in modes])
+            prior_RK = torch.stack([self._prior(vocabulary, prompt, mode, at_once, request) for mode in modes])
         scores_RK = ranking.scores(likelihoods_RK, prior_RK, tokens_K)
         if ranking.raw:  # names that were not found count with their upper bound
             scores_RK = torch.cat([scores_RK, others_R1], 1)
@@ -502,14 +502,14 @@ class Recognizer:
             found.append(answer)
         return found
 
-    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int, allowed_K: Tensor | None) -> Tensor:
+    def _prior(self, vocabulary: Vocabulary, prompt: str, mode: str, at_once: int, request: _Request) -> Tensor:
         """Return the log-likelihood (K,) of each name of a vocabulary for a gray image that is inside the mask."""
-        key = (mode, allowed_K is None)
+        key = (mode, request.allowed_K is None)
         if key not in vocabulary.priors:
             size = self.processor.input_size
             [image] = self.encoder.encode([Image.new("RGB", (size, size), _GRAY)])
             [mask] = self.mask_encoder.encode(regions_of((size, size), [np.ones((size, size), bool)]), image)
-            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt, allowed_K)
+            inputs = self._inputs([image], [_Job(0, (0, 0), mask, mode)], prompt, request.allowed_K)
             vocabulary.priors[key] = self.list_decoder.score(inputs, vocabulary.candidates, at_once)[0]
         return vocabulary.priors[key]
 

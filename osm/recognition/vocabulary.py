@@ -174,17 +174,17 @@ class Vocabulary:
         return found
 
     def allowed(self, known: Sequence[str]) -> Tensor | None:
-        """Return which known names of a model are in the vocabulary, as bool (K + 1,), where the last value is False.
+        """Return which known names of a model may be chosen, as bool (K + 1,); None without known names.
 
-        Known names are those of `osm.models.bridges.known_names`, where the last value stands for all other names.
-        Returns None if the model does not know all classes of the vocabulary.
+        These are the known names in the vocabulary or, if the model does not know all classes of the vocabulary, all
+        names. The last value stands for the class *other* (`osm.models.bridges.known_names`).
         """
-        if len(known) < len(self.classes):
+        if not known:
             return None
         number_of = dict(zip(self.names, self.class_of, strict=True))
         numbers = [number_of.get(_plain(name)) for name in known]
         if len(set(numbers) - {None}) < len(self.classes):
-            return None
+            return torch.ones(len(known) + 1, dtype=torch.bool)
         return torch.tensor([number is not None for number in numbers] + [False])
 
     @cached_property

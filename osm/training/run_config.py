@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
 def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfig:
     """Return the model config with the class names of the datasets among the known names of the bridge's direct path.
 
+    In the mode of a dataset, the classifier chooses among the class names of this dataset.
+
     Datasets whose samples contain their own phrases have no classes, so their names are not among them.
 
     Raises:
@@ -166,14 +169,20 @@ def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfi
     if not getattr(bridge, "direct_tokens", 0):
         raise OsmError("--known_names needs a bridge with a direct path; set model.bridge.direct_tokens to 1 or more")
     labelled = [row for row in rows if not form_class(row.form).phrased]
-    targets = [label.target for row in labelled for label in row.label_set.classes.values()]
-    names = tuple(dict.fromkeys([*bridge.direct_names, *targets]))
+    own = {row.name: [label.target for label in row.label_set.classes.values()] for row in labelled}
+    names = _distinct([*bridge.direct_names, *itertools.chain(*own.values())])
     if not names:
         raise OsmError("--known_names: none of the training datasets has classes; remove the flag")
+    before = bridge.direct_mode_names
+    of_modes = before | {mode: _distinct([*before.get(mode, ()), *own[mode]]) for mode in own if own[mode]}
     try:
-        return replace(model, bridge=replace(bridge, direct_names=names))
+        return replace(model, bridge=replace(bridge, direct_names=names, direct_mode_names=of_modes))
     except FieldError as error:
         raise OsmError(f"--known_names: model.bridge.{error}") from None
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _with_known_classes(model: ModelConfig, file: str) -> ModelConfig:

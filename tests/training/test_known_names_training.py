@@ -27,6 +27,7 @@ def test_the_names_are_those_of_the_datasets(workshop: Workshop, tmp_path: Path)
     run = parse(workshop.arguments(tmp_path / "run", *FLAGS, sets=sets, variant="pooled"))
     bridge: Any = run.model.bridge
     assert bridge.direct_names == NAMES  # of both datasets, each name once
+    assert bridge.direct_mode_names == {"pan": NAMES, "inst": NAMES}
 
 
 def test_the_classifier_adds_its_cross_entropy_in_training_alone(workshop: Workshop, tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_names_are_learned(workshop: Workshop, tmp_path: Path) -> None:
     assert losses(workshop.train(tmp_path / "again", *flags, **options)) == losses(first)
     config = json.loads((tmp_path / "first/final/config.json").read_text())
     assert config["model"]["bridge"]["direct_names"] == list(NAMES)
+    assert config["model"]["bridge"]["direct_mode_names"] == {"pan": list(NAMES)}
 
 
 def test_the_classes_of_the_tower_get_the_known_names(
@@ -111,6 +113,7 @@ def test_a_new_dataset_adds_its_names_to_a_trained_model(workshop: Workshop, tmp
     bridge: Any = trainer.model.bridge
     names = bridge.config.direct_names
     assert names == ("zebra", NAMES[1], *(name for name in NAMES if name != NAMES[1]))
+    assert bridge.config.direct_mode_names == {"pan": NAMES} and set(NAMES) < set(names)
     old: Any = before.bridge
     known, trained = bridge.direct.known, old.direct.known
     assert torch.equal(known.embeddings[:2], trained.embeddings) and len(known.embeddings) == len(names)

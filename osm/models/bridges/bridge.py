@@ -33,7 +33,7 @@ class Instruction:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
         allowed_K: bool (K + 1,), true for each known name that may be chosen (`osm.models.bridges.known_names`). The
-            last value is for the class *other*. None allows all.
+            last value is for the class *other*. None allows the names of each row's mode.
     """
 
     ids_RT: Tensor
@@ -49,11 +49,13 @@ class Condition(NamedTuple):
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
         name_logits_RK: the logits of all known names (`osm.models.bridges.known_names`), including those that are not
             allowed; None without known names.
+        allowed: the known names that were allowed, bool (K + 1,) for all rows or (R, K + 1); None if all were.
     """
 
     prefix_RPW: Tensor
     gated_kv: GatedKeyValues | None = None
     name_logits_RK: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 class Bridge(nn.Module):

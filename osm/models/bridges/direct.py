@@ -7,8 +7,8 @@ windows, a fourth token is pooled over the mask in a window of its own, and a fi
 two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
 (`osm.models.bridges.known_names`). The published model has no direct path.
 
-Shapes: R rows (masks), T = 3 to 5 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, K
-known names.
+Shapes: R rows (masks), T = 3 to 5 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, O =
+D * W, K known names, M modes with known names of their own.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class DirectPathConfig(BridgeConfig):
             outside the mask.
         direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
             of the datasets.
+        direct_mode_names: for each mode with known names of its own, those among which the classifier chooses in this
+            mode. In the other modes, it chooses among all known names and *other*. `--known_names` of train.py sets
+            them to the class names of each dataset.
         direct_classes: the known name of each class of the tower's own classifier, or an empty string. Empty = that
             classifier is not used. `--known_classes` of train.py sets them.
     """
@@ -59,6 +62,7 @@ class DirectPathConfig(BridgeConfig):
     direct_zoom_enlarge: float = field(default=0.5, kw_only=True)
     direct_zoom_cutout: bool = field(default=False, kw_only=True)
     direct_names: tuple[str, ...] = field(default=(), kw_only=True)
+    direct_mode_names: dict[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     direct_classes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def least_parameters(self) -> int:
@@ -92,6 +96,12 @@ class DirectPathConfig(BridgeConfig):
         for name in self.direct_classes:
             if name not in known:
                 raise FieldError(f"direct_classes: {shown(name)} is not one of direct_names")
+        for mode, names in self.direct_mode_names.items():
+            if not names:
+                raise FieldError(f"direct_mode_names.{mode} is empty; remove it")
+            for name in names:
+                if not name or name not in known:
+                    raise FieldError(f"direct_mode_names.{mode}: {shown(name)} is not one of direct_names")
 
     def _check_names(self) -> None:
         names = self.direct_names
@@ -121,7 +131,8 @@ class DirectOutput(NamedTuple):
 
     Attributes:
         embeddings_RDW: the embeddings of each mask.
-        name_logits_RK: the logits (R, K + 1) of the known names and of any other name; None without known names.
+        name_logits_RK: the logits (R, K + 1) of the known names and of any other name; None without known names. They
+            do not depend on which names are allowed.
     """
 
     embeddings_RDW: Tensor
@@ -138,6 +149,8 @@ class DirectPath(nn.Module):
         dropout: the dropout of the pooled tokens and of the hidden layer.
     """
 
+    allowed_MK: Tensor
+
     def __init__(self, config: DirectPathConfig, token_width: int, width: int, dropout: float) -> None:
         super().__init__()
         self.tokens = config.direct_tokens
@@ -148,6 +161,11 @@ class DirectPath(nn.Module):
         rows = {name: row for row, name in enumerate(config.direct_names)}
         classes = [rows.get(name, names) for name in config.direct_classes]
         self.known = KnownNames(names, inputs, config.direct_width, outputs, classes) if names else None
+        of_modes = map(frozenset, config.direct_mode_names.values())
+        allowed = [[name in own for name in config.direct_names] + [False] for own in of_modes]
+        self.mode_rows = {mode: row for row, mode in enumerate(config.direct_mode_names)}
+        # The last row is for modes without names of their own.
+        self.register_buffer("allowed_MK", torch.tensor([*allowed, [True] * (names + 1)]), persistent=False)
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, spread: float) -> None:
@@ -179,7 +197,7 @@ class DirectPath(nn.Module):
         mean_NC: Tensor,
         image_index_R: Tensor,
         features: RegionFeatures,
-        allowed_K: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> DirectOutput:
         """Return the embeddings (R, D, W) and, with known names, their logits.
 
@@ -188,19 +206,10 @@ class DirectPath(nn.Module):
             mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
             features: the coverage and the boxes of the masks, and with zoom windows, their tokens.
-            allowed_K: see `Instruction`. The returned logits do not depend on it.
+            allowed: the known names that may be chosen, from `allowed`.
         """
-        pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
-        if features.zoom_RUC is not None:
-            pooled_RTC = torch.cat([pooled_RTC, features.zoom_RUC.to(pooled_RTC.dtype)], 1)
-        inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
-        hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
-        found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
-        logits_RK = None
-        if self.known is not None:
-            logits_RK = self.known.logits(inputs_RX, hidden_RX, features.class_logits_RA)
-            found_RO = self.known.mixed(restricted(logits_RK, allowed_K), found_RO)
-        return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)
+        found_RO, logits_RK = self._read(tokens_NLC, mean_NC, image_index_R, features)
+        return self._output(found_RO, logits_RK, allowed)
 
     def once_per_mask(
         self,
@@ -208,19 +217,51 @@ class DirectPath(nn.Module):
         mean_NC: Tensor,
         image_index_R: Tensor,
         features: RegionFeatures,
-        allowed_K: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> DirectOutput:
         """Return what `forward` returns, up to rounding.
 
-        At inference on a CPU, adjacent rows of the same mask are computed once. They are then bitwise equal, so that
-        the LLM can share them. In training, each row has its own dropout.
+        At inference on a CPU, adjacent rows of the same mask are computed once. If they may all choose among the same
+        names, they are then bitwise equal, so that the LLM can share them. In training, each row has its own dropout.
         """
         shared = features.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
         if not shared or len(features) < 2:
-            return self(tokens_NLC, mean_NC, image_index_R, features, allowed_K)
+            return self(tokens_NLC, mean_NC, image_index_R, features, allowed)
         new_R = features.changes() | F.pad(image_index_R.diff() != 0, (1, 0))
-        first_K = new_R.nonzero().flatten()
-        found = self(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K), allowed_K)
-        row_R = new_R.cumsum(0) - 1
-        logits_RK = None if found.name_logits_RK is None else found.name_logits_RK[row_R]
-        return DirectOutput(found.embeddings_RDW[row_R], logits_RK)
+        first_K, row_R = new_R.nonzero().flatten(), new_R.cumsum(0) - 1
+        found_RO, logits_RK = self._read(tokens_NLC, mean_NC, image_index_R[first_K], features.select(first_K))
+        logits_of_rows_RK = None if logits_RK is None else logits_RK[row_R]
+        if allowed is not None and allowed.ndim > 1:  # the rows of a mask can differ
+            return self._output(found_RO[row_R], logits_of_rows_RK, allowed)
+        return DirectOutput(self._output(found_RO, logits_RK, allowed).embeddings_RDW[row_R], logits_of_rows_RK)
+
+    def _read(
+        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs (R, O) without known names, and the logits (R, K + 1) of the known names, if any."""
+        pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
+        if features.zoom_RUC is not None:
+            pooled_RTC = torch.cat([pooled_RTC, features.zoom_RUC.to(pooled_RTC.dtype)], 1)
+        inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
+        hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
+        found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
+        if self.known is None:
+            return found_RO, None
+        return found_RO, self.known.logits(inputs_RX, hidden_RX, features.class_logits_RA)
+
+    def allowed(self, modes: Sequence[str], allowed_K: Tensor | None) -> Tensor | None:
+        """Return which known names may be chosen, bool (K + 1,) for all rows or (R, K + 1); None = all of them.
+
+        Args:
+            modes: the mode of each row, which may have known names of its own.
+            allowed_K: see `Instruction`. It takes precedence over the modes.
+        """
+        if allowed_K is not None or not any(mode in self.mode_rows for mode in modes):
+            return allowed_K
+        rows = torch.tensor([self.mode_rows.get(mode, -1) for mode in modes], device=self.allowed_MK.device)
+        return self.allowed_MK[rows]
+
+    def _output(self, found_RO: Tensor, logits_RK: Tensor | None, allowed: Tensor | None) -> DirectOutput:
+        if self.known is not None and logits_RK is not None:
+            found_RO = self.known.mixed(restricted(logits_RK, allowed), found_RO)
+        return DirectOutput(found_RO.unflatten(1, (self.tokens, -1)), logits_RK)

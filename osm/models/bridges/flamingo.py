@@ -156,12 +156,13 @@ class FlamingoBridge(Bridge):
         queries_RQD = torch.cat([self.query.expand(len(tokens_RTD), -1, -1), lookup(self.mode_query, modes)], 1)
         for layer in self.resampler:
             queries_RQD = layer(queries_RQD, tokens_RTD, pooled.present_RT)
-        logits_RK = None
+        logits_RK = allowed = None
         if self.config.direct_tokens:
-            direct_RDD, logits_RK = self.direct(tokens_NLC, mean_NC, image_index_R, features, instruction.allowed_K)
+            allowed = self.direct.allowed(modes, instruction.allowed_K)
+            direct_RDD, logits_RK = self.direct(tokens_NLC, mean_NC, image_index_R, features, allowed)
             queries_RQD = torch.cat([queries_RQD, direct_RDD], 1)
         no_prefix_R00 = queries_RQD.new_zeros(len(queries_RQD), 0, 0)
-        return Condition(no_prefix_R00, self.gated.project(self.norm(queries_RQD)), logits_RK)
+        return Condition(no_prefix_R00, self.gated.project(self.norm(queries_RQD)), logits_RK, allowed)
 
     def layers(self) -> list[nn.Module]:
         return [*self.resampler, *self.gated.blocks]

@@ -61,16 +61,20 @@ class NamesLoss:
         return losses_R + self.weight * counts_R * own_R
 
 
-def restricted(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor:
-    """Return the logits with a probability of 0 for every class that is not true in `allowed_K`; None allows all."""
-    return logits_RK if allowed_K is None else logits_RK.masked_fill(~allowed_K, _EXCLUDED)
+def restricted(logits_RK: Tensor, allowed: Tensor | None) -> Tensor:
+    """Return the logits with a probability of 0 for every class that is not allowed.
+
+    Args:
+        allowed: bool (K + 1,) for all rows, or (R, K + 1). None allows all classes.
+    """
+    return logits_RK if allowed is None else logits_RK.masked_fill(~allowed, _EXCLUDED)
 
 
-def allowed_share(logits_RK: Tensor, allowed_K: Tensor | None) -> Tensor:
-    """Return the total probability (R,) of the classes that are true in `allowed_K`; None allows all."""
-    if allowed_K is None:
+def allowed_share(logits_RK: Tensor, allowed: Tensor | None) -> Tensor:
+    """Return the total probability (R,) of the allowed classes. The arguments are those of `restricted`."""
+    if allowed is None:
         return torch.ones(len(logits_RK), device=logits_RK.device)
-    return logits_RK.float().softmax(1)[:, allowed_K].sum(1)
+    return logits_RK.float().softmax(1).masked_fill(~allowed, 0).sum(1)
 
 
 def certainties(logits_RK: Tensor) -> Tensor:

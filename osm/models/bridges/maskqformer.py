@@ -536,15 +536,14 @@ class MaskQFormerBridge(Bridge):
             queries_RQC, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
         prefix_RMW = self.language_projection(out_RMC)
-        prefix, logits_RK = [prefix_RMW, lookup(self.mode_query, modes)], None
+        prefix, logits_RK, allowed = [prefix_RMW, lookup(self.mode_query, modes)], None, None
         if config.direct_tokens:
             assert state[-1] is not None and isinstance(features, DirectKeys)
             tokens_NLC, mean_NC = state[-1]
-            direct_RDW, logits_RK = self.direct.once_per_mask(
-                tokens_NLC, mean_NC, image_index_R, features, instruction.allowed_K
-            )
+            allowed = self.direct.allowed(modes, instruction.allowed_K)
+            direct_RDW, logits_RK = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features, allowed)
             prefix.insert(0 if config.direct_first else 1, direct_RDW)
-        return Condition(torch.cat(prefix, 1), name_logits_RK=logits_RK)
+        return Condition(torch.cat(prefix, 1), name_logits_RK=logits_RK, allowed=allowed)
 
     def layers(self) -> list[nn.Module]:
         return list(self.qformer.encoder.layer)

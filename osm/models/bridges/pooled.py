@@ -129,11 +129,10 @@ class PooledBridge(Bridge):
         (image,) = state
         assert image is not None
         tokens_NLC, mean_NC = image
-        direct_RDW, logits_RK = self.direct.once_per_mask(
-            tokens_NLC, mean_NC, image_index_R, features, instruction.allowed_K
-        )
+        allowed = self.direct.allowed(modes, instruction.allowed_K)
+        direct_RDW, logits_RK = self.direct.once_per_mask(tokens_NLC, mean_NC, image_index_R, features, allowed)
         prefix_RPW = torch.cat([direct_RDW, lookup(self.mode_query, modes)], 1)
-        return Condition(prefix_RPW, name_logits_RK=logits_RK)
+        return Condition(prefix_RPW, name_logits_RK=logits_RK, allowed=allowed)
 
     def layers(self) -> list[nn.Module]:
         return [self.direct]
