@@ -164,7 +164,8 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
         del values["prompt_first"]
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:
-        return values
+        new = ("direct_zoom_cutout", "direct_mode_names")  # earlier versions do not know these keys
+        return {**values, "bridge": {key: value for key, value in bridge.items() if value or key not in new}}
     stored: dict[str, Any] = {"variant": bridge["kind"]}
     for key, value in values.items():
         if key != "bridge":
