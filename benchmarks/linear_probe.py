@@ -115,7 +115,7 @@ def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np
 
 
 def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> np.ndarray:
-    """Return the mean token under each mask (K, H, W), weighted by coverage, and that in its zoom window if any."""
+    """Return the mean token under each mask (K, H, W), weighted by coverage, and those in its zoom windows if any."""
     import torch
     import torch.nn.functional as F
 
@@ -126,9 +126,10 @@ def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> 
     cover = F.avg_pool2d(padded.float(), model.tower.patch).flatten(1)
     means = cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)
     if model.zoom:
-        images, enlarge = torch.zeros(len(masks), dtype=torch.long), model.bridge.config.direct_zoom_enlarge
-        zoomed = zoom_tokens(model.tower, pixels, images, padded, model.zoom, enlarge)
-        means = torch.cat([means, zoomed.tokens_RC], 1)
+        images, of = torch.zeros(len(masks), dtype=torch.long), model.bridge.config
+        windows = (of.direct_zoom, of.direct_zoom_enlarge, of.direct_zoom_cutout)
+        zoomed = zoom_tokens(model.tower, pixels, images, padded, *windows)
+        means = torch.cat([means, zoomed.tokens_RUC.flatten(1)], 1)
     return means.numpy()
 
 

@@ -361,7 +361,7 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
             )
 
 
-def check_meaning(model: CheckpointedModel, document: Any, where: str, free: str = "dropout") -> None:
+def check_meaning(model: CheckpointedModel, document: Any, where: str, free: str = "dropout direct_mode_names") -> None:
     """Raise OsmError if settings that do not affect shapes (prompt, heads, ...) differ from those used in training.
 
     Args:

@@ -64,6 +64,12 @@ def bounding_boxes(mask_R1SS: Tensor, what: str = "mask") -> Tensor:
     return torch.stack([top_R, left_R, bottom_R, right_R], 1)
 
 
+def inside_bytes(mask_R1SS: Tensor) -> Tensor:
+    """Return contiguous bytes that are 1 inside the masks (nonzero values) and 0 outside."""
+    # A true value from Pillow is the byte 255 instead of 1, even in a bool tensor.
+    return _inside(mask_R1SS).contiguous().view(torch.uint8).clamp(max=1)
+
+
 def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return three tensors (R,): the first and last true position of each row, and whether any position is true."""
     size = visible_RS.shape[1]

@@ -163,9 +163,11 @@ def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any
     if not values["prompt_first"]:
         del values["prompt_first"]
     bridge = values["bridge"]
-    if bridge["kind"] not in BRIDGE_SECTIONS:
+    if bridge["kind"] == "pooled":
         new = ("direct_zoom_cutout", "direct_mode_names")  # earlier versions do not know these keys
         return {**values, "bridge": {key: value for key, value in bridge.items() if value or key not in new}}
+    if bridge["kind"] not in BRIDGE_SECTIONS:
+        return values
     stored: dict[str, Any] = {"variant": bridge["kind"]}
     for key, value in values.items():
         if key != "bridge":

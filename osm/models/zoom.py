@@ -1,12 +1,12 @@
 """Zoom windows: a square window around each mask, cut out of the padded image and resized for the tower.
 
 In the windows of the whole image, a small mask covers few cells of the tower's grid, or only part of one. In its zoom
-window, it covers many. A second window can show the mask without what surrounds it. The published model has no zoom
-windows.
+window, it covers many. With cut-outs, a second window shows the mask without its surroundings. The published model has
+no zoom windows.
 
-Shapes: N images, R masks, M some of the masks, U windows of a mask, S input size, z side of a zoom window, p patch, G =
-(z / p)^2 grid cells, C token width, A classes of the tower, D channels, b bins, P sampled points per bin, T pixels that
-a bin reads along an axis, Y and X the pixels that a square reads, V values per pixel.
+Shapes: N images, R masks, M some of the masks, U windows of a mask, B = U * R windows, S input size, z side of a zoom
+window, p patch, G = (z / p)^2 grid cells, C token width, A classes of the tower, D channels, b bins, P sampled points
+per bin, T pixels that a bin reads along an axis, Y and X the pixels that a square reads, V values per pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from osm.models.masks import bounding_boxes
+from osm.models.masks import bounding_boxes, inside_bytes
 from osm.models.towers.tower import Tower
 
 LEAST_SIDE = 32  # pixels of the padded image; smaller windows would only show blurred pixels
@@ -90,21 +90,20 @@ def zoom_tokens(
     windows_R3zz = sampled_squares(pixels_N3SS, image_index_R, boxes_R4, side)
     # Many points per cell, because the pixels of a mask are smaller than a cell.
     own_R = torch.arange(len(mask_R1SS), device=boxes_R4.device)
+    mask_R1SS = inside_bytes(mask_R1SS)
     cover_RG = sampled_squares(mask_R1SS, own_R, boxes_R4, side // tower.patch, tower.patch).flatten(1)
     # A few scattered pixels can lie between the sampled points. Then the whole window counts.
     cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
     weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
-    views = 1
+    windows = [windows_R3zz]
     if cutout:
-        inside_R1zz = sampled_squares(mask_R1SS, own_R, boxes_R4, side)
-        windows_R3zz = torch.cat([windows_R3zz, windows_R3zz * inside_R1zz])  # the mean color is 0
-        weights_RG, views = weights_RG.repeat(2, 1), 2
+        windows.append(windows_R3zz * sampled_squares(mask_R1SS, own_R, boxes_R4, side))  # the mean color is 0
+    windows_B3zz, weights_BG = torch.cat(windows), weights_RG.repeat(len(windows), 1)
     # One pass for all windows: with FSDP, every rank has to run the tower equally often.
-    patches_RGC, class_logits_RA = tower.tokens_and_classes(windows_R3zz.to(dtype), weights_RG)
-    tokens_RC = torch.einsum("rg,rgc->rc", weights_RG.to(dtype), patches_RGC)
-    if class_logits_RA is not None:
-        class_logits_RA = class_logits_RA.unflatten(0, (views, -1)).mean(0)
-    return ZoomOutput(tokens_RC.unflatten(0, (views, -1)).transpose(0, 1), class_logits_RA)
+    patches_BGC, class_logits_BA = tower.tokens_and_classes(windows_B3zz.to(dtype), weights_BG)
+    tokens_BC = torch.einsum("bg,bgc->bc", weights_BG.to(dtype), patches_BGC)
+    class_logits_RA = None if class_logits_BA is None else class_logits_BA.unflatten(0, (len(windows), -1)).mean(0)
+    return ZoomOutput(tokens_BC.unflatten(0, (len(windows), -1)).transpose(0, 1), class_logits_RA)
 
 
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:

@@ -369,7 +369,7 @@ class Recognizer:
         request = _Request(top_k, vocabulary, method, ranking or Ranking(), none_below)
         if vocabulary is not None:
             listed = self._vocabulary(request, self.processor.naming_prompt())
-            if method != "mapped" and not none_below:  # these need the free name
+            if method != "mapped" and not none_below:  # these need the free name, and follow the mode
                 request.allowed_K = listed.allowed(getattr(self.model.config.bridge, "direct_names", ()))
         return request
 
@@ -450,7 +450,7 @@ class Recognizer:
         if (logits_RK := condition.name_logits_RK) is not None:
             certainty_R = certainties(restricted(logits_RK, condition.allowed))
             overall_R = certainty_R * allowed_share(logits_RK, condition.allowed)
-            # The names of a mode do not raise the probability of a name, because the mask may show something else.
+            # Without a list, the probability is that among all names, because the mask may show something else.
             inputs = replace(inputs, certainty_R=overall_R if allowed_K is None else certainty_R, overall_R=overall_R)
         return inputs
 

@@ -125,8 +125,8 @@ class Vocabulary:
         names: the names of all classes. Of several names with the same tokens, only the first is kept.
         class_of: for each name, the index of its class.
         candidates: for each name, its token ids, with the end token last.
-        priors: float64 (K,), the log-likelihood of each name for a gray image, once computed. The key is the mode and
-            whether all known names of the model are allowed.
+        priors: float64 (K,), the log-likelihood of each name for a gray image, once computed. The key is the mode, and
+            whether the known names of the mode apply, because the list does not replace them.
 
     Raises:
         OsmError: the list is empty, there are too many names, or a name is empty or too long.

@@ -128,11 +128,12 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
             f"--known_names: the model of --start_from {public(training.start_from)} was trained without known names; "
             "remove the flag"
         )
+    before = model.modes if started else ()
+    model = model.with_modes([*modes, *training.used_sets])
     if training.known_names or (started and known):
-        model = _with_known_names(model, [table[name] for name in training.used_sets])
+        model = _with_known_names(model, [table[name] for name in training.used_sets], before)
     if training.known_classes:
         model = _with_known_classes(model, training.known_classes)
-    model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
 
 
@@ -155,12 +156,16 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
     return replace(row, labels=labels) if Path(labels).exists() else row
 
 
-def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfig:
+def _with_known_names(model: ModelConfig, rows: Sequence[Dataset], before: Sequence[str]) -> ModelConfig:
     """Return the model config with the class names of the datasets among the known names of the bridge's direct path.
 
-    In the mode of a dataset, the classifier chooses among the class names of this dataset.
+    In the mode of a dataset, the classifier chooses among the class names of this dataset. A mode in which the model of
+    `--start_from` chooses among all known names is not restricted.
 
     Datasets whose samples contain their own phrases have no classes, so their names are not among them.
+
+    Args:
+        before: the modes of the model of `--start_from`.
 
     Raises:
         OsmError: the model has no direct path, or no dataset has classes.
@@ -173,8 +178,10 @@ def _with_known_names(model: ModelConfig, rows: Sequence[Dataset]) -> ModelConfi
     names = _distinct([*bridge.direct_names, *itertools.chain(*own.values())])
     if not names:
         raise OsmError("--known_names: none of the training datasets has classes; remove the flag")
-    before = bridge.direct_mode_names
-    of_modes = before | {mode: _distinct([*before.get(mode, ()), *own[mode]]) for mode in own if own[mode]}
+    of_modes = dict(bridge.direct_mode_names)
+    for mode, targets in own.items():
+        if targets and (mode in of_modes or mode not in before):
+            of_modes[mode] = _distinct([*of_modes.get(mode, ()), *targets])
     try:
         return replace(model, bridge=replace(bridge, direct_names=names, direct_mode_names=of_modes))
     except FieldError as error:

@@ -54,7 +54,7 @@ class TrainConfig:
         weight_decay: the weight decay of AdamW.
         label_smoothing: the share of each target token that is distributed evenly over all tokens of the LLM.
         known_names: make the class names of the training datasets known names of the bridge's direct path
-            (`model.bridge.direct_names`).
+            (`model.bridge.direct_names`), and those of each dataset the names of its mode (`direct_mode_names`).
         known_classes: a JSON file with the name of each class of the tower's own classifier, or an empty string. The
             classes whose names are known names become evidence for them (`model.bridge.direct_classes`).
         names_loss: the weight of the known names' cross entropy, relative to that of the LLM's tokens.

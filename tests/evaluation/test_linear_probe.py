@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from linear_probe import pooled_tokens
@@ -24,19 +25,21 @@ from osm.synthetic.scenes.write import SceneOptions, write_scenes
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "linear_probe.py"
 
 
-def test_tokens_under_a_mask_and_in_its_zoom_window(tmp_path: Path) -> None:
-    model, processor = build(tiny_config(tmp_path, "maskqformer", direct_tokens=2, direct_zoom=56))
+@pytest.mark.parametrize("cutout", [False, True])
+def test_tokens_under_a_mask_and_in_its_zoom_windows(cutout: bool, tmp_path: Path) -> None:
+    zoom = {"direct_tokens": 2, "direct_zoom": 56, "direct_zoom_cutout": cutout}
+    model, processor = build(tiny_config(tmp_path, "maskqformer", **zoom))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 112, 3), dtype=np.uint8))
     masks = np.zeros((2, 90, 112), bool)
     masks[0, 10:40, 20:70] = masks[1, :, 60:] = True
     found = pooled_tokens(model, processor, image, masks)
     width = model.tower.width
-    assert found.shape == (2, 2 * width)
+    assert found.shape == (2, (3 if cutout else 2) * width)
     pixels, padded = processor.pixel_values(processor.canvas(image)[None]), processor.canvas_masks(masks)
     for row, mask in zip(found, padded, strict=True):
-        alone = zoom_tokens(model.tower, pixels, torch.zeros(1, dtype=torch.long), mask[None], 56, 0.5)
-        assert np.allclose(row[width:], alone.tokens_RC[0].numpy(), atol=1e-5)
-    assert not np.allclose(found[:, :width], found[:, width:])
+        alone = zoom_tokens(model.tower, pixels, torch.zeros(1, dtype=torch.long), mask[None], 56, 0.5, cutout)
+        assert np.allclose(row[width:], alone.tokens_RUC[0].flatten().numpy(), atol=1e-5)
+    assert not np.allclose(found[:, :width], found[:, -width:])
 
 
 def test_statistics_of_a_few_scenes(tmp_path: Path) -> None:

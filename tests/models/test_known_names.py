@@ -128,12 +128,13 @@ def test_the_classes_of_the_tower_are_evidence_for_their_names() -> None:
     assert "name_of_class_A" not in known.state_dict()
 
 
+@pytest.mark.parametrize("cutout", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
+def test_a_model_whose_tower_has_classes(kind: str, cutout: bool, tmp_path: Path) -> None:
     """The evidence is added to the logits of the classifier, and a model from its files computes the same."""
     torch.manual_seed(0)
     settings = {"direct_tokens": 2, "direct_width": 16, "direct_zoom": 28, "direct_names": NAMES}
-    config = tiny_config(tmp_path, kind, **settings, direct_classes=("cup", "", "cat"))
+    config = tiny_config(tmp_path, kind, **settings, direct_classes=("cup", "", "cat"), direct_zoom_cutout=cutout)
     with pytest.raises(OsmError, match="direct_classes has 3 entries, but model.tower.classes .* is 0"):
         build(config)
     config = replace(config, tower=replace(config.tower, classes=3))  # type: ignore[call-arg]
@@ -147,6 +148,10 @@ def test_a_model_whose_tower_has_classes(kind: str, tmp_path: Path) -> None:
     index = torch.zeros(2, dtype=torch.long)
     features: Any = model.mask_features(masks, masks, canvas, index)
     assert features.class_logits_RA.shape == (2, 3) and bool(features.changes().all())
+    alone: list[Any] = [model.mask_features(*[masks[row : row + 1]] * 2, canvas, index[:1]) for row in range(2)]
+    for name in ("class_logits_RA", "zoom_RUC"):  # those of a mask do not depend on the other masks
+        each = torch.cat([getattr(one, name) for one in alone])
+        torch.testing.assert_close(getattr(features, name), each, atol=1e-5, rtol=1e-4)
     direct: Any = model.bridge
     tokens = model.encode_image(canvas)
     shared = (tokens, tokens.mean(1), index)
@@ -345,6 +350,9 @@ def test_a_mode_with_names_of_its_own(kind: str, tmp_path: Path) -> None:
         alone, _ = asked([mode])
         for [one], answers in zip(alone, both, strict=True):
             assert one.text == answers[number].text and one.prob == pytest.approx(answers[number].prob, rel=1e-3)
+    path.direct.train()  # the names of the modes have no effect on what is trained
+    assert path.direct.allowed(["coco"], None) is None
+    path.direct.eval()
     _, listed = asked(["coco"], vocabulary=["traffic light"])
     assert [(row > 0).tolist() for row in listed] == [[False, True, False, False]] * 2
     _, listed = asked(["coco"], vocabulary=["cat", "unicycle"])
@@ -379,15 +387,6 @@ def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, m
         ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("cat",)}, "'cat' is not one of direct_names"),
         ({"direct_tokens": 2, "direct_zoom": 28, "direct_classes": ("",) * 20_001}, "20001 names are more than 20000"),
         (
-            {"direct_tokens": 2, "direct_names": ("cat",), "direct_mode_names": {"coco": ("cat", "dog")}},
-            "direct_mode_names.coco: 'dog' is not one of direct_names",
-        ),
-        (
-            {"direct_tokens": 2, "direct_names": ("cat",), "direct_mode_names": {"coco": ("",)}},
-            "coco: '' is not one of",
-        ),
-        ({"direct_tokens": 2, "direct_mode_names": {"coco": ()}}, "direct_mode_names.coco is empty; remove it"),
-        (
             {"direct_tokens": 2, "direct_names": ("cat",), "direct_classes": ("cat",)},
             "direct_classes needs direct_zoom",
         ),
@@ -396,6 +395,22 @@ def test_a_mapped_name_is_as_probable_as_the_free_name(model: OmniScientModel, m
 def test_wrong_names(config: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OsmError, match=message):
         config(**settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"coco": ("cat", "dog")}, "direct_mode_names.coco: 'dog' is not one of direct_names"),
+        ({"coco": ("cat", "cat")}, "direct_mode_names.coco contains a name twice"),
+        ({"coco": ()}, "direct_mode_names.coco is empty; remove it"),
+        ({"cocoo": ("cat",)}, "direct_mode_names: 'cocoo' is not one of the modes .* did you mean 'coco'"),
+        ({False: ("cat",)}, "direct_mode_names: False is not one of the modes"),
+    ],
+)
+def test_wrong_names_of_modes(kind: str, names: dict[Any, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OsmError, match=message):
+        tiny_config(tmp_path, kind, direct_tokens=2, direct_names=("cat",), direct_mode_names=names)
 
 
 def test_names_need_a_direct_path(tmp_path: Path) -> None:
@@ -410,6 +425,8 @@ def test_names_need_a_direct_path(tmp_path: Path) -> None:
 
 
 def test_a_config_without_known_names_is_stored_as_before(tmp_path: Path) -> None:
+    pooled = as_dict(tiny_config(tmp_path, "pooled", direct_tokens=2, direct_zoom=28, direct_names=NAMES))["bridge"]
+    assert pooled["direct_names"] and not {"direct_zoom_cutout", "direct_mode_names"} & set(pooled)
     for kind in ("maskqformer", "flamingo"):
         section = as_dict(tiny_config(tmp_path, kind, direct_tokens=2))
         assert not {"direct_names", "direct_classes"} & {*section["qformer"], *section["flamingo"]}

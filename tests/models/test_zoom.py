@@ -85,17 +85,19 @@ def test_the_windows_are_plain_crops(shrink: int) -> None:
         torch.testing.assert_close(found.tokens_RUC[row, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_cutout_shows_the_mask_alone() -> None:
-    """The cut-out is a plain crop of the pixels times the mask."""
+@pytest.mark.parametrize("inside", [True, 255, 0.5])
+def test_a_cutout_shows_the_mask_alone(inside: Any) -> None:
+    """The cut-out is a plain crop of the pixels times the mask, whatever value is inside the mask."""
     pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     masks, index = torch.stack([blob(10 + row, 8 + 2 * row, 42, 42) for row in range(4)]), torch.tensor([1, 0, 1, 0])
     alone = zoom_tokens(Pixels(), pixels, index, masks, 42, 0.0)
-    both = zoom_tokens(Pixels(), pixels, index, masks, 42, 0.0, cutout=True)
+    given = torch.where(masks, torch.tensor(inside), 0)
+    both = zoom_tokens(Pixels(), pixels, index, given, 42, 0.0, cutout=True)
     for row in range(4):
         square = (slice(10 + row, 52 + row), slice(8 + 2 * row, 50 + 2 * row))
-        inside = masks[row][:, *square].float()
-        cutout = nn.functional.avg_pool2d(pixels[index[row]][:, *square] * inside, PATCH).flatten(1)
-        cover = nn.functional.avg_pool2d(inside, PATCH).flatten(1)
+        share = masks[row][:, *square].float()
+        cutout = nn.functional.avg_pool2d(pixels[index[row]][:, *square] * share, PATCH).flatten(1)
+        cover = nn.functional.avg_pool2d(share, PATCH).flatten(1)
         expected = torch.stack([alone.tokens_RUC[row, 0], (cutout * cover).sum(1) / cover.sum()])
         torch.testing.assert_close(both.tokens_RUC[row], expected, atol=1e-5, rtol=1e-4)
 

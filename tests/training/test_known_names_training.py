@@ -41,6 +41,7 @@ def test_the_classifier_adds_its_cross_entropy_in_training_alone(workshop: Works
     with torch.no_grad():
         found, counts = trainer.task(batch)
         trainer.task.eval()
+        bridge.direct.train()  # so that the names of the modes have no effect
         plain, _ = trainer.task(batch)
     targets = torch.tensor([len(NAMES), *(NAMES.index(name) for name in batch.targets[1:])])
     own = F.cross_entropy(logits[0], targets, reduction="none", label_smoothing=0.2)
@@ -103,6 +104,7 @@ def test_wrong_files_of_classes(
 def test_a_new_dataset_adds_its_names_to_a_trained_model(workshop: Workshop, tmp_path: Path) -> None:
     """As it adds its mode: the trained rows stay, wherever they lie in the list."""
     first = ("--set", f"model.bridge.direct_names=[zebra, {NAMES[1]}]", "--supervise", "answer")
+    first = (*first, "--set", "model.bridge.direct_mode_names={coco: [zebra]}")
     workshop.train(tmp_path / "first", *first, variant="pooled")
     before, _, _ = osm.load_model(tmp_path / "first/final")
     flags = workshop.arguments(
@@ -113,7 +115,11 @@ def test_a_new_dataset_adds_its_names_to_a_trained_model(workshop: Workshop, tmp
     bridge: Any = trainer.model.bridge
     names = bridge.config.direct_names
     assert names == ("zebra", NAMES[1], *(name for name in NAMES if name != NAMES[1]))
-    assert bridge.config.direct_mode_names == {"pan": NAMES} and set(NAMES) < set(names)
+    # The mode `pan` of the model was not restricted.
+    assert bridge.config.direct_mode_names == {"coco": ("zebra",)}
+    two = workshop.arguments(tmp_path / "third", *flags[flags.index("--supervise") :], sets={"inst": (2, 4)})
+    started = parse(two[2:]).model.bridge
+    assert started.direct_mode_names == {"coco": ("zebra",), "inst": NAMES}  # type: ignore[attr-defined]
     old: Any = before.bridge
     known, trained = bridge.direct.known, old.direct.known
     assert torch.equal(known.embeddings[:2], trained.embeddings) and len(known.embeddings) == len(names)

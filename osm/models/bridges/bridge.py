@@ -33,7 +33,8 @@ class Instruction:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
         allowed_K: bool (K + 1,), true for each known name that may be chosen (`osm.models.bridges.known_names`). The
-            last value is for the class *other*. None allows the names of each row's mode.
+            last value is for the class *other*. None allows the known names of
+            the row's mode, or all if the mode has none of its own.
     """
 
     ids_RT: Tensor
@@ -49,7 +50,8 @@ class Condition(NamedTuple):
         gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
         name_logits_RK: the logits of all known names (`osm.models.bridges.known_names`), including those that are not
             allowed; None without known names.
-        allowed: the known names that were allowed, bool (K + 1,) for all rows or (R, K + 1); None if all were.
+        allowed: the known names that were allowed, bool (K + 1,) for all rows or (R, K + 1); None if all were. The last
+            value is for the class *other*.
     """
 
     prefix_RPW: Tensor

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osm.config import FieldError
-from osm.errors import shown
+from osm.errors import OsmError, did_you_mean, shown
 from osm.models.bridges.known_names import KnownNames, restricted
 from osm.models.bridges.pooling import SINGLES, RegionFeatures, pool_regions
 from osm.models.masks import VisibleKeys
-from osm.models.model_config import LARGEST, BridgeConfig
+from osm.models.model_config import LARGEST, BridgeConfig, ModelConfig
 
 MOST_TOKENS = 256
 LARGEST_ZOOM = 2048
@@ -49,8 +49,8 @@ class DirectPathConfig(BridgeConfig):
             outside the mask.
         direct_names: the known names. Empty = no classifier. `--known_names` of train.py sets them to the class names
             of the datasets.
-        direct_mode_names: for each mode with known names of its own, those among which the classifier chooses in this
-            mode. In the other modes, it chooses among all known names and *other*. `--known_names` of train.py sets
+        direct_mode_names: mode -> the known names among which the classifier chooses when it names masks in this mode.
+            In a mode that is not listed, it chooses among all known names and *other*. `--known_names` of train.py sets
             them to the class names of each dataset.
         direct_classes: the known name of each class of the tower's own classifier, or an empty string. Empty = that
             classifier is not used. `--known_classes` of train.py sets them.
@@ -96,12 +96,22 @@ class DirectPathConfig(BridgeConfig):
         for name in self.direct_classes:
             if name not in known:
                 raise FieldError(f"direct_classes: {shown(name)} is not one of direct_names")
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise OsmError if `direct_mode_names` contains unknown modes or names."""
+        known = set(self.direct_names)
         for mode, names in self.direct_mode_names.items():
+            where = "model.bridge.direct_mode_names"
+            if mode not in model.modes:
+                meant = did_you_mean(str(mode), model.modes)
+                raise OsmError(f"{where}: {shown(mode)} is not one of the modes {', '.join(model.modes)}{meant}")
             if not names:
-                raise FieldError(f"direct_mode_names.{mode} is empty; remove it")
+                raise OsmError(f"{where}.{mode} is empty; remove it")
+            if len(set(names)) < len(names):
+                raise OsmError(f"{where}.{mode} contains a name twice")
             for name in names:
-                if not name or name not in known:
-                    raise FieldError(f"direct_mode_names.{mode}: {shown(name)} is not one of direct_names")
+                if name not in known:
+                    raise OsmError(f"{where}.{mode}: {shown(name)} is not one of direct_names")
 
     def _check_names(self) -> None:
         names = self.direct_names
@@ -149,7 +159,7 @@ class DirectPath(nn.Module):
         dropout: the dropout of the pooled tokens and of the hidden layer.
     """
 
-    allowed_MK: Tensor
+    allowed_MK: Tensor  # (M + 1, K + 1), of which the last row is for modes without names of their own
 
     def __init__(self, config: DirectPathConfig, token_width: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -164,7 +174,6 @@ class DirectPath(nn.Module):
         of_modes = map(frozenset, config.direct_mode_names.values())
         allowed = [[name in own for name in config.direct_names] + [False] for own in of_modes]
         self.mode_rows = {mode: row for row, mode in enumerate(config.direct_mode_names)}
-        # The last row is for modes without names of their own.
         self.register_buffer("allowed_MK", torch.tensor([*allowed, [True] * (names + 1)]), persistent=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -206,7 +215,7 @@ class DirectPath(nn.Module):
             mean_NC: the mean of each image's tokens.
             image_index_R: the index of each row's image.
             features: the coverage and the boxes of the masks, and with zoom windows, their tokens.
-            allowed: the known names that may be chosen, from `allowed`.
+            allowed: the result of the method `allowed`.
         """
         found_RO, logits_RK = self._read(tokens_NLC, mean_NC, image_index_R, features)
         return self._output(found_RO, logits_RK, allowed)
@@ -221,8 +230,9 @@ class DirectPath(nn.Module):
     ) -> DirectOutput:
         """Return what `forward` returns, up to rounding.
 
-        At inference on a CPU, adjacent rows of the same mask are computed once. If they may all choose among the same
-        names, they are then bitwise equal, so that the LLM can share them. In training, each row has its own dropout.
+        At inference on a CPU, the network runs once for adjacent rows of the same mask. If all rows may choose among
+        the same names, the embeddings of a mask are then bitwise equal, so that the LLM can share them. In training,
+        each row has its own dropout.
         """
         shared = features.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
         if not shared or len(features) < 2:
@@ -252,11 +262,13 @@ class DirectPath(nn.Module):
     def allowed(self, modes: Sequence[str], allowed_K: Tensor | None) -> Tensor | None:
         """Return which known names may be chosen, bool (K + 1,) for all rows or (R, K + 1); None = all of them.
 
+        In training, the names of the modes have no effect, so that *other* is trained in every mode.
+
         Args:
             modes: the mode of each row, which may have known names of its own.
             allowed_K: see `Instruction`. It takes precedence over the modes.
         """
-        if allowed_K is not None or not any(mode in self.mode_rows for mode in modes):
+        if self.training or allowed_K is not None or not any(mode in self.mode_rows for mode in modes):
             return allowed_K
         rows = torch.tensor([self.mode_rows.get(mode, -1) for mode in modes], device=self.allowed_MK.device)
         return self.allowed_MK[rows]

@@ -84,6 +84,7 @@ class FlamingoConfig(DirectPathConfig):
             raise FieldError(f"gate_gain {self.gate_gain} must be greater than 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
+        super().check_model(model)
         check_area_weights(self, model)
 
     def least_parameters(self) -> int:

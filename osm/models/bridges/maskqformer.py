@@ -72,8 +72,8 @@ class QFormerConfig(DirectPathConfig):
             (dim x width). The bridge then stays small even if the instruction is encoded with the large vocabulary of
             an LLM.
         direct_first: whether the tokens of the direct path come before the outputs of the queries instead of after
-            them. They do not depend on the mode. When it names masks, a small LLM on a CPU (`osm.models.fast_llama`)
-            then computes these positions once for all modes of a mask.
+            them. Without `direct_mode_names`, they do not depend on the mode. When it names masks, a small LLM on a CPU
+            (`osm.models.fast_llama`) then computes these positions once for all modes of a mask.
     """
 
     kind: str = field(default="maskqformer", kw_only=True)

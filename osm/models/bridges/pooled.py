@@ -54,6 +54,7 @@ class PooledConfig(DirectPathConfig):
             raise FieldError(f"direct_tokens {shown(self.direct_tokens)}: the pooled bridge needs 1 or more")
 
     def check_model(self, model: ModelConfig) -> None:
+        super().check_model(model)
         check_area_weights(self, model)
 
 

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from osm.models.masks import MaskFeatures, bounding_boxes
+from osm.models.masks import MaskFeatures, bounding_boxes, inside_bytes
 
 SINGLES = 3  # mask, context, image
 GEOMETRY = 6  # values that describe the position and size of a pooled token
@@ -33,7 +33,7 @@ class RegionFeatures(MaskFeatures):
         box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
         context_R4: (top, left, bottom, right) of the context box, in cells, with exclusive ends.
         zoom_RUC: the mean token of each mask in each of its U zoom windows (`osm.models.zoom`); None without them.
-        class_logits_RA: the logits of the tower's A classes in the zoom windows; None if the tower has none.
+        class_logits_RA: the logits of the tower's A classes, averaged over the zoom windows; None if it has none.
     """
 
     coverage_RG: Tensor
@@ -52,10 +52,7 @@ def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> Regi
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
-    inside_R1SS = mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
-    # A true value from Pillow is the byte 255 instead of 1, even in a bool tensor.
-    bytes_R1SS = inside_R1SS.contiguous().view(torch.uint8).clamp(max=1)
-    coverage_RG = _cell_sums(bytes_R1SS, patch).flatten(1).float() / patch**2
+    coverage_RG = _cell_sums(inside_bytes(mask_R1SS), patch).flatten(1).float() / patch**2
     box_R4 = _cells(bounding_boxes(mask_R1SS), patch)
     around_R4 = _cells(bounding_boxes(context_R1SS, "context mask"), patch)
     return RegionFeatures(coverage_RG, box_R4, around_R4)
