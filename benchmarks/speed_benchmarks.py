@@ -410,6 +410,7 @@ NOT_SPEED = {
     "label_formats": "compares masks",
     "linear_probe": "measures accuracy",
     "plan_check": "measures memory",
+    "risk_coverage": "measures probabilities",
     "serve_clients": "tests clients",
     "serve_faults": "tests faults",
     "several_views": "measures accuracy",
