@@ -68,6 +68,9 @@ COMMANDS = {
     "plan": Command(
         "says what memory, time and disk space a run needs, before it is paid for", "osm.planning.plan_cli"
     ),
+    "refit_names": Command(
+        "trains the classifier of a model's known names again, without the LLM", "osm.training.names_refit_cli"
+    ),
     "schema": Command("prints the JSON schema of the config files", "osm.training.schema_cli"),
     "finetune": Command("adapts a trained model to your photos, in one command", "osm.finetune"),
     "export": Command(

@@ -148,7 +148,13 @@ class Experiments:
         if all(path.exists() for path in self.predictions(name, fold)):
             return None
         run, sets = out / f"run_{fold}", self.out / f"sets_{fold}.yaml"
-        command = f"{self._train(experiment, fold, run)} && {self._predict(run, out / str(fold), sets)} && rm -r {run}"
+        commands = [self._train(experiment, fold, run)]
+        model = run / "final"
+        if experiment.get("refit"):
+            model = run / "refitted"
+            commands.append(self._refit(experiment, fold, run))
+        commands += [self._predict(model, out / str(fold), sets), f"rm -r {run}"]
+        command = " && ".join(commands)
         with (out / f"{fold}.log").open("ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", command], stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
@@ -164,20 +170,34 @@ class Experiments:
             },
             **{"num_epochs": 1, "views": 2, "feature_cache": self.cache, "warmup_steps": 20},
         }
-        for name, images in IMAGES.items():
-            if name in self.sets or (name == "imagenet" and experiment.get("imagenet")):
-                images = experiment.get("images", {}).get(name, images)
-                shard = f"{name}_{fold}" if name in SOURCES else name
-                shard = f"mosaics_{shard}" if name == "coco" and experiment.get("mosaics") else shard
-                flags[f"{name}_shards"] = self.out / "shards" / shard / "000000000.tar"
-                flags[f"batch_size_{name}"], flags[f"train_num_samples_{name}"] = images, images * self.steps
+        for name, shard in self._shards(experiment, fold).items():
+            images = experiment.get("images", {}).get(name, IMAGES[name])
+            flags[f"{name}_shards"] = shard
+            flags[f"batch_size_{name}"], flags[f"train_num_samples_{name}"] = images, images * self.steps
         words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
         words += [word for setting in experiment.get("set", ()) for word in ("--set", setting)]
         words += list(map(str, experiment.get("train", ())))
         return _shell([sys.executable, "train/train.py", *words])
 
-    def _predict(self, run: Path, out: Path, sets: Path) -> str:
-        words = [sys.executable, "test/generate_pred.py", 0, 1, run / "final", out, "--datasets", sets]
+    def _shards(self, experiment: dict[str, Any], fold: int) -> dict[str, Path]:
+        """Return the shard of each dataset that the model of a fold is trained on."""
+        found = {}
+        for name in IMAGES:
+            if name in self.sets or (name == "imagenet" and experiment.get("imagenet")):
+                shard = f"{name}_{fold}" if name in SOURCES else name
+                shard = f"mosaics_{shard}" if name == "coco" and experiment.get("mosaics") else shard
+                found[name] = self.out / "shards" / shard / "000000000.tar"
+        return found
+
+    def _refit(self, experiment: dict[str, Any], fold: int, run: Path) -> str:
+        words: list[Any] = [sys.executable, "-m", "osm", "refit_names", run / "final", run / "refitted", "--force"]
+        words += ["--datasets", self.out / f"sets_{fold}.yaml", *experiment["refit"]]
+        for name, shard in self._shards(experiment, fold).items():
+            words += ["--shards", f"{name}={shard}"]
+        return _shell(words)
+
+    def _predict(self, model: Path, out: Path, sets: Path) -> str:
+        words = [sys.executable, "test/generate_pred.py", 0, 1, model, out, "--datasets", sets]
         return _shell([*words, "--sets", ",".join(self.sets), "--num_threads", 1])
 
     def sums(self, name: str) -> ImageSums:

@@ -35,7 +35,7 @@ from osm.serving import serve_cli
 from osm.sharing import export_cli
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
-from osm.training import run_config, schema_cli
+from osm.training import names_refit_cli, run_config, schema_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -66,6 +66,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "import": export_cli.import_parser,
     "bench": bench_cli.parser,
     "calibrate": calibrate_cli.parser,
+    "refit_names": names_refit_cli.parser,
     "compare": report_cli.compare_parser,
     "reproduce": reproduce.parser,
     "test/evaluate_proposals.py": scoring_cli.parser,

@@ -99,7 +99,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
             "no dataset is used; set --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
         )
     for name, used in training.used_sets.items():
-        table = table.with_row(_trained_row(table[name], used.shards))
+        table = table.with_row(trained_row(table[name], used.shards))
         _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
         # A remote checkpoint is downloaded before the first collective call, which could otherwise time out.
@@ -137,7 +137,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
 
 
-def _trained_row(row: Dataset, shards: str) -> Dataset:
+def trained_row(row: Dataset, shards: str) -> Dataset:
     """Return a dataset's entry in the dataset table, with the label file that belongs to its shards.
 
     If the dataset table does not name a label file, the `categories.json` that the converter wrote next to the shards

@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 # The experiments with another number of embeddings of the direct path than 4.
 TOKENS = {"shipped": 3, "slower_mosaics_light": 2, "all_sets_light": 2, "without_imagenet": 2, "less_imagenet": 2}
-TOKENS |= {"known_names": 2, "known_or_other": 2, "known_three": 3, "known_classes": 3, "tight_windows": 3}
+TOKENS |= {
+    "known_names": 2,
+    "known_or_other": 2,
+    "known_three": 3,
+    "known_classes": 3,
+    "tight_windows": 3,
+    "refitted": 3,
+}
 
 
 def script(name: str) -> ModuleType:

@@ -7,8 +7,8 @@ windows, a fourth token is pooled over the mask in a window of its own, and a fi
 two outputs are added and split into embeddings. With a list of names, a classifier chooses among them
 (`osm.models.bridges.known_names`). The published model has no direct path.
 
-Shapes: R rows (masks), T = 3 to 5 pooled tokens, C tower width, D direct embeddings, W width of the embeddings, O =
-D * W, K known names, M modes with known names of their own.
+Shapes: R rows (masks), T = 3 to 5 pooled tokens, C tower width, X = T * C, H hidden units, D direct embeddings, W width
+of the embeddings, O = D * W, K known names, M modes with known names of their own.
 """
 
 from __future__ import annotations
@@ -245,19 +245,28 @@ class DirectPath(nn.Module):
             return self._output(found_RO[row_R], logits_of_rows_RK, allowed)
         return DirectOutput(self._output(found_RO, logits_RK, allowed).embeddings_RDW[row_R], logits_of_rows_RK)
 
-    def _read(
+    def classifier_inputs(
         self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the outputs (R, O) without known names, and the logits (R, K + 1) of the known names, if any."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normalized pooled tokens (R, X) of each mask, and the hidden layer (R, H), both with dropout.
+
+        The arguments are those of `forward`.
+        """
         pooled_RTC = pool_regions(tokens_NLC, mean_NC, image_index_R, features).to(self.norm.weight.dtype)
         if features.zoom_RUC is not None:
             pooled_RTC = torch.cat([pooled_RTC, features.zoom_RUC.to(pooled_RTC.dtype)], 1)
         inputs_RX = self.dropout(self.norm(pooled_RTC).flatten(1))
-        hidden_RX = self.dropout(F.gelu(self.mlp_in(inputs_RX)))
-        found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RX)
+        return inputs_RX, self.dropout(F.gelu(self.mlp_in(inputs_RX)))
+
+    def _read(
+        self, tokens_NLC: Tensor, mean_NC: Tensor, image_index_R: Tensor, features: RegionFeatures
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs (R, O) without known names, and the logits (R, K + 1) of the known names, if any."""
+        inputs_RX, hidden_RH = self.classifier_inputs(tokens_NLC, mean_NC, image_index_R, features)
+        found_RO = self.linear(inputs_RX) + self.mlp_out(hidden_RH)
         if self.known is None:
             return found_RO, None
-        return found_RO, self.known.logits(inputs_RX, hidden_RX, features.class_logits_RA)
+        return found_RO, self.known.logits(inputs_RX, hidden_RH, features.class_logits_RA)
 
     def allowed(self, modes: Sequence[str], allowed_K: Tensor | None) -> Tensor | None:
         """Return which known names may be chosen, bool (K + 1,) for all rows or (R, K + 1); None = all of them.

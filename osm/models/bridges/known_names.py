@@ -109,11 +109,15 @@ class KnownNames(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(names, outputs))
 
     def reset(self, spread: float) -> None:
-        """Initialize the embeddings with standard deviation `spread`. All classes start with nearly equal logits."""
+        """Initialize the classifier, and the embeddings with standard deviation `spread`."""
+        self.reset_classifier()
+        nn.init.normal_(self.embeddings, std=spread)
+
+    def reset_classifier(self) -> None:
+        """Initialize the classifier alone. All classes start with nearly equal logits."""
         nn.init.normal_(self.linear.weight, std=0.1 * self.linear.in_features**-0.5)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.mlp_out.weight)
-        nn.init.normal_(self.embeddings, std=spread)
 
     @torch.no_grad()
     def start_from_tokens(self, tokens: Sequence[Tensor]) -> None:
