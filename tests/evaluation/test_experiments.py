@@ -20,9 +20,10 @@ from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.io.segmentation import encode_rle
+from osm.training import names_refit_cli
 from osm.training.run_config import parse
 
-KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "images", "versus"}
+KEYS = {"why", "config", "set", "train", "imagenet", "mosaics", "refit", "images", "versus"}
 ROOT = Path(__file__).resolve().parents[2]
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "scripts" / "experiments.yaml").read_text())
 # The experiments with another number of embeddings of the direct path than 4.
@@ -109,6 +110,11 @@ def test_every_experiment_is_a_config_of_the_command(name: str, tmp_path: Path) 
         for one in experiments.SOURCES:
             (tmp_path / f"{one}_{fold}_scored.json").write_text('{"categories": [{"id": 1, "name": "cat"}]}')
         (tmp_path / f"sets_{fold}.yaml").write_text(yaml.safe_dump({"datasets": run._rows(fold)}))
+    if "refit" in wanted:
+        again = shlex.split(run._refit(wanted, 1, tmp_path / "run"))
+        assert again[1:4] == ["-m", "osm", "refit_names"]
+        given = names_refit_cli.parser().parse_args(again[4:])
+        assert [one.partition("=")[0] for one in given.shards] == list(experiments.IMAGES)
     words = shlex.split(run._train(wanted, 1, tmp_path / "run"))
     assert words[1] == "train/train.py"
     parsed = parse(words[2:])
