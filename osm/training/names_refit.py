@@ -10,6 +10,7 @@ Shapes: R masks, K known names, X inputs, H hidden units, A classes of the tower
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class RefitOptions:
         weight_decay: the weight decay of AdamW.
         dropout: the dropout of the inputs and of the hidden layer.
         smoothing: the share of the target that is distributed evenly over all classes.
-        most: the largest number of masks of a dataset.
+        most: the largest number of masks of a dataset. Only the first ones are used.
         seed: the seed of all random values.
     """
 
@@ -105,36 +106,41 @@ def direct_path(model: OmniScientModel, where: str) -> DirectPath:
 def read_examples(
     model: OmniScientModel, processor: Processor, row: Dataset, shards: Sequence[str], options: RefitOptions
 ) -> NameExamples:
-    """Run the tower on all images of a dataset's shards and on their masks.
+    """Run the tower on the images of a dataset's shards and on their masks. Samples that cannot be read are skipped.
 
     In a dataset with phrases instead of classes, a name that is not known can mean the same as a known name of another
     mask in the image, as `golden retriever` and `dog`. Such masks are left out.
 
     Raises:
-        OsmError: no mask has a name, or a shard cannot be read.
+        OsmError: no mask has a name.
     """
-    index_of = {name: number for number, name in enumerate(model.config.bridge.direct_names)}  # type: ignore[attr-defined]
+    known: Sequence[str] = model.config.bridge.direct_names  # type: ignore[attr-defined]
+    index_of = {name: number for number, name in enumerate(known)}
     found: list[NameExamples] = []
+    skipped: Counter[str] = Counter()
     count = left_out = 0
-    rng = np.random.default_rng(options.seed)
     images = sum(1 for shard in shards for _ in read_shard(shard))
     with ProgressBar(f"masks of {row.name}", images, "images") as progress:
-        for image, masks, names in _images(row, shards, rng):
-            targets = [index_of.get(name, len(index_of)) for name in names]
-            kept = list(range(len(targets)))
-            if form_class(row.form).phrased and min(targets) < len(index_of):
-                kept = [place for place in kept if targets[place] < len(index_of)]
-            left_out += len(targets) - len(kept)
-            kept = kept[: options.most - count]
-            targets_R = torch.tensor(targets)[kept]
-            found.append(_examples(model, processor, image, masks[kept], targets_R))
-            count += len(kept)
+        for scene in _images(row, shards, np.random.default_rng(options.seed), skipped):
             progress.step()
+            if scene is None:
+                continue
+            image, masks, names = scene
+            targets_R = torch.tensor([index_of.get(name, len(known)) for name in names])
+            kept_R = torch.ones(len(names), dtype=torch.bool)
+            if form_class(row.form).phrased and targets_R.min() < len(known):
+                kept_R = targets_R < len(known)
+            left_out += int((~kept_R).sum())
+            kept = kept_R.nonzero().flatten()[: options.most - count]
+            found.append(_examples(model, processor, image, masks[kept.numpy()], targets_R[kept]))
+            count += len(found[-1])
             if count >= options.most:
                 break
     if not count:
         raise OsmError(f"--shards {row.name}: no image has a mask with a name")
-    logger.info("%s: %d masks of %d images, %d left out", row.name, count, len(found), left_out)
+    logger.info("%s: %d masks of %d images; %d masks left out", row.name, count, len(found), left_out)
+    if skipped:
+        logger.info("%s: skipped %s", row.name, dict(skipped))
     logits = [one.class_logits_RA for one in found if one.class_logits_RA is not None]
     return NameExamples(
         torch.cat([one.inputs_RX for one in found]),
@@ -145,18 +151,27 @@ def read_examples(
 
 
 def _images(
-    row: Dataset, shards: Sequence[str], rng: np.random.Generator
-) -> Iterator[tuple[Any, np.ndarray, list[str]]]:
-    """Yield the image, the masks (K, H, W) and their names, for each image with at least one mask."""
+    row: Dataset, shards: Sequence[str], rng: np.random.Generator, skipped: Counter[str]
+) -> Iterator[tuple[Any, np.ndarray, list[str]] | None]:
+    """Yield the image, the masks (K, H, W) and their names for each sample, or None if the sample is skipped.
+
+    Args:
+        skipped: counts the skipped samples by reason.
+    """
     for shard in shards:
         for raw in read_shard(shard):
-            if isinstance(raw, SampleError):
-                raise raw
-            scene = read_sample(row.form, raw.members, row.label_set, row.rules)
-            whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
-            segments = scene.pick(whole, 10**6, rng, fixed_view=True)
-            if segments:
+            try:
+                if isinstance(raw, SampleError):
+                    raise raw
+                scene = read_sample(row.form, raw.members, row.label_set, row.rules)
+                whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
+                segments = scene.pick(whole, 10**6, rng, fixed_view=True)
+                if not segments:
+                    raise SampleError(type(scene).nothing_usable, "no annotation is usable")
                 yield scene.image(), np.stack([one.mask for one in segments]), [one.label.target for one in segments]
+            except SampleError as error:
+                skipped[error.reason] += 1
+                yield None
 
 
 def _examples(

@@ -40,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--weight_decay", type=float, default=plain.weight_decay, help="of AdamW [%(default)s]")
     out.add_argument("--dropout", type=float, default=plain.dropout, help="of what the classifier reads [%(default)s]")
     out.add_argument("--smoothing", type=float, default=plain.smoothing, help="label smoothing [%(default)s]")
-    out.add_argument("--most", type=int, default=plain.most, help="the most masks of a dataset [%(default)s]")
+    out.add_argument("--most", type=int, default=plain.most, help="use the first masks of a dataset only [%(default)s]")
     out.add_argument("--seed", type=int, default=plain.seed, help="[%(default)s]")
+    out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     out.add_argument("--force", action="store_true", help="replace an older model at OUT")
     return out
 
@@ -83,7 +84,7 @@ def _refit(argv: Sequence[str] | None) -> None:
 
     from osm.data.shard_lists import existing_shards
     from osm.datasets.table import DatasetTable
-    from osm.models.factory import load_model
+    from osm.models.factory import load_model, pick_device
     from osm.training.export import target
     from osm.training.names_refit import accuracy, direct_path, read_examples, refit
     from osm.training.run_config import trained_row
@@ -93,6 +94,7 @@ def _refit(argv: Sequence[str] | None) -> None:
     shards = {name: existing_shards(pattern, f"--shards {name}") for name, pattern in patterns.items()}
     with target(args.out, args.force) as folder:
         model, processor, _ = load_model(args.checkpoint)
+        model.to(pick_device(args.device))
         path = direct_path(model, str(args.checkpoint))
         sets = {name: read_examples(model, processor, row, shards[name], options) for name, row in rows.items()}
         before = {name: accuracy(path, examples) for name, examples in sets.items()}

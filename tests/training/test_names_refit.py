@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from stream_sets import CATEGORIES
+from stream_sets import CATEGORIES, bands, panoptic, write_shard
 from tiny_run import Workshop
 
 import osm
@@ -29,6 +29,7 @@ from osm.recognition.encode import ImageEncoder, MaskEncoder
 from osm.recognition.regions import regions_of
 from osm.training.names_refit import NameExamples, RefitOptions, accuracy, direct_path, read_examples, refit
 from osm.training.names_refit_cli import main
+from osm.training.run_config import trained_row
 
 NAMES = tuple(one["name"] for one in CATEGORIES)
 ZOOM = ("--set", "model.bridge.direct_zoom=28", "--set", "model.bridge.direct_zoom_cutout=true")
@@ -123,6 +124,24 @@ def test_other_words_for_a_known_name_are_left_out(workshop: Workshop, trained: 
     assert sorted(found.targets_R.tolist()) == [0, len(NAMES)]
     few = read_examples(model, processor, row, [f"{tmp_path}/shards/000000000.tar"], RefitOptions(most=1))
     assert len(few) == 1
+
+
+def test_samples_that_cannot_be_read_are_skipped(
+    workshop: Workshop, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = panoptic(bands(64, 48, (1, 2, 3)))
+    broken = {**good, "image.png": good["image.png"][:60]}
+    write_shard(tmp_path / "000.tar", {"a": broken, "b": good})
+    model, processor, _ = osm.load_model(trained)
+    row = DatasetTable().with_yaml(workshop.table)["pan"]
+    with caplog.at_level("INFO"):
+        found = read_examples(
+            model, processor, trained_row(row, f"{workshop.root}/pan/000.tar"), [f"{tmp_path}/000.tar"], RefitOptions()
+        )
+    assert len(found) == 3 and "pan: skipped {" in caplog.text and "3 masks of 1 images" in caplog.text
+    write_shard(tmp_path / "001.tar", {"a": broken})
+    with pytest.raises(OsmError, match="--shards pan: no image has a mask with a name"):
+        read_examples(model, processor, row, [f"{tmp_path}/001.tar"], RefitOptions())
 
 
 def test_the_loss_is_weighted_over_the_datasets(trained: Path) -> None:
