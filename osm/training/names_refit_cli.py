@@ -9,7 +9,7 @@ from pathlib import Path
 from osm.command_parser import CommandParser
 from osm.errors import OsmError, did_you_mean, run_command, shown
 from osm.terminal import console_command, echo
-from osm.training.names_refit import RefitOptions
+from osm.training.refit_options import RefitOptions
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,14 +34,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="SET=NUMBER",
         help="weight of a dataset's loss [1]; repeatable",
     )
-    out.add_argument("--steps", type=int, default=plain.steps, help="[%(default)s]")
+    out.add_argument("--steps", type=int, default=plain.steps, help="training steps [%(default)s]")
     out.add_argument("--masks", type=int, default=plain.masks, help="masks of each dataset in a step [%(default)s]")
     out.add_argument("--learning_rate", type=float, default=plain.learning_rate, help="of AdamW [%(default)s]")
     out.add_argument("--weight_decay", type=float, default=plain.weight_decay, help="of AdamW [%(default)s]")
     out.add_argument("--dropout", type=float, default=plain.dropout, help="of what the classifier reads [%(default)s]")
     out.add_argument("--smoothing", type=float, default=plain.smoothing, help="label smoothing [%(default)s]")
     out.add_argument("--most", type=int, default=plain.most, help="use the first masks of a dataset only [%(default)s]")
-    out.add_argument("--seed", type=int, default=plain.seed, help="[%(default)s]")
+    out.add_argument("--seed", type=int, default=plain.seed, help="seed of all random values [%(default)s]")
     out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     out.add_argument("--force", action="store_true", help="replace an older model at OUT")
     return out

@@ -27,8 +27,9 @@ from osm.models.bridges.direct import DirectPath
 from osm.prepare.convert import prepare
 from osm.recognition.encode import ImageEncoder, MaskEncoder
 from osm.recognition.regions import regions_of
-from osm.training.names_refit import NameExamples, RefitOptions, accuracy, direct_path, read_examples, refit
+from osm.training.names_refit import NameExamples, accuracy, direct_path, read_examples, refit
 from osm.training.names_refit_cli import main
+from osm.training.refit_options import RefitOptions
 from osm.training.run_config import trained_row
 
 NAMES = tuple(one["name"] for one in CATEGORIES)
