@@ -73,19 +73,13 @@ def main() -> int:
 
 def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
     """Yield (image, masks, category ids) of every sample, for masks of over 100 pixels that are not crowds."""
-    from osm.data.shards import read_shard
+    from osm.data.whole_images import whole_images
     from osm.errors import SampleError
-    from osm.forms import read_sample
-    from osm.io.views import View
 
-    for shard in shards:
-        for raw in read_shard(shard):
-            if isinstance(raw, SampleError):
-                raise raw
-            scene = read_sample(row.form, raw.members, row.label_set, row.rules)
-            whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
-            picked = scene.pick(whole, 10**6, np.random.default_rng(0), fixed_view=True)
-            yield scene.image(), np.stack([s.mask for s in picked]), [s.category_id for s in picked]
+    for scene in whole_images(row, shards):
+        if isinstance(scene, SampleError):
+            raise scene
+        yield scene.image, np.stack([s.mask for s in scene.segments]), [s.category_id for s in scene.segments]
 
 
 def val_scenes(row) -> Iterator[tuple]:
@@ -119,17 +113,13 @@ def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> 
     import torch
     import torch.nn.functional as F
 
-    from osm.models.zoom import zoom_tokens
-
     pixels, padded = processor.pixel_values(processor.canvas(image)[None]), processor.canvas_masks(masks)
     tokens = model.tower_tokens(pixels)[0, model.prefix_tokens :]
     cover = F.avg_pool2d(padded.float(), model.tower.patch).flatten(1)
     means = cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)
     if model.zoom:
-        images, of = torch.zeros(len(masks), dtype=torch.long), model.bridge.config
-        windows = (of.direct_zoom, of.direct_zoom_enlarge, of.direct_zoom_cutout)
-        zoomed = zoom_tokens(model.tower, pixels, images, padded, *windows)
-        means = torch.cat([means, zoomed.tokens_RUC.flatten(1)], 1)
+        images = torch.zeros(len(masks), dtype=torch.long)
+        means = torch.cat([means, model.mask_features(padded, padded, pixels, images).zoom_RUC.flatten(1)], 1)
     return means.numpy()
 
 

@@ -90,20 +90,20 @@ def zoom_tokens(
     windows_R3zz = sampled_squares(pixels_N3SS, image_index_R, boxes_R4, side)
     # Many points per cell, because the pixels of a mask are smaller than a cell.
     own_R = torch.arange(len(mask_R1SS), device=boxes_R4.device)
-    mask_R1SS = inside_bytes(mask_R1SS)
     cover_RG = sampled_squares(mask_R1SS, own_R, boxes_R4, side // tower.patch, tower.patch).flatten(1)
     # A few scattered pixels can lie between the sampled points. Then the whole window counts.
     cover_RG = torch.where(cover_RG.sum(1, keepdim=True) > 0, cover_RG, torch.ones_like(cover_RG))
     weights_RG = cover_RG / cover_RG.sum(1, keepdim=True)
-    windows = [windows_R3zz]
+    windows_B3zz, weights_BG = windows_R3zz, weights_RG
     if cutout:
-        windows.append(windows_R3zz * sampled_squares(mask_R1SS, own_R, boxes_R4, side))  # the mean color is 0
-    windows_B3zz, weights_BG = torch.cat(windows), weights_RG.repeat(len(windows), 1)
+        inside_R1zz = sampled_squares(inside_bytes(mask_R1SS), own_R, boxes_R4, side)
+        windows_B3zz = torch.cat([windows_R3zz, windows_R3zz * inside_R1zz])  # the mean color is 0
+        weights_BG = weights_RG.repeat(2, 1)
     # One pass for all windows: with FSDP, every rank has to run the tower equally often.
     patches_BGC, class_logits_BA = tower.tokens_and_classes(windows_B3zz.to(dtype), weights_BG)
     tokens_BC = torch.einsum("bg,bgc->bc", weights_BG.to(dtype), patches_BGC)
-    class_logits_RA = None if class_logits_BA is None else class_logits_BA.unflatten(0, (len(windows), -1)).mean(0)
-    return ZoomOutput(tokens_BC.unflatten(0, (len(windows), -1)).transpose(0, 1), class_logits_RA)
+    class_logits_RA = None if class_logits_BA is None else class_logits_BA.unflatten(0, (1 + cutout, -1)).mean(0)
+    return ZoomOutput(tokens_BC.unflatten(0, (1 + cutout, -1)).transpose(0, 1), class_logits_RA)
 
 
 def sampled_squares(x_NDSS: Tensor, index_R: Tensor, boxes_R4: Tensor, bins: int, points: int = 0) -> Tensor:

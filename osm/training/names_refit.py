@@ -11,9 +11,9 @@ Shapes: R masks, K known names, X inputs, H hidden units, A classes of the tower
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osm.data.processor import Processor
-from osm.data.shards import read_shard
+from osm.data.shard_index import Indexes
+from osm.data.whole_images import whole_images
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError
-from osm.forms import form_class, read_sample
-from osm.io.views import View
+from osm.forms import form_class
 from osm.models.bridges.direct import DirectPath
 from osm.models.bridges.pooling import RegionFeatures
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
 from osm.terminal import ProgressBar, message_logger
+from osm.training.optimization import advance, make_schedule
 from osm.training.refit_options import RefitOptions
 
 logger = message_logger(__name__)
@@ -38,24 +39,47 @@ logger = message_logger(__name__)
 _MASKS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class NameExamples:
-    """What the classifier reads of R masks, and their names.
-
-    Attributes:
-        inputs_RX: float16.
-        hidden_RH: float16.
-        class_logits_RA: float16; None if the tower's classes are not used.
-        targets_R: the index of each mask's name; K = any other name.
-    """
+class ClassifierInputs(NamedTuple):
+    """What the classifier reads of R masks: the arguments of `KnownNames.logits`."""
 
     inputs_RX: Tensor
     hidden_RH: Tensor
     class_logits_RA: Tensor | None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> ClassifierInputs:
+        """Return the result of a function for each tensor."""
+        logits_RA = None if self.class_logits_RA is None else change(self.class_logits_RA)
+        return ClassifierInputs(change(self.inputs_RX), change(self.hidden_RH), logits_RA)
+
+    @staticmethod
+    def joined(parts: Sequence[ClassifierInputs]) -> ClassifierInputs:
+        """Concatenate the rows of several parts, which all have logits or all have none."""
+        logits = [part.class_logits_RA for part in parts if part.class_logits_RA is not None]
+        return ClassifierInputs(
+            torch.cat([part.inputs_RX for part in parts]),
+            torch.cat([part.hidden_RH for part in parts]),
+            torch.cat(logits) if logits else None,
+        )
+
+
+@dataclass(frozen=True)
+class NameExamples:
+    """The inputs of R masks in float16, and their names.
+
+    Attributes:
+        inputs: what the classifier reads.
+        targets_R: the index of each mask's name; K = any other name.
+    """
+
+    inputs: ClassifierInputs
     targets_R: Tensor
 
     def __len__(self) -> int:
         return len(self.targets_R)
+
+    def rows(self, rows_R: Tensor, device: torch.device) -> ClassifierInputs:
+        """Return the inputs of some masks in float32 on a device."""
+        return self.inputs.changed(lambda part: part[rows_R].to(device).float())
 
 
 def direct_path(model: OmniScientModel, where: str) -> DirectPath:
@@ -80,100 +104,52 @@ def read_examples(
     """
     known: Sequence[str] = model.config.bridge.direct_names  # type: ignore[attr-defined]
     index_of = {name: number for number, name in enumerate(known)}
-    found: list[NameExamples] = []
+    phrased = form_class(row.form).phrased
+    found: list[ClassifierInputs] = []
+    targets: list[Tensor] = []
     skipped: Counter[str] = Counter()
     count = left_out = 0
-    images = sum(1 for shard in shards for _ in read_shard(shard))
-    with ProgressBar(f"masks of {row.name}", images, "images") as progress:
-        for scene in _images(row, shards, np.random.default_rng(options.seed), skipped):
+    indexes = Indexes()
+    with ProgressBar(f"masks of {row.name}", sum(len(indexes[shard]) for shard in shards), "images") as progress:
+        for scene in whole_images(row, shards):
             progress.step()
-            if scene is None:
+            if isinstance(scene, SampleError):
+                skipped[scene.reason] += 1
                 continue
-            image, masks, names = scene
-            targets_R = torch.tensor([index_of.get(name, len(known)) for name in names])
-            kept_R = torch.ones(len(names), dtype=torch.bool)
-            if form_class(row.form).phrased and targets_R.min() < len(known):
-                kept_R = targets_R < len(known)
+            targets_R = torch.tensor([index_of.get(one.label.target, len(known)) for one in scene.segments])
+            masks_R1SS = processor.canvas_masks(np.stack([one.mask for one in scene.segments]))
+            kept_R = masks_R1SS.flatten(1).any(1)  # a mask can vanish at the model's input size
+            if phrased and targets_R.min() < len(known):
+                kept_R &= targets_R < len(known)
             left_out += int((~kept_R).sum())
             kept = kept_R.nonzero().flatten()[: options.most - count]
-            found.append(_examples(model, processor, image, masks[kept.numpy()], targets_R[kept]))
-            count += len(found[-1])
+            found += _inputs(model, processor.pixel_values(processor.canvas(scene.image)[None]), masks_R1SS[kept])
+            targets.append(targets_R[kept])
+            count += len(kept)
             if count >= options.most:
                 break
     if not count:
         raise OsmError(f"--shards {row.name}: no image has a mask with a name")
-    logger.info("%s: %d masks of %d images; %d masks left out", row.name, count, len(found), left_out)
+    logger.info("%s: %d masks of %d images; %d masks left out", row.name, count, len(targets), left_out)
     if skipped:
         logger.info("%s: skipped %s", row.name, dict(skipped))
-    logits = [one.class_logits_RA for one in found if one.class_logits_RA is not None]
-    return NameExamples(
-        torch.cat([one.inputs_RX for one in found]),
-        torch.cat([one.hidden_RH for one in found]),
-        torch.cat(logits) if logits else None,
-        torch.cat([one.targets_R for one in found]),
-    )
+    return NameExamples(ClassifierInputs.joined(found), torch.cat(targets))
 
 
-def _images(
-    row: Dataset, shards: Sequence[str], rng: np.random.Generator, skipped: Counter[str]
-) -> Iterator[tuple[Any, np.ndarray, list[str]] | None]:
-    """Yield the image, the masks (K, H, W) and their names for each sample, or None if the sample is skipped.
-
-    Args:
-        skipped: counts the skipped samples by reason.
-    """
-    for shard in shards:
-        for raw in read_shard(shard):
-            try:
-                if isinstance(raw, SampleError):
-                    raise raw
-                scene = read_sample(row.form, raw.members, row.label_set, row.rules)
-                whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
-                segments = scene.pick(whole, 10**6, rng, fixed_view=True)
-                if not segments:
-                    raise SampleError(type(scene).nothing_usable, "no annotation is usable")
-                yield scene.image(), np.stack([one.mask for one in segments]), [one.label.target for one in segments]
-            except SampleError as error:
-                skipped[error.reason] += 1
-                yield None
-
-
-def _examples(
-    model: OmniScientModel, processor: Processor, image: Any, masks: np.ndarray, targets_R: Tensor
-) -> NameExamples:
-    """Run the tower on an image and its masks (R, H, W)."""
+def _inputs(model: OmniScientModel, pixels_13SS: Tensor, masks_R1SS: Tensor) -> Iterator[ClassifierInputs]:
+    """Run the tower on an image and on its masks, and yield the inputs of a few masks at a time in float16."""
+    if not len(masks_R1SS):
+        return
     path, device = direct_path(model, "the model"), model.device
-    pixels_13SS = processor.pixel_values(processor.canvas(image)[None].to(device))
+    pixels_13SS = pixels_13SS.to(device)
     tokens_1LC = model.encode_image(pixels_13SS)
-    inputs: list[Tensor] = []
-    hidden: list[Tensor] = []
-    logits: list[Tensor] = []
-    kept: list[Tensor] = []
-    for start in range(0, len(masks), _MASKS_AT_ONCE):
-        masks_R1SS = processor.canvas_masks(masks[start : start + _MASKS_AT_ONCE]).to(device)
-        seen_R = masks_R1SS.flatten(1).any(1)  # a mask can vanish at the model's input size
-        kept.append(seen_R.cpu())
-        masks_R1SS = masks_R1SS[seen_R]
-        if not len(masks_R1SS):
-            continue
-        index_R = torch.zeros(len(masks_R1SS), dtype=torch.long, device=device)
-        around_R1SS = context_mask(masks_R1SS, model.config.context_enlarge_ratio)
-        features = model.mask_features(masks_R1SS, around_R1SS, pixels_13SS, index_R)
+    for part_R1SS in masks_R1SS.to(device).split(_MASKS_AT_ONCE):
+        index_R = torch.zeros(len(part_R1SS), dtype=torch.long, device=device)
+        around_R1SS = context_mask(part_R1SS, model.config.context_enlarge_ratio)
+        features = model.mask_features(part_R1SS, around_R1SS, pixels_13SS, index_R)
         assert isinstance(features, RegionFeatures)
-        for values, tensor in zip(
-            (inputs, hidden, logits),
-            (*path.classifier_inputs(tokens_1LC, tokens_1LC.mean(1), index_R, features), features.class_logits_RA),
-            strict=True,
-        ):
-            if tensor is not None:
-                values.append(tensor.half().cpu())
-    empty = path.mlp_in.weight.new_zeros(0, 0).half().cpu()
-    return NameExamples(
-        torch.cat(inputs) if inputs else empty.reshape(0, path.mlp_in.in_features),
-        torch.cat(hidden) if hidden else empty.reshape(0, path.mlp_in.out_features),
-        torch.cat(logits) if logits else None,
-        targets_R[torch.cat(kept)] if kept else targets_R,
-    )
+        read = path.classifier_inputs(tokens_1LC, tokens_1LC.mean(1), index_R, features)
+        yield ClassifierInputs(*read, features.class_logits_RA).changed(lambda part: part.half().cpu())
 
 
 def refit(
@@ -193,39 +169,22 @@ def refit(
         known.reset_classifier()
         trained = [known.linear.weight, known.linear.bias, known.mlp_out.weight]
         optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
-        warmup = max(options.steps // 10, 1)
-        shape = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, warmup, options.steps))
+        schedule = make_schedule(optimizer, "cosine", options.steps // 10, options.steps)
         total = sum(weights[name] for name in sets)
         with ProgressBar("known names", options.steps, "steps") as progress:
             for _ in range(options.steps):
                 optimizer.zero_grad()
                 for name, examples in sets.items():
                     rows_R = torch.randint(len(examples), (options.masks,))
-                    loss = _loss(path, examples, rows_R, options, device)
+                    inputs_RX, hidden_RH, class_logits_RA = examples.rows(rows_R, device)
+                    inputs_RX, hidden_RH = (F.dropout(values, options.dropout) for values in (inputs_RX, hidden_RH))
+                    logits_RK = known.logits(inputs_RX, hidden_RH, class_logits_RA)
+                    targets_R = examples.targets_R[rows_R].to(device)
+                    loss = F.cross_entropy(logits_RK, targets_R, label_smoothing=options.smoothing)
                     (weights[name] / total * loss).backward()
                 optimizer.step()
-                shape.step()
+                advance(schedule)
                 progress.step()
-
-
-def _loss(
-    path: DirectPath, examples: NameExamples, rows_R: Tensor, options: RefitOptions, device: torch.device
-) -> Tensor:
-    assert path.known is not None
-    inputs_RX, hidden_RH = (
-        F.dropout(values[rows_R].to(device).float(), options.dropout)
-        for values in (examples.inputs_RX, examples.hidden_RH)
-    )
-    logits_RA = None if examples.class_logits_RA is None else examples.class_logits_RA[rows_R].to(device)
-    logits_RK = path.known.logits(inputs_RX, hidden_RH, logits_RA)
-    return F.cross_entropy(logits_RK, examples.targets_R[rows_R].to(device), label_smoothing=options.smoothing)
-
-
-def _share(step: int, warmup: int, steps: int) -> float:
-    """Return the learning rate of a step, relative to the largest: a linear warmup, and then a cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * float(np.cos(np.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 @torch.no_grad()
@@ -235,8 +194,6 @@ def accuracy(path: DirectPath, examples: NameExamples) -> float:
     device = path.known.linear.weight.device
     right = 0
     for rows_R in torch.arange(len(examples)).split(4096):
-        logits_RA = None if examples.class_logits_RA is None else examples.class_logits_RA[rows_R].to(device)
-        inputs_RX, hidden_RH = (each[rows_R].to(device).float() for each in (examples.inputs_RX, examples.hidden_RH))
-        found_R = path.known.logits(inputs_RX, hidden_RH, logits_RA).argmax(1).cpu()
+        found_R = path.known.logits(*examples.rows(rows_R, device)).argmax(1).cpu()
         right += int((found_R == examples.targets_R[rows_R]).sum())
     return right / len(examples)

@@ -350,7 +350,7 @@ def test_a_mode_with_names_of_its_own(kind: str, tmp_path: Path) -> None:
         alone, _ = asked([mode])
         for [one], answers in zip(alone, both, strict=True):
             assert one.text == answers[number].text and one.prob == pytest.approx(answers[number].prob, rel=1e-3)
-    path.direct.train()  # the names of the modes have no effect on what is trained
+    path.direct.train()  # in training, the names of the modes have no effect
     assert path.direct.allowed(["coco"], None) is None
     path.direct.eval()
     _, listed = asked(["coco"], vocabulary=["traffic light"])

@@ -27,7 +27,7 @@ from osm.models.bridges.direct import DirectPath
 from osm.prepare.convert import prepare
 from osm.recognition.encode import ImageEncoder, MaskEncoder
 from osm.recognition.regions import regions_of
-from osm.training.names_refit import NameExamples, accuracy, direct_path, read_examples, refit
+from osm.training.names_refit import ClassifierInputs, NameExamples, accuracy, direct_path, read_examples, refit
 from osm.training.names_refit_cli import main
 from osm.training.refit_options import RefitOptions
 from osm.training.run_config import trained_row
@@ -84,7 +84,7 @@ def test_the_examples_are_what_the_classifier_reads_in_naming(workshop: Workshop
         patch.setattr(DirectPath, "classifier_inputs", lambda self, *given: seen.append(given) or read(*given))
         found = read_examples(model, processor, row, shards, RefitOptions())
     names = model.config.bridge.direct_names  # type: ignore[attr-defined]
-    assert len(found) == 12 and found.class_logits_RA is None and len(seen) == 6
+    assert len(found) == 12 and found.inputs.class_logits_RA is None and len(seen) == 6
     raw = next(iter(read_shard(shards[0])))
     assert isinstance(raw, RawSample)
     scene = read_sample(row.form, raw.members, row.label_set, row.rules)
@@ -97,8 +97,8 @@ def test_the_examples_are_what_the_classifier_reads_in_naming(workshop: Workshop
     for segment, mask in zip(segments, MaskEncoder(model, processor).encode(regions, image), strict=True):
         inputs, hidden = read(tokens, mean, torch.zeros(1, dtype=torch.long), mask.features)
         match = first.index(names.index(segment.label.target))
-        torch.testing.assert_close(found.inputs_RX[match].float(), inputs[0], atol=2e-3, rtol=2e-3)
-        torch.testing.assert_close(found.hidden_RH[match].float(), hidden[0], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found.inputs.inputs_RX[match].float(), inputs[0], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found.inputs.hidden_RH[match].float(), hidden[0], atol=2e-3, rtol=2e-3)
 
 
 def test_other_words_for_a_known_name_are_left_out(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
@@ -152,7 +152,8 @@ def test_the_loss_is_weighted_over_the_datasets(trained: Path) -> None:
     inputs = torch.randn(20, path.mlp_in.in_features, generator=torch.Generator().manual_seed(0)).half()
     hidden = torch.randn(20, path.mlp_in.out_features, generator=torch.Generator().manual_seed(1)).half()
     sets = {
-        name: NameExamples(inputs, hidden, None, torch.full((20,), number)) for number, name in enumerate(("a", "b"))
+        name: NameExamples(ClassifierInputs(inputs, hidden, None), torch.full((20,), number))
+        for number, name in enumerate(("a", "b"))
     }
     options = RefitOptions(steps=60, masks=8, learning_rate=1e-2)
     for heavy in ("a", "b"):

@@ -33,8 +33,8 @@ class Instruction:
         ids_RT: token ids.
         mask_RT: true for tokens, false for padding.
         allowed_K: bool (K + 1,), true for each known name that may be chosen (`osm.models.bridges.known_names`). The
-            last value is for the class *other*. None allows the known names of
-            the row's mode, or all if the mode has none of its own.
+            last value is for the class *other*. None allows the known names of the row's mode, or all
+            if the mode has none of its own.
     """
 
     ids_RT: Tensor
