@@ -129,7 +129,8 @@ def read_examples(
             if count >= options.most:
                 break
     if not count:
-        raise OsmError(f"--shards {row.name}: no image has a mask with a name")
+        why = f" (skipped: {dict(skipped)})" if skipped else ""
+        raise OsmError(f"--shards {row.name}: no image has a mask with a name{why}")
     logger.info("%s: %d masks of %d images; %d masks left out", row.name, count, len(targets), left_out)
     if skipped:
         logger.info("%s: skipped %s", row.name, dict(skipped))
