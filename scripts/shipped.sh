@@ -57,13 +57,21 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
   --imagenet_shards "$out/shards/imagenet/000000000.tar" --batch_size_imagenet 1 --train_num_samples_imagenet "$images" \
   --loss_multiplier_imagenet 0.2
 
+echo "== the classifier of the known names"
+if [ ! -f "$out/refitted/model.safetensors" ]; then
+  "$python" -m osm refit_names "$out/run/final" "$out/refitted" --force --datasets "$out/sets.yaml" \
+    --weights imagenet=0.2 --shards "coco=$out/shards/coco/000000000.tar" \
+    --shards "camvid=$out/shards/camvid/000000000.tar" --shards "clothing=$out/shards/clothing/000000000.tar" \
+    --shards "imagenet=$out/shards/imagenet/000000000.tar"
+fi
+
 echo "== models of two folds, whose predictions calibrate the probabilities"
 mkdir -p "$out/folds"
 for made in imagenet mosaics; do ln -sfn "$out/$made" "$out/folds/$made"; done  # these are made once
 "$python" "$root/scripts/experiments.py" "$data" "$out/folds" --only shipped --sets coco,camvid,clothing --cache "$cache" \
   --steps "${FOLD_STEPS:-500}"
 rm -rf "$out/model"
-"$python" -m osm export "$out/run/final" "$out/model" --half
+"$python" -m osm export "$out/refitted" "$out/model" --half
 "$python" -m osm calibrate "$out/model" --json "$out/calibration.json" --plot "$out/reliability.png" \
   --predictions "$out/folds/shipped/0" --datasets "$out/folds/sets_0.yaml" \
   --predictions "$out/folds/shipped/1" --datasets "$out/folds/sets_1.yaml"
