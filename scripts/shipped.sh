@@ -60,7 +60,7 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
 echo "== the classifier of the known names"
 if [ ! -f "$out/refitted/model.safetensors" ]; then
   "$python" -m osm refit_names "$out/run/final" "$out/refitted" --force --datasets "$out/sets.yaml" \
-    --weights imagenet=0.2 --shards "coco=$out/shards/coco/000000000.tar" \
+    --weights camvid=0.3 --weights clothing=0.3 --weights imagenet=0.05 --shards "coco=$out/shards/coco/000000000.tar" \
     --shards "camvid=$out/shards/camvid/000000000.tar" --shards "clothing=$out/shards/clothing/000000000.tar" \
     --shards "imagenet=$out/shards/imagenet/000000000.tar"
 fi

@@ -2,8 +2,8 @@
 
 In training, a step contains few masks of each dataset, because the LLM takes most of the time. Here, the tower runs
 once per image and mask, and the classifier is then trained alone, on many masks in each step. The masks are those of
-whole images, as in naming, instead of crops. Nothing but the classifier changes: what the LLM reads of a name stays the
-same.
+whole images, as in naming, instead of crops. A linear discriminant of the same masks is added to it. Nothing but the
+classifier changes: what the LLM reads of a name stays the same.
 
 Shapes: R masks, K known names, X inputs, H hidden units, A classes of the tower, C tower width.
 """
@@ -27,10 +27,12 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError
 from osm.forms import form_class
 from osm.models.bridges.direct import DirectPath
+from osm.models.bridges.known_names import KnownNames
 from osm.models.bridges.pooling import RegionFeatures
 from osm.models.masks import context_mask
 from osm.models.osm import OmniScientModel
 from osm.terminal import ProgressBar, message_logger
+from osm.training.discriminant import WeightedInputs, linear_discriminant
 from osm.training.optimization import advance, make_schedule
 from osm.training.refit_options import RefitOptions
 
@@ -156,7 +158,9 @@ def _inputs(model: OmniScientModel, pixels_13SS: Tensor, masks_R1SS: Tensor) -> 
 def refit(
     path: DirectPath, sets: Mapping[str, NameExamples], weights: Mapping[str, float], options: RefitOptions
 ) -> None:
-    """Train the classifier of a direct path from random initialization. Two calls give equal results.
+    """Train the classifier of a direct path from random initialization, and add a linear discriminant to it.
+
+    Two calls give equal results.
 
     Args:
         sets: the masks of each dataset. Each step takes the same number of masks of every dataset.
@@ -186,6 +190,20 @@ def refit(
                 optimizer.step()
                 advance(schedule)
                 progress.step()
+    if options.discriminant:
+        _add_discriminant(known, sets, weights, options)
+
+
+@torch.no_grad()
+def _add_discriminant(
+    known: KnownNames, sets: Mapping[str, NameExamples], weights: Mapping[str, float], options: RefitOptions
+) -> None:
+    parts = [
+        WeightedInputs(examples.inputs.inputs_RX, examples.targets_R, weights[name]) for name, examples in sets.items()
+    ]
+    found = linear_discriminant(parts, known.linear.out_features, options.shrinkage, options.prior_masks)
+    for parameter, values in ((known.linear.weight, found.weight_KX), (known.linear.bias, found.bias_K)):
+        parameter += options.discriminant * values.to(parameter)
 
 
 @torch.no_grad()

@@ -40,6 +40,25 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--weight_decay", type=float, default=plain.weight_decay, help="of AdamW [%(default)s]")
     out.add_argument("--dropout", type=float, default=plain.dropout, help="of what the classifier reads [%(default)s]")
     out.add_argument("--smoothing", type=float, default=plain.smoothing, help="label smoothing [%(default)s]")
+    out.add_argument(
+        "--discriminant",
+        type=float,
+        default=plain.discriminant,
+        help="weight of the logits of a linear discriminant, which are added to those of the trained classifier; 0 = "
+        "none [%(default)s]",
+    )
+    out.add_argument(
+        "--shrinkage",
+        type=float,
+        default=plain.shrinkage,
+        help="share of the discriminant's covariance that is replaced by a multiple of the identity [%(default)s]",
+    )
+    out.add_argument(
+        "--prior_masks",
+        type=float,
+        default=plain.prior_masks,
+        help="masks with mean inputs that count for the mean of each name in the discriminant [%(default)s]",
+    )
     out.add_argument("--most", type=int, default=plain.most, help="use the first masks of a dataset only [%(default)s]")
     out.add_argument("--seed", type=int, default=plain.seed, help="seed of all random values [%(default)s]")
     out.add_argument("--device", default="auto", help="device of the model [%(default)s]")

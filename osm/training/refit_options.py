@@ -18,6 +18,9 @@ class RefitOptions:
         weight_decay: the weight decay of AdamW.
         dropout: the dropout of the inputs and of the hidden layer.
         smoothing: the share of the target that is distributed evenly over all classes.
+        discriminant: the weight of the logits of a linear discriminant that is added to the trained classifier.
+        shrinkage: the share of the discriminant's covariance that is replaced by a multiple of the identity.
+        prior_masks: the number of masks with mean inputs that count for the mean of each name in the discriminant.
         most: the largest number of masks of a dataset. Only the first ones are used.
         seed: the seed of all random values.
     """
@@ -28,6 +31,9 @@ class RefitOptions:
     weight_decay: float = 0.05
     dropout: float = 0.2
     smoothing: float = 0.1
+    discriminant: float = 0.02
+    shrinkage: float = 0.6
+    prior_masks: float = 16.0
     most: int = 50_000
     seed: int = 42
 
@@ -42,3 +48,9 @@ class RefitOptions:
         for name in ("dropout", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise OsmError(f"--{name} {getattr(self, name)} must be at least 0 and less than 1")
+        if not 0 < self.shrinkage <= 1:
+            raise OsmError(f"--shrinkage {self.shrinkage} must be greater than 0 and at most 1")
+        if not 0 <= self.discriminant < 1e3:
+            raise OsmError(f"--discriminant {self.discriminant} must be at least 0 and less than 1000")
+        if not 0 < self.prior_masks <= 1e6:
+            raise OsmError(f"--prior_masks {self.prior_masks} must be greater than 0 and at most 1000000")

@@ -35,6 +35,7 @@ TOKENS |= {
     "known_classes": 3,
     "tight_windows": 3,
     "refitted": 3,
+    "discriminant": 3,
 }
 
 

@@ -27,6 +27,7 @@ from osm.models.bridges.direct import DirectPath
 from osm.prepare.convert import prepare
 from osm.recognition.encode import ImageEncoder, MaskEncoder
 from osm.recognition.regions import regions_of
+from osm.training.discriminant import WeightedInputs, linear_discriminant
 from osm.training.names_refit import ClassifierInputs, NameExamples, accuracy, direct_path, read_examples, refit
 from osm.training.names_refit_cli import main
 from osm.training.refit_options import RefitOptions
@@ -167,6 +168,21 @@ def test_the_loss_is_weighted_over_the_datasets(trained: Path) -> None:
     assert probs[1] > 10 * probs[0]
 
 
+def test_the_discriminant_is_added_to_the_trained_classifier(trained: Path) -> None:
+    path = direct_path(osm.load_model(trained)[0], "model")
+    assert path.known is not None
+    inputs = torch.randn(30, path.mlp_in.in_features, generator=torch.Generator().manual_seed(0)).half()
+    hidden, targets = torch.zeros(30, path.mlp_in.out_features).half(), torch.arange(30) % 3
+    sets = {"a": NameExamples(ClassifierInputs(inputs, hidden, None), targets)}
+    found = []
+    for weight in (0.0, 0.5):
+        refit(path, sets, {"a": 2.0}, RefitOptions(steps=5, masks=8, discriminant=weight, shrinkage=0.5))
+        found.append((path.known.linear.weight.detach().clone(), path.known.linear.bias.detach().clone()))
+    wanted = linear_discriminant([WeightedInputs(inputs, targets, 2.0)], path.known.linear.out_features, 0.5, 16)
+    for without, with_it, of_discriminant in zip(*found, wanted, strict=True):
+        torch.testing.assert_close(with_it, without + 0.5 * of_discriminant)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -177,6 +193,9 @@ def test_the_loss_is_weighted_over_the_datasets(trained: Path) -> None:
         (("--shards", "pan=x.tar"), "--shards: the dataset 'pan' is given twice"),
         (("--steps", "0"), "--steps 0 must be 1 or more"),
         (("--dropout", "1"), "--dropout 1.0 must be at least 0 and less than 1"),
+        (("--shrinkage", "0"), "--shrinkage 0.0 must be greater than 0 and at most 1"),
+        (("--discriminant", "-1"), "--discriminant -1.0 must be at least 0"),
+        (("--prior_masks", "0"), "--prior_masks 0.0 must be greater than 0"),
         (("--learning_rate", "nan"), "--learning_rate nan must be greater than 0"),
         (("--shards", "pet=x.tar"), "pet"),
     ],
