@@ -14,8 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from osm.errors import OsmError
+
 _AT_ONCE = 4096  # masks whose inputs are converted to float32 at a time
-_LEAST = 1e-12  # replaces a count or variance of 0 in divisions
+_LEAST = 1e-12  # replaces a count of 0 in divisions
+_LEAST_SPREAD = 1e-9  # a smaller variance within the classes, relative to the squared means, is rounding
 _LEAST_MASKS = 0.5  # added to the number of masks of each class, so that its logarithm is finite
 
 
@@ -81,6 +84,9 @@ def linear_discriminant(
         shrinkage: the share of S, above 0 to 1, that is replaced by a multiple of the identity with the same trace.
         prior_masks: the mean of a class is taken over its masks and this number of masks with the mean inputs of the
             datasets that have the class.
+
+    Raises:
+        OsmError: no class has two different masks, so that there is no covariance within the classes.
     """
     width = parts[0].inputs_RX.shape[1]
     mean_masks = sum(len(part.targets_R) for part in parts) / len(parts)
@@ -98,7 +104,10 @@ def linear_discriminant(
     prior_KX = torch.where(count_K[:, None] > 0, prior_KX / count_K.clamp(min=_LEAST)[:, None], overall_X)
     shrunk_KX = (sum_KX + prior_masks * prior_KX) / (count_K + prior_masks)[:, None]
     covariance_XX /= count_K.sum()
-    spread = covariance_XX.diagonal().mean().clamp(min=_LEAST)
+    spread = covariance_XX.diagonal().mean()
+    mean_KX = sum_KX / count_K.clamp(min=_LEAST)[:, None]
+    if spread <= _LEAST_SPREAD * mean_KX.square().mean():
+        raise OsmError("the linear discriminant needs a name with two different masks; --discriminant 0 leaves it out")
     covariance_XX = (1 - shrinkage) * covariance_XX + shrinkage * spread * torch.eye(width)
     weight_KX = torch.linalg.solve(covariance_XX, shrunk_KX.T).T
     return Discriminant(weight_KX, (count_K + _LEAST_MASKS).log() - (weight_KX * shrunk_KX).sum(1) / 2)

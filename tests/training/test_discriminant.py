@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from osm.errors import OsmError
 from osm.training.discriminant import WeightedInputs, linear_discriminant
 
 
@@ -74,3 +76,11 @@ def test_prior_masks_draw_the_means_of_rare_classes_to_the_mean_of_all_masks() -
         means = linear_discriminant([WeightedInputs(inputs, targets, 1.0)], 2, 1.0, masks).weight_KX
         close[masks] = torch.cosine_similarity(means, inputs.mean(0, keepdim=True))
     assert close[100][1] > 0.99 > close[1][1] and close[1][0] > 0.99
+
+
+def test_one_mask_per_name_gives_no_covariance() -> None:
+    inputs, targets = examples((1, 1, 1))
+    same = [WeightedInputs(torch.cat([inputs] * 3), torch.cat([targets] * 3), 1.0)]  # equal up to rounding
+    for parts in ([WeightedInputs(inputs, targets, 1.0)], same):
+        with pytest.raises(OsmError, match="a name with two different masks; --discriminant 0 leaves it out"):
+            linear_discriminant(parts, 3, 0.6, 16)
