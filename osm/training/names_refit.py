@@ -164,7 +164,7 @@ def refit(
 
     Args:
         sets: the masks of each dataset. Each step takes the same number of masks of every dataset.
-        weights: the weight of each dataset's loss.
+        weights: the weight of each dataset, in the loss and in the discriminant.
     """
     known = path.known
     assert known is not None

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SET=NUMBER",
-        help="weight of a dataset's loss [1]; repeatable",
+        help="weight of a dataset in the loss and in the discriminant [1]; repeatable",
     )
     out.add_argument("--steps", type=int, default=plain.steps, help="training steps [%(default)s]")
     out.add_argument("--masks", type=int, default=plain.masks, help="masks of each dataset in a step [%(default)s]")
