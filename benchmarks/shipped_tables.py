@@ -86,10 +86,8 @@ def comparison_row(name: str, title: str, scores: dict[str, Any]) -> tuple[str, 
 
 
 def probe(scores: dict[str, Any], name: str) -> str:
-    """The accuracy of the ridge probe, with an asterisk if only its value without zoom windows is known."""
-    if name in scores["ridge_probe"]:
-        return str(scores["ridge_probe"][name]["ridge"])
-    return f"{scores['ridge_probe_without_zoom_windows'][name]['ridge']} *"
+    """The accuracy of the ridge probe."""
+    return str(scores["ridge_probe"][name]["ridge"])
 
 
 def calibration_row(title: str, document: dict[str, Any], after: str) -> tuple[str, ...]:

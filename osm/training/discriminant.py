@@ -1,7 +1,7 @@
 """Linear discriminant analysis: a linear classifier that follows from the mean of each class and a shared covariance.
 
-With few masks per name, it is wrong about other masks than a classifier that was trained by gradient descent. The sum
-of both classifiers' logits is therefore correct more often than either of them.
+With few masks per name, it makes its errors on other masks than a classifier that was trained by gradient descent. A
+classifier with the sum of their logits is therefore more accurate than either of them.
 
 Shapes: R masks, X inputs, K classes.
 """
@@ -19,7 +19,7 @@ from osm.errors import OsmError
 _AT_ONCE = 4096  # masks whose inputs are converted to float32 at a time
 _LEAST = 1e-12  # replaces a count of 0 in divisions
 _LEAST_SPREAD = 1e-9  # a smaller variance within the classes, relative to the squared means, is rounding
-_LEAST_MASKS = 0.5  # added to the number of masks of each class, so that its logarithm is finite
+_LEAST_MASKS = 0.5  # added to the number of masks of each class, because log(0) is not finite
 
 
 class WeightedInputs(NamedTuple):
