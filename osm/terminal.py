@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TextIO
 
 P = ParamSpec("P")
 
@@ -68,7 +68,18 @@ def echo(*lines: object, flush: bool = False) -> None:
     If the output pipe is closed, as in `osm list configs | head -1`, the command exits without reporting an error.
     """
     with _quiet_if_closed():
-        print("\n".join(map(printable, lines)), flush=flush)
+        _write(sys.stdout, "\n".join(map(printable, lines)), flush)
+
+
+def _write(stream: TextIO, text: str, flush: bool) -> None:
+    """Write a text and its newline in one call.
+
+    If PYTHONUNBUFFERED is set, `print` writes the newline separately, so another process that shares the terminal or
+    log file can write in between. The processes of torchrun or of scripts/test_8gpu.sh would then join their lines.
+    """
+    stream.write(text + "\n")
+    if flush:
+        stream.flush()
 
 
 @contextlib.contextmanager
@@ -169,7 +180,7 @@ class ConsoleHandler(logging.Handler):
         to_stdout = getattr(record, "to_stdout", False) and not self.as_json
         for bar in _BARS:
             bar.clear()
-        print(self.format(record), file=sys.stdout if to_stdout else sys.stderr, flush=True)
+        _write(sys.stdout if to_stdout else sys.stderr, self.format(record), flush=True)
         for bar in _BARS:
             bar.refresh()
 

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import pickle
+import socket
+import subprocess
 import sys
 import unicodedata
 import warnings
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S
 
 from osm.cli import main
 from osm.errors import OsmError, SampleError
@@ -88,6 +91,33 @@ def test_a_library_is_silent_and_restores_loggers(capsys: pytest.CaptureFixture[
     with console_messages(as_json=True):
         assert root.level == logging.INFO
     assert (list(root.handlers), root.level, root.propagate) == before and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_line_is_one_write(stream: str, unbuffered: str) -> None:
+    """Lines of processes that share an output stay whole. A sequenced-packet socket shows each write as one packet."""
+    program = """
+from osm.terminal import ProgressBar, console_messages, echo, message_logger
+with console_messages(), ProgressBar("work", 1, "files") as progress:
+    echo("a", "b", flush=True)
+    message_logger("osm.test").info("c", to_stdout=True)
+    message_logger("osm.test").warning("c")
+    progress.step()
+"""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+        streams: dict[str, Any] = {stream: theirs, other: subprocess.DEVNULL}
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=PATIENCE_S, **streams)
+        theirs.close()
+        packets = list(iter(lambda: ours.recv(1 << 16).decode(), ""))
+    if stream == "stdout":
+        assert packets == ["a\nb\n", "c\n"]
+    else:
+        assert packets[0] == "warning: c\n" and len(packets) == 2
+        assert packets[1].startswith("work: 1/1 files") and packets[1].endswith(" left\n")
 
 
 @pytest.mark.parametrize("place", ["first", "last"])

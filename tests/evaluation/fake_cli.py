@@ -25,7 +25,8 @@ if __name__ == "__main__":
             from osm.evaluation.evaluate_cli import evaluate_main
 
             sys.exit(evaluate_main(sys.argv[1:]))
-        print(f"part {sys.argv[1]} sees {os.environ.get('CUDA_VISIBLE_DEVICES')}", file=sys.stderr)
+        # One write, because the parts share a pipe: if PYTHONUNBUFFERED is set, `print` writes the newline separately.
+        sys.stderr.write(f"part {sys.argv[1]} sees {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
         if sys.argv[1] == os.environ.get("FAILING"):
             sys.exit(3)
     sys.exit(generate_main(sys.argv[1:], lambda checkpoint, **options: Slow()))
