@@ -79,6 +79,10 @@ class NameExamples:
     def __len__(self) -> int:
         return len(self.targets_R)
 
+    def known(self, names: int) -> int:
+        """Return the number of masks that have one of the K known names."""
+        return int((self.targets_R < names).sum())
+
     def rows(self, rows_R: Tensor, device: torch.device) -> ClassifierInputs:
         """Return the inputs of some masks in float32 on a device."""
         return self.inputs.changed(lambda part: part[rows_R].to(device).float())
@@ -133,10 +137,12 @@ def read_examples(
     if not count:
         why = f" (skipped: {dict(skipped)})" if skipped else ""
         raise OsmError(f"--shards {row.name}: no image has a mask with a name{why}")
-    logger.info("%s: %d masks of %d images; %d masks left out", row.name, count, len(targets), left_out)
+    examples = NameExamples(ClassifierInputs.joined(found), torch.cat(targets))
+    counts = f"{count} masks, {examples.known(len(known))} of them with a known name; {left_out} masks left out"
+    logger.info("%s: images: %d; %s", row.name, len(targets), counts)
     if skipped:
         logger.info("%s: skipped %s", row.name, dict(skipped))
-    return NameExamples(ClassifierInputs.joined(found), torch.cat(targets))
+    return examples
 
 
 def _inputs(model: OmniScientModel, pixels_13SS: Tensor, masks_R1SS: Tensor) -> Iterator[ClassifierInputs]:
@@ -165,9 +171,15 @@ def refit(
     Args:
         sets: the masks of each dataset. Each step takes the same number of masks of every dataset.
         weights: the weight of each dataset, in the loss and in the discriminant.
+
+    Raises:
+        OsmError: no mask has a known name; or the linear discriminant does not exist.
     """
     known = path.known
     assert known is not None
+    if not any(examples.known(known.linear.out_features - 1) for examples in sets.values()):
+        masks = ", ".join(f"{name} ({len(examples)} masks)" for name, examples in sets.items())
+        raise OsmError(f"--shards: no mask of {masks} has a known name of the model; are shards and dataset a pair?")
     device = known.linear.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)

@@ -128,6 +128,19 @@ def test_other_words_for_a_known_name_are_left_out(workshop: Workshop, trained: 
     assert len(few) == 1
 
 
+def test_shards_without_a_known_name(trained: Path, tmp_path: Path) -> None:
+    """As if the shards of one dataset were given with the name of another."""
+    model, processor, _ = osm.load_model(trained)
+    path = direct_path(model, "model")
+    assert path.known is not None
+    before = path.known.linear.weight.clone()
+    inputs = ClassifierInputs(torch.zeros(4, path.mlp_in.in_features), torch.zeros(4, path.mlp_in.out_features), None)
+    sets = {name: NameExamples(inputs, torch.full((4,), len(NAMES))) for name in ("a", "b")}
+    with pytest.raises(OsmError, match=r"--shards: no mask of a \(4 masks\), b \(4 masks\) has a known name"):
+        refit(path, sets, {"a": 1.0, "b": 1.0}, RefitOptions(steps=1))
+    assert torch.equal(path.known.linear.weight, before)
+
+
 def test_samples_that_cannot_be_read_are_skipped(
     workshop: Workshop, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,7 +153,11 @@ def test_samples_that_cannot_be_read_are_skipped(
         found = read_examples(
             model, processor, trained_row(row, f"{workshop.root}/pan/000.tar"), [f"{tmp_path}/000.tar"], RefitOptions()
         )
-    assert len(found) == 3 and "pan: skipped {" in caplog.text and "3 masks of 1 images" in caplog.text
+    assert (
+        len(found) == 3
+        and "pan: skipped {" in caplog.text
+        and "images: 1; 3 masks, 3 of them with a known name" in caplog.text
+    )
     write_shard(tmp_path / "001.tar", {"a": broken})
     with pytest.raises(OsmError, match=r"--shards pan: no image has a mask with a name \(skipped: {'\w+': 1}\)"):
         read_examples(model, processor, row, [f"{tmp_path}/001.tar"], RefitOptions())
