@@ -3,9 +3,10 @@
 
 The classifier is trained on all masks of the shards, and scored on the val files of the datasets. With `--features
 tower`, the features of a mask are the mean of the frozen tower's tokens under the mask (weighted by coverage), at the
-input size of prediction, and the same in its zoom window if the config has zoom windows. With `--features statistics`,
-they are the mean and the standard deviation of its color, its area, and the seven Hu moments of its outline, without a
-network. The features are standardized, and ridge regression maps them to the classes. Prints one JSON document.
+input size of prediction, and the same in its zoom window and its cut-out if the config has them. With `--features
+statistics`, they are the mean and the standard deviation of its color, its area, and the seven Hu moments of its
+outline, without a network. The features are standardized, and ridge regression maps them to the classes. Prints one
+JSON document.
 
     python3 benchmarks/linear_probe.py --datasets sets.yaml --shards coco=... --shards camvid=... [--config osm_small]
 """
@@ -109,7 +110,7 @@ def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np
 
 
 def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> np.ndarray:
-    """Return the mean token under each mask (K, H, W), weighted by coverage, and those in its zoom windows if any."""
+    """Return the mean token under each mask (K, H, W), weighted by coverage, and those in its windows if any."""
     import torch
     import torch.nn.functional as F
 

@@ -158,7 +158,7 @@ def recognition(figures: Path) -> dict[str, str]:
         "many": table(many, (many_row(model, one["many"]) for model, one in found.items() if "many" in one)),
         "start": table(("part", "median, s", "lowest to highest, s"), start_rows(figures)),
         "trained": table(
-            ("masks", "names/s", "of the earlier version", "without the faster layers", "share"),
+            ("masks", "names/s", "of the previous version", "without the faster layers", "share"),
             trained_rows(read(figures / "recognition" / "checkpoint_speed.json")),
         ),
     }

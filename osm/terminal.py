@@ -71,12 +71,15 @@ def echo(*lines: object, flush: bool = False) -> None:
         _write(sys.stdout, "\n".join(map(printable, lines)), flush)
 
 
-def _write(stream: TextIO, text: str, flush: bool) -> None:
+def _write(stream: TextIO | None, text: str, flush: bool) -> None:
     """Write a text and its newline in one call.
 
     If PYTHONUNBUFFERED is set, `print` writes the newline separately, so another process that shares the terminal or
     log file can write in between. The processes of torchrun or of scripts/test_8gpu.sh would then join their lines.
+    A stream that was closed before the command started (`2>&-`) is None.
     """
+    if stream is None:
+        return
     stream.write(text + "\n")
     if flush:
         stream.flush()
@@ -240,8 +243,9 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
         argv = signature.bind(*args, **kwargs).arguments.get("argv")
         with console_messages(JSON_FLAG in (sys.argv[1:] if argv is None else argv)):
             code = main(*args, **kwargs)
-            with _quiet_if_closed():
-                sys.stdout.flush()
+            if sys.stdout is not None:
+                with _quiet_if_closed():
+                    sys.stdout.flush()
             return code
 
     return run
@@ -340,7 +344,8 @@ class ProgressBar:
 def _bars_are_shown() -> bool:
     console = _console()
     wanted = os.environ.get("TQDM_DISABLE", "").lower() in ("", "0", "false")
-    return wanted and console is not None and not console.as_json and sys.stderr.isatty()
+    shown = wanted and console is not None and not console.as_json
+    return shown and sys.stderr is not None and sys.stderr.isatty()
 
 
 @functools.cache

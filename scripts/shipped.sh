@@ -10,7 +10,8 @@
 # Two processes of one thread each. To try it, it can be made shorter: EPOCHS [6], STEPS [100] of an epoch, VIEWS [2], the
 # crops of a photo, and FOLD_STEPS [500] of the models whose predictions calibrate the probabilities. CACHE [OUT/cache] is
 # the folder of the tower's tokens, which runs can share. The loss of ImageNet is the largest. It has a fifth of the
-# weight of the others, so that it does not dominate the gradient.
+# weight of the others, so that it does not dominate the gradient. When the classifier is trained again, it has a twentieth
+# of COCO's weight.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/shipped.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/shipped.sh DATA OUT}"
@@ -58,11 +59,13 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
   --loss_multiplier_imagenet 0.2
 
 echo "== the classifier of the known names"
-if [ ! -f "$out/refitted/model.safetensors" ]; then
+trained=$(sha256sum < "$out/run/final/model.safetensors")
+if [ "$trained" != "$(cat "$out/refitted.sha256" 2> /dev/null)" ]; then  # another training, such as a short trial
   "$python" -m osm refit_names "$out/run/final" "$out/refitted" --force --datasets "$out/sets.yaml" \
     --weights camvid=0.3 --weights clothing=0.3 --weights imagenet=0.05 --shards "coco=$out/shards/coco/000000000.tar" \
     --shards "camvid=$out/shards/camvid/000000000.tar" --shards "clothing=$out/shards/clothing/000000000.tar" \
     --shards "imagenet=$out/shards/imagenet/000000000.tar"
+  echo "$trained" > "$out/refitted.sha256"
 fi
 
 echo "== models of two folds, whose predictions calibrate the probabilities"

@@ -5,8 +5,9 @@
 
 OUT is the folder of scripts/shipped.sh. BEFORE contains the predictions of the previous version for the same photos
 (scripts/score_folders.py), with which those in OUT/val are compared (`osm compare`). The scores that were recorded last
-become those of the previous version. A ridge probe that was not run again (an empty OUT/probe_NAME.json) is kept,
-because it does not depend on the model. benchmarks/shipped_tables.py then updates the tables.
+become those of the previous version. A ridge probe that was not run again (an empty OUT/probe_NAME.json) is kept. It
+has to be run again if the tower or the windows of the config have changed. benchmarks/shipped_tables.py then updates
+the tables.
 """
 
 from __future__ import annotations
@@ -70,7 +71,6 @@ def record(out: Path, before: Path) -> None:
         "before": previous,
         "difference": {name: paired(before, out / "val", name) for name in names},
         "ridge_probe": probes,
-        "ridge_probe_without_zoom_windows": last["ridge_probe_without_zoom_windows"],
     }
     for name in ("calibration", "calibration_val"):
         shutil.copyfile(out / f"{name}.json", FIGURES / f"{name}.json")

@@ -56,6 +56,21 @@ def test_errors_and_lines_are_printable(capsys: pytest.CaptureFixture[str]) -> N
     assert out == f"a\n{printable(EVIL)}\n{printable(EVIL)}\n" and err == printable(EVIL) + "\n"
 
 
+def test_a_closed_stream_stops_no_command(tmp_path: Path) -> None:
+    """The shell can start a command without standard output or error (`>&-`, `2>&-`)."""
+    for closed, command, code in (
+        (">&-", ("list", "configs"), 0),
+        ("2>&-", ("list", "configs"), 0),
+        (">&- 2>&-", ("list", "configs"), 0),
+        ("2>&-", ("evaluate", str(tmp_path), "1"), 2),
+        (">&-", ("evaluate", str(tmp_path), "1"), 2),
+    ):
+        words = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-m", "osm", *command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        assert done.returncode == code, (words, done)
+        assert "Traceback" not in done.stderr and ("error: " in done.stderr) == (code == 2 and closed == ">&-"), done
+
+
 def test_lines_name_their_level(capsys: pytest.CaptureFixture[str]) -> None:
     with console_messages():
         logger.info("a notice")

@@ -1,7 +1,7 @@
 """Linear discriminant analysis: a linear classifier that follows from the mean of each class and a shared covariance.
 
 With few masks per name, it makes its errors on other masks than a classifier that was trained by gradient descent. A
-classifier with the sum of their logits is therefore more accurate than either of them.
+classifier with the sum of their logits can therefore be more accurate than either of them.
 
 Shapes: R masks, X inputs, K classes.
 """
@@ -82,8 +82,8 @@ def linear_discriminant(
         parts: the datasets, each with at least one mask.
         classes: K. A class can be without masks.
         shrinkage: the share of S, above 0 to 1, that is replaced by a multiple of the identity with the same trace.
-        prior_masks: the mean of a class is taken over its masks and this number of masks with the mean inputs of the
-            datasets that have the class.
+        prior_masks: the mean of a class is computed as if the class had so many more masks. Their inputs are the mean
+            inputs of the datasets that contain the class. For a class without masks, the datasets count equally.
 
     Raises:
         OsmError: no class has two different masks, so that there is no covariance within the classes.
@@ -106,7 +106,7 @@ def linear_discriminant(
     covariance_XX /= count_K.sum()
     spread = covariance_XX.diagonal().mean()
     mean_KX = sum_KX / count_K.clamp(min=_LEAST)[:, None]
-    if spread <= _LEAST_SPREAD * mean_KX.square().mean():
+    if not spread > _LEAST_SPREAD * mean_KX.square().mean():  # NaN as well
         raise OsmError("the linear discriminant needs a name with two different masks; --discriminant 0 leaves it out")
     covariance_XX = (1 - shrinkage) * covariance_XX + shrinkage * spread * torch.eye(width)
     weight_KX = torch.linalg.solve(covariance_XX, shrunk_KX.T).T

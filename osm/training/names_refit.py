@@ -79,8 +79,8 @@ class NameExamples:
     def __len__(self) -> int:
         return len(self.targets_R)
 
-    def known(self, names: int) -> int:
-        """Return the number of masks that have one of the K known names."""
+    def count_known(self, names: int) -> int:
+        """Return the number of masks that have one of the K = `names` known names."""
         return int((self.targets_R < names).sum())
 
     def rows(self, rows_R: Tensor, device: torch.device) -> ClassifierInputs:
@@ -106,7 +106,7 @@ def read_examples(
     mask in the image, as `golden retriever` and `dog`. Such masks are left out.
 
     Raises:
-        OsmError: no mask has a name.
+        OsmError: no mask has a name, or the inputs of the classifier are not finite.
     """
     known: Sequence[str] = model.config.bridge.direct_names  # type: ignore[attr-defined]
     index_of = {name: number for number, name in enumerate(known)}
@@ -138,8 +138,13 @@ def read_examples(
         why = f" (skipped: {dict(skipped)})" if skipped else ""
         raise OsmError(f"--shards {row.name}: no image has a mask with a name{why}")
     examples = NameExamples(ClassifierInputs.joined(found), torch.cat(targets))
-    counts = f"{count} masks, {examples.known(len(known))} of them with a known name; {left_out} masks left out"
+    if not all(part is None or part.isfinite().all() for part in examples.inputs):
+        raise OsmError(f"--shards {row.name}: the model's features of the masks are not finite in float16")
+    named = examples.count_known(len(known))
+    counts = f"{count} masks, {named} of them with a known name; {left_out} masks left out"
     logger.info("%s: images: %d; %s", row.name, len(targets), counts)
+    if not named:
+        logger.warning("--shards %s: none of the masks has a known name; all are trained as other names", row.name)
     if skipped:
         logger.info("%s: skipped %s", row.name, dict(skipped))
     return examples
@@ -170,16 +175,19 @@ def refit(
 
     Args:
         sets: the masks of each dataset. Each step takes the same number of masks of every dataset.
-        weights: the weight of each dataset, in the loss and in the discriminant.
+        weights: the weight of each dataset, in the loss and in the discriminant. Only their ratios matter.
 
     Raises:
         OsmError: no mask has a known name; or the linear discriminant does not exist.
     """
     known = path.known
     assert known is not None
-    if not any(examples.known(known.linear.out_features - 1) for examples in sets.values()):
-        masks = ", ".join(f"{name} ({len(examples)} masks)" for name, examples in sets.items())
-        raise OsmError(f"--shards: no mask of {masks} has a known name of the model; are shards and dataset a pair?")
+    if not any(examples.count_known(len(known.embeddings)) for examples in sets.values()):
+        masks = ", ".join(f"{name}: {len(examples)}" for name, examples in sets.items())
+        raise OsmError(
+            f"--shards: none of the masks ({masks}) has a known name of the model; check that each SET is the dataset "
+            "of its shards"
+        )
     device = known.linear.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
@@ -210,8 +218,10 @@ def refit(
 def _add_discriminant(
     known: KnownNames, sets: Mapping[str, NameExamples], weights: Mapping[str, float], options: RefitOptions
 ) -> None:
+    largest = max(weights[name] for name in sets)  # the masks of this dataset count as masks, the others less
     parts = [
-        WeightedInputs(examples.inputs.inputs_RX, examples.targets_R, weights[name]) for name, examples in sets.items()
+        WeightedInputs(examples.inputs.inputs_RX, examples.targets_R, weights[name] / largest)
+        for name, examples in sets.items()
     ]
     found = linear_discriminant(parts, known.linear.out_features, options.shrinkage, options.prior_masks)
     for parameter, values in ((known.linear.weight, found.weight_KX), (known.linear.bias, found.bias_K)):

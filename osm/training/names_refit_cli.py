@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SET=NUMBER",
-        help="weight of a dataset in the loss and in the discriminant [1]; repeatable",
+        help="weight of a dataset in the loss and in the discriminant, relative to the other datasets [1]; repeatable",
     )
     out.add_argument("--steps", type=int, default=plain.steps, help="training steps [%(default)s]")
     out.add_argument("--masks", type=int, default=plain.masks, help="masks of each dataset in a step [%(default)s]")
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "--prior_masks",
         type=float,
         default=plain.prior_masks,
-        help="masks with mean inputs that count for the mean of each name in the discriminant [%(default)s]",
+        help="number of masks with the mean inputs of the datasets that are added to the masks of each name in the "
+        "discriminant [%(default)s]",
     )
     out.add_argument("--most", type=int, default=plain.most, help="use the first masks of a dataset only [%(default)s]")
     out.add_argument("--seed", type=int, default=plain.seed, help="seed of all random values [%(default)s]")

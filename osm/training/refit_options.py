@@ -20,7 +20,8 @@ class RefitOptions:
         smoothing: the share of the target that is distributed evenly over all classes.
         discriminant: the weight of the logits of a linear discriminant that is added to the trained classifier.
         shrinkage: the share of the discriminant's covariance that is replaced by a multiple of the identity.
-        prior_masks: the number of masks with mean inputs that count for the mean of each name in the discriminant.
+        prior_masks: the number of masks with the mean inputs of the datasets that are added to the masks of each name
+            in the discriminant.
         most: the largest number of masks of a dataset. Only the first ones are used.
         seed: the seed of all random values.
     """
@@ -48,9 +49,9 @@ class RefitOptions:
         for name in ("dropout", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise OsmError(f"--{name} {getattr(self, name)} must be at least 0 and less than 1")
-        if not 0 < self.shrinkage <= 1:
-            raise OsmError(f"--shrinkage {self.shrinkage} must be greater than 0 and at most 1")
+        if not 1e-3 <= self.shrinkage <= 1:  # with less, rounding in float32 would decide
+            raise OsmError(f"--shrinkage {self.shrinkage} must be at least 0.001 and at most 1")
         if not 0 <= self.discriminant < 1e3:
             raise OsmError(f"--discriminant {self.discriminant} must be at least 0 and less than 1000")
-        if not 0 < self.prior_masks <= 1e6:
-            raise OsmError(f"--prior_masks {self.prior_masks} must be greater than 0 and at most 1000000")
+        if not 1e-3 <= self.prior_masks <= 1e6:
+            raise OsmError(f"--prior_masks {self.prior_masks} must be at least 0.001 and at most 1000000")

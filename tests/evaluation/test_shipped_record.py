@@ -51,7 +51,7 @@ def test_what_is_kept_and_what_is_replaced(script: ModuleType, tmp_path: Path, m
 
     last = {
         **{"machine": "two cores", "after": scores(0.25), "before": scores(0.1), "difference": {}},
-        **{"ridge_probe": {"streets": {"ridge": 40.0}}, "ridge_probe_without_zoom_windows": {"streets": {"ridge": 30}}},
+        "ridge_probe": {"streets": {"ridge": 40.0}},
     }
     (tmp_path / "figures" / "val.json").write_text(json.dumps(last))
     out, before = tmp_path / "out", tmp_path / "before"
@@ -78,7 +78,6 @@ def test_what_is_kept_and_what_is_replaced(script: ModuleType, tmp_path: Path, m
     assert found["after"] == {**scores(0.75), "checkpoint": "osm_small"}
     assert found["difference"]["streets"]["own"]["value"] == found["difference"]["streets"]["any"]["value"] == 0.5
     assert found["ridge_probe"] == last["ridge_probe"]
-    assert found["ridge_probe_without_zoom_windows"] == last["ridge_probe_without_zoom_windows"]
     assert (tmp_path / "figures" / "log.jsonl").read_text() == "run/log.jsonl"
     assert (tmp_path / "figures" / "calibration.json").read_text() == "calibration.json"
     assert (tmp_path / "docs" / "images" / "reliability.png").read_text() == "reliability.png"

@@ -81,6 +81,7 @@ def test_prior_masks_draw_the_means_of_rare_classes_to_the_mean_of_all_masks() -
 def test_one_mask_per_name_gives_no_covariance() -> None:
     inputs, targets = examples((1, 1, 1))
     same = [WeightedInputs(torch.cat([inputs] * 3), torch.cat([targets] * 3), 1.0)]  # equal up to rounding
-    for parts in ([WeightedInputs(inputs, targets, 1.0)], same):
+    unknown = [WeightedInputs(torch.full((6, inputs.shape[1]), torch.nan), targets.repeat(2), 1.0)]
+    for parts in ([WeightedInputs(inputs, targets, 1.0)], same, unknown):
         with pytest.raises(OsmError, match="a name with two different masks; --discriminant 0 leaves it out"):
             linear_discriminant(parts, 3, 0.6, 16)

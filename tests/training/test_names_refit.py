@@ -128,7 +128,7 @@ def test_other_words_for_a_known_name_are_left_out(workshop: Workshop, trained: 
     assert len(few) == 1
 
 
-def test_shards_without_a_known_name(trained: Path, tmp_path: Path) -> None:
+def test_shards_without_a_known_name(trained: Path) -> None:
     """As if the shards of one dataset were given with the name of another."""
     model, processor, _ = osm.load_model(trained)
     path = direct_path(model, "model")
@@ -136,7 +136,7 @@ def test_shards_without_a_known_name(trained: Path, tmp_path: Path) -> None:
     before = path.known.linear.weight.clone()
     inputs = ClassifierInputs(torch.zeros(4, path.mlp_in.in_features), torch.zeros(4, path.mlp_in.out_features), None)
     sets = {name: NameExamples(inputs, torch.full((4,), len(NAMES))) for name in ("a", "b")}
-    with pytest.raises(OsmError, match=r"--shards: no mask of a \(4 masks\), b \(4 masks\) has a known name"):
+    with pytest.raises(OsmError, match=r"--shards: none of the masks \(a: 4, b: 4\) has a known name"):
         refit(path, sets, {"a": 1.0, "b": 1.0}, RefitOptions(steps=1))
     assert torch.equal(path.known.linear.weight, before)
 
@@ -195,9 +195,34 @@ def test_the_discriminant_is_added_to_the_trained_classifier(trained: Path) -> N
     for weight in (0.0, 0.5):
         refit(path, sets, {"a": 2.0}, RefitOptions(steps=5, masks=8, discriminant=weight, shrinkage=0.5))
         found.append((path.known.linear.weight.detach().clone(), path.known.linear.bias.detach().clone()))
-    wanted = linear_discriminant([WeightedInputs(inputs, targets, 2.0)], path.known.linear.out_features, 0.5, 16)
+    wanted = linear_discriminant([WeightedInputs(inputs, targets, 1.0)], path.known.linear.out_features, 0.5, 16)
     for without, with_it, of_discriminant in zip(*found, wanted, strict=True):
         torch.testing.assert_close(with_it, without + 0.5 * of_discriminant)
+
+
+def test_only_the_ratios_of_the_weights_matter(trained: Path) -> None:
+    path = direct_path(osm.load_model(trained)[0], "model")
+    assert path.known is not None
+    rng = torch.Generator().manual_seed(0)
+    sets = {}
+    for name in ("a", "b"):
+        inputs = torch.randn(12, path.mlp_in.in_features, generator=rng).half()
+        read = ClassifierInputs(inputs, torch.zeros(12, path.mlp_in.out_features).half(), None)
+        sets[name] = NameExamples(read, torch.arange(12) % 3)
+    found = []
+    for factor in (1.0, 8.0):
+        options = RefitOptions(steps=5, masks=4, discriminant=0.5)
+        refit(path, sets, {"a": factor, "b": 0.25 * factor}, options)
+        found.append(path.known.linear.weight.detach().clone())
+    torch.testing.assert_close(*found)
+
+
+def test_features_that_are_not_finite(workshop: Workshop, trained: Path) -> None:
+    model, processor, _ = osm.load_model(trained)
+    row = DatasetTable().with_yaml(workshop.table)["pan"]
+    direct_path(model, "model").mlp_in.bias.data[0] = 1e6  # more than float16 can express
+    with pytest.raises(OsmError, match="--shards pan: the model's features of the masks are not finite in float16"):
+        read_examples(model, processor, row, [f"{workshop.root}/pan/000.tar"], RefitOptions())
 
 
 @pytest.mark.parametrize(
@@ -210,9 +235,9 @@ def test_the_discriminant_is_added_to_the_trained_classifier(trained: Path) -> N
         (("--shards", "pan=x.tar"), "--shards: the dataset 'pan' is given twice"),
         (("--steps", "0"), "--steps 0 must be 1 or more"),
         (("--dropout", "1"), "--dropout 1.0 must be at least 0 and less than 1"),
-        (("--shrinkage", "0"), "--shrinkage 0.0 must be greater than 0 and at most 1"),
+        (("--shrinkage", "0"), "--shrinkage 0.0 must be at least 0.001 and at most 1"),
         (("--discriminant", "-1"), "--discriminant -1.0 must be at least 0"),
-        (("--prior_masks", "0"), "--prior_masks 0.0 must be greater than 0"),
+        (("--prior_masks", "0"), "--prior_masks 0.0 must be at least 0.001"),
         (("--learning_rate", "nan"), "--learning_rate nan must be greater than 0"),
         (("--shards", "pet=x.tar"), "pet"),
     ],
