@@ -60,12 +60,13 @@ images=$((2 * steps))  # a step takes `batch_size` images of a set in each of tw
 
 echo "== the classifier of the known names"
 trained=$(sha256sum < "$out/run/final/model.safetensors")
-if [ "$trained" != "$(cat "$out/refitted.sha256" 2> /dev/null)" ]; then  # another training, such as a short trial
+# An earlier refit may belong to another training, such as a short trial.
+if [ "$trained" != "$(cat "$out/refitted/trained.sha256" 2> /dev/null)" ]; then
   "$python" -m osm refit_names "$out/run/final" "$out/refitted" --force --datasets "$out/sets.yaml" \
     --weights camvid=0.3 --weights clothing=0.3 --weights imagenet=0.05 --shards "coco=$out/shards/coco/000000000.tar" \
     --shards "camvid=$out/shards/camvid/000000000.tar" --shards "clothing=$out/shards/clothing/000000000.tar" \
     --shards "imagenet=$out/shards/imagenet/000000000.tar"
-  echo "$trained" > "$out/refitted.sha256"
+  echo "$trained" > "$out/refitted/trained.sha256"
 fi
 
 echo "== models of two folds, whose predictions calibrate the probabilities"

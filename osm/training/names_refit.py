@@ -139,7 +139,10 @@ def read_examples(
         raise OsmError(f"--shards {row.name}: no image has a mask with a name{why}")
     examples = NameExamples(ClassifierInputs.joined(found), torch.cat(targets))
     if not all(part is None or part.isfinite().all() for part in examples.inputs):
-        raise OsmError(f"--shards {row.name}: the model's features of the masks are not finite in float16")
+        raise OsmError(
+            f"--shards {row.name}: the model's features of the masks are not finite in float16; its training may "
+            "have diverged"
+        )
     named = examples.count_known(len(known))
     counts = f"{count} masks, {named} of them with a known name; {left_out} masks left out"
     logger.info("%s: images: %d; %s", row.name, len(targets), counts)
@@ -218,7 +221,8 @@ def refit(
 def _add_discriminant(
     known: KnownNames, sets: Mapping[str, NameExamples], weights: Mapping[str, float], options: RefitOptions
 ) -> None:
-    largest = max(weights[name] for name in sets)  # the masks of this dataset count as masks, the others less
+    # The discriminant compares numbers of masks with `prior_masks`, so weights of (10, 3) would differ from (1, 0.3).
+    largest = max(weights[name] for name in sets)
     parts = [
         WeightedInputs(examples.inputs.inputs_RX, examples.targets_R, weights[name] / largest)
         for name, examples in sets.items()

@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "--prior_masks",
         type=float,
         default=plain.prior_masks,
-        help="number of masks with the mean inputs of the datasets that are added to the masks of each name in the "
-        "discriminant [%(default)s]",
+        help="the discriminant computes the mean of a name as if the name had so many more masks, with the mean inputs "
+        "of its datasets [%(default)s]",
     )
     out.add_argument("--most", type=int, default=plain.most, help="use the first masks of a dataset only [%(default)s]")
     out.add_argument("--seed", type=int, default=plain.seed, help="seed of all random values [%(default)s]")

@@ -20,8 +20,8 @@ class RefitOptions:
         smoothing: the share of the target that is distributed evenly over all classes.
         discriminant: the weight of the logits of a linear discriminant that is added to the trained classifier.
         shrinkage: the share of the discriminant's covariance that is replaced by a multiple of the identity.
-        prior_masks: the number of masks with the mean inputs of the datasets that are added to the masks of each name
-            in the discriminant.
+        prior_masks: the discriminant computes the mean of a name as if the name had so many more masks. Their inputs
+            are the mean inputs of the datasets that contain the name.
         most: the largest number of masks of a dataset. Only the first ones are used.
         seed: the seed of all random values.
     """

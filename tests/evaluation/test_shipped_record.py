@@ -50,7 +50,10 @@ def test_what_is_kept_and_what_is_replaced(script: ModuleType, tmp_path: Path, m
         return {"checkpoint": "x", "folders": {"streets": {"own": {"value": value}}, "all": {}}}
 
     last = {
-        **{"machine": "two cores", "after": scores(0.25), "before": scores(0.1), "difference": {}},
+        "machine": "two cores",
+        "after": scores(0.25),
+        "before": scores(0.1),
+        "difference": {},
         "ridge_probe": {"streets": {"ridge": 40.0}},
     }
     (tmp_path / "figures" / "val.json").write_text(json.dumps(last))
